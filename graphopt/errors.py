@@ -1,0 +1,132 @@
+"""Every error that a user of graphopt can meet.
+
+    GraphoptError                 what happened, and the next step
+    |-- UsageError                the command or the call is wrong (exit code 2)
+    |   |-- UnknownNameError      unknown pass, target, metric or option; names the nearest
+    |   `-- SpecError             a pass list that cannot be parsed
+    |-- ModelError                the model is not one, is damaged or is invalid
+    |   |-- InvalidGraphError     breaks a rule of the IR; names the node, prints its neighbourhood
+    |   `-- UnsupportedModelError valid, but graphopt or its target cannot take it
+    |-- DataError                 example, calibration or evaluation data do not fit the model
+    |-- MissingExtraError         an optional package is needed; says what to install
+    |-- PassFailedError           a pass raised, hung or broke the graph (the manager undoes it)
+    |-- VerificationError         outputs differ beyond the budget
+    |-- TargetError               a target cannot build or run the graph
+    `-- BundleError               a bundle on disk is damaged, incompatible or not writable
+
+Each carries a ``hint``, the next step for the person who reads it. The command line prints the message
+and the hint and no traceback (unless ``--debug``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraphoptError(Exception):
+    """An error that a user can act on.
+
+    Args:
+        message: What happened; names the file, node, option or value that it is about.
+        hint: The next step, as an instruction. May be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(GraphoptError):
+    """The command or the call is wrong."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that nothing answers to.
+
+    Args:
+        kind: What was looked up ("pass", "target", "option of pass 'fuse'", ...).
+        name: The unknown name.
+        known: The names that exist; the nearest ones are suggested.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            suggestion = "did you mean " + " or ".join(repr(candidate) for candidate in near) + "?"
+        elif names:
+            suggestion = "known: " + ", ".join(names)
+        else:
+            suggestion = "none are known"
+        super().__init__(f"unknown {kind} {name!r}: {suggestion}", hint=hint)
+        self.name = name
+
+
+class SpecError(UsageError):
+    """A pass list, shape or option on the command line that cannot be parsed."""
+
+
+class ModelError(GraphoptError):
+    """The model is not one, is damaged or is invalid."""
+
+
+class InvalidGraphError(ModelError):
+    """The graph breaks a rule of the IR.
+
+    Args:
+        message: The broken rule and the node or value that breaks it.
+        neighbourhood: The node and what surrounds it, as text.
+    """
+
+    def __init__(self, message: str, *, neighbourhood: str = "", hint: str = "") -> None:
+        super().__init__(f"{message}\n{neighbourhood}" if neighbourhood else message, hint=hint)
+        self.neighbourhood = neighbourhood
+
+
+class UnsupportedModelError(ModelError):
+    """A valid model that graphopt, or the target asked for, cannot take."""
+
+
+class DataError(GraphoptError):
+    """Example, calibration or evaluation data do not fit the model."""
+
+
+class MissingExtraError(GraphoptError):
+    """An optional package is needed.
+
+    Args:
+        package: The package that could not be imported.
+        extra: The extra of graphopt that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed", hint=f"install it: pip install 'graphopt[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class PassFailedError(GraphoptError):
+    """A pass raised, hung or produced a graph that is not valid."""
+
+
+class VerificationError(GraphoptError):
+    """The outputs differ from the original's beyond what is allowed."""
+
+
+class TargetError(GraphoptError):
+    """A target cannot build or run the graph."""
+
+
+class BundleError(GraphoptError):
+    """A bundle on disk is damaged, needs what this machine lacks, or cannot be written."""

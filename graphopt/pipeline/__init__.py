@@ -1,0 +1,1 @@
+"""Passes, the transactional pass manager, and pipeline specifications."""
