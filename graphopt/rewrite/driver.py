@@ -57,9 +57,17 @@ class RewriteFailure:
 
 @dataclass
 class RewriteLog:
-    """What happened while rewriting, in order."""
+    """What happened while rewriting, in order.
+
+    Attributes:
+        applied: Applications.
+        replaced: Names of the nodes that an application took the place of.
+        refused: Rewrites that matched and were not done.
+        failed: Rewrites that raised.
+    """
 
     applied: list[Application] = field(default_factory=list)
+    replaced: dict[Application, tuple[str, ...]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     failed: list[RewriteFailure] = field(default_factory=list)
 
@@ -155,6 +163,8 @@ class Driver:
                 continue
             replacements = [result] if isinstance(result, ir.Value) else list(result)
             self.log.applied.append(application)
+            replaced = _between(_pairs(node, replacements, build), build.nodes)
+            self.log.replaced[application] = tuple(origin.name for origin in replaced if origin.name)
             return commit(graph, node, replacements, build, rewrite.name)
         return ()
 
@@ -174,10 +184,7 @@ def commit(
 
     Names stay: a value that takes the place of another also takes its name, so that graph outputs keep theirs.
     """
-    pairs = [
-        (old, new) for old, new in zip(root.outputs, replacements, strict=False) if new is not None
-    ]
-    pairs += build.extra_replacements
+    pairs = _pairs(root, replacements, build)
     replaced = _between(pairs, build.nodes)
 
     for value in build.initializers:
@@ -218,6 +225,13 @@ def commit(
     dead = [old.producer() for old, _ in pairs]
     look_again += remove_dead(graph, [root, *(node for node in dead if node is not None)])
     return look_again
+
+
+def _pairs(
+    root: ir.Node, replacements: Sequence[ir.Value | None], build: Builder
+) -> list[tuple[ir.Value, ir.Value]]:
+    pairs = [(old, new) for old, new in zip(root.outputs, replacements, strict=False) if new is not None]
+    return pairs + build.extra_replacements
 
 
 def _register(graph: ir.Graph, value: ir.Value) -> None:

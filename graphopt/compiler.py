@@ -1,0 +1,507 @@
+"""One compilation, from the captured model to the verified bundle.
+
+Reads top to bottom: capture, reference, passes, legalisation, forms, verification of each form, timing, choice,
+bundle, and verification of the bundle as it lies on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from graphopt import artifact, catalog
+from graphopt._version import __version__
+from graphopt.capture import Captured, capture
+from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of, outputs_of
+from graphopt.data.load import samples
+from graphopt.errors import GraphoptError, TargetError, UsageError
+from graphopt.ir import model as ir_model
+from graphopt.ir.hash import content_hash
+from graphopt.pipeline.base import Pass
+from graphopt.pipeline.manager import Limits, PassManager, count_nodes
+from graphopt.pipeline.record import PassRecord, PassStatus
+from graphopt.pipeline.spec import PassSpec
+from graphopt.report import FormTiming, Report, Verification
+from graphopt.report_html import render
+from graphopt.rewrite import Numerics
+from graphopt.target import Form, Probe, Target
+from graphopt.tune.paired import Timing, Worker, time_forms
+from graphopt.verify.compare import Comparison
+from graphopt.verify.reference import Reference, build_reference
+
+FORM_MULTIPLE = 8.0
+CAPTURE_MULTIPLE = 8.0
+ORIGINAL = "original"
+_TIE = 0.02
+_TIMED_TOGETHER_BYTES = 1 << 30
+
+
+class Progress(Protocol):
+    """Told what a compilation is doing; the command line draws it."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """A stage begins."""
+
+    def pass_started(self, name: str) -> None:
+        """A pass begins."""
+
+    def pass_ended(self, record: PassRecord, model: ir.Model) -> None:
+        """A pass has ended."""
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """Ignored."""
+
+    def pass_started(self, name: str) -> None:
+        """Ignored."""
+
+    def pass_ended(self, record: PassRecord, model: ir.Model) -> None:
+        """Ignored."""
+
+
+@dataclass
+class Request:
+    """What to compile and how; the arguments of :func:`graphopt.compile`.
+
+    Attributes:
+        model: A path or an object that :func:`graphopt.capture.capture` takes.
+        target: A target, or a group of targets.
+        passes: Specifications and Python objects, in order.
+        measure_seconds: Time for measuring the forms.
+        verify_only: Run the passes and verification, but time nothing and write nothing.
+    """
+
+    model: Any
+    target: str = "cpu"
+    passes: Sequence[PassSpec | object] = (PassSpec("fuse"),)
+    example_inputs: Any = None
+    dynamic_shapes: Any = None
+    data: Any = None
+    input_shapes: Mapping[str, tuple[int | str | None, ...]] | None = None
+    seed: int = 0
+    threads: int = 0
+    measure_seconds: float = 4.0
+    time_forms: bool = True
+    repro_dir: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """A finished compilation: the chosen form in a folder that lives as long as this object, and the report."""
+
+    report: Report
+    manifest: artifact.Manifest
+    folder: Path
+    reference: Reference
+    _keep: Any = None
+
+
+class Compilation:
+    """Runs one request.
+
+    Args:
+        request: What to compile.
+        progress: Told of each stage.
+    """
+
+    def __init__(self, request: Request, progress: Progress | None = None) -> None:
+        self.request = request
+        self.progress: Progress = progress or Silent()
+        self._keep = tempfile.TemporaryDirectory(prefix="graphopt-")
+        self.work = Path(self._keep.name)
+        self._stages: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        """Compile.
+
+        Raises:
+            GraphoptError: Each kind of failure has its own class; nothing is left behind.
+        """
+        started = time.monotonic()
+        request = self.request
+        targets = self._runnable_targets(catalog.targets_of(request.target))
+        passes = catalog.expand(tuple(request.passes))
+        with self._stage("capture"):
+            captured = capture(
+                request.model,
+                example_inputs=request.example_inputs,
+                dynamic_shapes=request.dynamic_shapes,
+                input_shapes=request.input_shapes,
+            )
+        report = self._new_report(captured, targets[0][0].name)
+        with self._stage("reference"):
+            reference = self._reference(captured)
+        model = captured.model
+        held = self._verify_capture(captured, reference, report)
+        with self._stage("passes"):
+            optimized, report.passes = self._manager(passes, reference).run(model) if held else (model, [])
+        forms: list[Form] = []
+        results: dict[str, ir.Model] = {}
+        with self._stage("legalize"):
+            for target, probe in targets:
+                report.passes += self._add_forms(target, probe, optimized, captured, reference, forms, results, held)
+        with self._stage("verify"):
+            report.forms = [self._verify_form(form, reference, targets) for form in forms]
+        with self._stage("measure"):
+            chosen = self._choose(forms, report, reference, targets)
+        report.chosen = chosen.label
+        report.target = chosen.target
+        final = results[chosen.label]
+        self._finish_report(report, captured, final, chosen, reference)
+        report.seconds = time.monotonic() - started
+        report.stages = dict(self._stages)
+        manifest = self._manifest(captured, report, chosen, final, dict(targets_by_name(targets)[chosen.target][1].machine))
+        return Outcome(report, manifest, chosen.folder, reference, self._keep)
+
+    # -- the steps -------------------------------------------------------------------------------------------
+
+    def _runnable_targets(self, targets: Sequence[Target]) -> list[tuple[Target, Probe]]:
+        probed = [(target, target.probe()) for target in targets]
+        usable = [(target, probe) for target, probe in probed if probe.available]
+        if not usable:
+            reasons = "; ".join(probe.reason for _, probe in probed if probe.reason)
+            raise TargetError(f"the target {self.request.target!r} is not available: {reasons}", hint="graphopt doctor")
+        runnable = [(target, probe) for target, probe in usable if probe.runnable]
+        return runnable or usable
+
+    def _new_report(self, captured: Captured, target: str) -> Report:
+        report = Report(
+            name=captured.name,
+            source=str(captured.original or captured.kind),
+            source_opset=captured.source_opset,
+            opset=captured.model.opset_imports.get("", 0),
+            target=target,
+            threads=self.request.threads,
+            warnings=list(captured.warnings),
+        )
+        report.nodes_before = count_nodes(captured.original_model)
+        report.nodes_captured = count_nodes(captured.model)
+        report.ops_before = ir_model.op_counts(captured.original_model)
+        return report
+
+    def _reference(self, captured: Captured) -> Reference:
+        data: Iterator[Feeds] | None = None
+        if self.request.data is not None:
+            data = samples(
+                self.request.data, inputs_of(captured.model), optional=optional_inputs_of(captured.model)
+            )
+        return build_reference(
+            captured.original_model,
+            interface=captured.model,
+            data=data,
+            seed=self.request.seed,
+            progress=lambda text: self.progress.stage("reference", text),
+        )
+
+    def _verify_capture(self, captured: Captured, reference: Reference, report: Report) -> bool:
+        """Whether the graph in internal form still computes the original; if not, the original is what is left."""
+        try:
+            comparison = reference.compare_model(captured.model, CAPTURE_MULTIPLE)
+            why = comparison.describe()
+            held = comparison.ok
+        except GraphoptError as error:
+            held, why = False, error.message
+        if not held:
+            report.warnings.append(
+                f"raising the model from opset {captured.source_opset} changed it ({why}); it is left as it was"
+            )
+        return held
+
+    def _manager(
+        self, passes: Sequence[Pass], reference: Reference, domains: frozenset[str] = frozenset()
+    ) -> PassManager:
+        return PassManager(
+            passes,
+            reference=reference,
+            listeners=(self.progress,),
+            limits=self.request.limits,
+            allow_domains=domains | frozenset({"com.microsoft", "ai.onnx.ml"}),
+            repro_dir=self.request.repro_dir,
+        )
+
+    def _add_forms(
+        self,
+        target: Target,
+        probe: Probe,
+        optimized: ir.Model,
+        captured: Captured,
+        reference: Reference,
+        forms: list[Form],
+        results: dict[str, ir.Model],
+        held: bool,
+    ) -> list[PassRecord]:
+        """Write the forms of one target: the original, the optimised graph, and its legalised versions."""
+        del probe
+        prefix = "" if not forms else f"{target.name}: "
+
+        def add(label: str, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            forms.append(Form(prefix + label, target.name, folder, target.emit(model, folder, knobs)))
+            results[prefix + label] = model
+
+        base = self.work / target.name
+        add(ORIGINAL, captured.original_model, base / "original", {})
+        if not held:
+            return []
+        legal, records = self._manager(target.legalization(), reference, target.allowed_domains()).run(optimized)
+        knobs = list(target.variants(legal))
+        changed = any(record.status in (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE) for record in records)
+        if changed and not all(record.numerics is Numerics.EXACT for record in records):
+            add("optimized", optimized, base / "optimized", knobs[0])
+        for knob in knobs:
+            label = "legalized" if changed else "optimized"
+            suffix = "" if knob is knobs[0] else f", {knob['label']}"
+            add(label + suffix, legal, base / "legalized", knob)
+        return records
+
+    def _verify_form(
+        self, form: Form, reference: Reference, targets: Sequence[tuple[Target, Probe]]
+    ) -> FormTiming:
+        timing = FormTiming(form.label)
+        if not targets_by_name(targets)[form.target][1].runnable:
+            timing.note = "compiled, not run: this machine cannot run the target"
+            return timing
+        if form.label == ORIGINAL:
+            timing.verified = True
+            return timing
+        self.progress.stage("verify", form.label)
+        try:
+            comparison = compare_form(form, reference, self.request.threads)
+            timing.verified = comparison.ok
+            timing.note = "" if comparison.ok else comparison.describe()
+        except TargetError as error:
+            timing.note = error.message
+        return timing
+
+    def _choose(
+        self,
+        forms: Sequence[Form],
+        report: Report,
+        reference: Reference,
+        targets: Sequence[tuple[Target, Probe]],
+    ) -> Form:
+        """The fastest verified form; the original unless another is measured to be no slower."""
+        by_label = {form.label: form for form in forms}
+        if not any(probe.runnable for _, probe in targets):
+            # Nothing can be measured here: the legalised graph was verified on the CPU.
+            return next((form for form in forms if form.label == "legalized"), forms[-1])
+        candidates = [by_label[timing.label] for timing in report.forms if timing.verified]
+        if not self.request.time_forms:
+            return candidates[min(1, len(candidates) - 1)]
+        if len(candidates) == 1:
+            return candidates[0]
+        timings = self._time(candidates, reference)
+        for timing in timings:
+            self._enter(report, timing)
+        best = max(timings[1:], key=lambda timing: timing.speedup)
+        if abs(best.speedup - 1) < 3 * _TIE:
+            # Close to a tie: look again, at these two alone, before saying that it is no slower.
+            again = self._time([timings[0].form, best.form], reference)
+            for timing in again:
+                self._enter(report, timing)
+            best = again[1]
+        if best.speedup < 1.0:
+            entry = next(entry for entry in report.forms if entry.label == best.form.label)
+            entry.note = "slower than the original"
+            report.warnings.append(
+                f"no form was measured as fast as the original (the best: {best.describe()}); "
+                "the bundle holds the original model"
+            )
+            return by_label[ORIGINAL]
+        # Of forms that tie with the best, the plainest: forms are listed from plain to special.
+        tied = [
+            timing
+            for timing in timings[1:]
+            if timing.speedup >= best.speedup * (1 - _TIE) and timing.speedup >= 1.0
+        ]
+        return tied[0].form if tied else best.form
+
+    def _time(self, forms: Sequence[Form], reference: Reference) -> list[Timing]:
+        feeds = reference.trials[0].feeds
+        together = max(2, len(forms))
+        if artifact.size_of(forms[-1].folder) > _TIMED_TOGETHER_BYTES:
+            together = 2
+        timings: list[Timing] = []
+        others = list(forms[1:])
+        while others:
+            group = [forms[0], *others[: together - 1]]
+            del others[: together - 1]
+            timed = time_forms(
+                group, feeds, threads=self.request.threads, seconds=self.request.measure_seconds,
+                progress=lambda text: self.progress.stage("measure", text),
+            )  # fmt: skip
+            timings += timed if not timings else timed[1:]
+        return timings
+
+    @staticmethod
+    def _enter(report: Report, timing: Timing) -> None:
+        entry = next(entry for entry in report.forms if entry.label == timing.form.label)
+        entry.milliseconds, entry.speedup = timing.milliseconds, timing.speedup
+        entry.low, entry.high, entry.rounds = timing.low, timing.high, timing.rounds
+
+    def _finish_report(
+        self, report: Report, captured: Captured, final: ir.Model, chosen: Form, reference: Reference
+    ) -> None:
+        report.nodes_after = count_nodes(final)
+        report.ops_after = ir_model.op_counts(final)
+        report.opset = final.opset_imports.get("", 0)
+        original = next(iter(sorted(self.work.glob("*/original"))))
+        report.size_before = _file_size(captured) or artifact.size_of(original)
+        report.size_after = artifact.size_of(chosen.folder)
+        verification = report.verification
+        verification.trials = [
+            {name: int(size) for name, size in trial.sizes.items()} for trial in reference.trials
+        ]
+        verification.synthetic = reference.synthetic
+        verification.random_outputs = tuple(sorted(reference.random_outputs))
+        if reference.synthetic:
+            report.warnings.append(
+                "no real data were seen: verified on made-up inputs (give real ones with --data)"
+            )
+        if reference.random_outputs:
+            report.warnings.append(
+                "the model is random: not compared: " + ", ".join(sorted(reference.random_outputs))
+            )
+        for record in report.passes:
+            for entry in record.undone:
+                where = f" (repro: {entry.repro})" if entry.repro else ""
+                report.warnings.append(f"{record.name}: undone: {entry.what}: {entry.reason}{where}")
+
+    def _manifest(
+        self, captured: Captured, report: Report, chosen: Form, final: ir.Model, machine: dict[str, Any]
+    ) -> artifact.Manifest:
+        return artifact.Manifest(
+            graphopt=__version__,
+            name=report.name,
+            target=chosen.target,
+            config=dict(chosen.config),
+            inputs=artifact.tensors(inputs_of(captured.model)),
+            outputs=artifact.tensors(outputs_of(captured.model)),
+            optional_inputs=sorted(optional_inputs_of(captured.model)),
+            machine=machine,
+            hashes={"source": content_hash(captured.original_model), "result": content_hash(final)},
+            options=dict(self.request.options),
+            warnings=list(report.warnings),
+        )
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.progress.stage(name)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - started
+
+
+def targets_by_name(targets: Sequence[tuple[Target, Probe]]) -> dict[str, tuple[Target, Probe]]:
+    """The same, by name."""
+    return {target.name: (target, probe) for target, probe in targets}
+
+
+def compare_form(form: Form, reference: Reference, threads: int, multiple: float = FORM_MULTIPLE) -> Comparison:
+    """Run a form in a process of its own on every trial and compare.
+
+    Raises:
+        TargetError: It does not load or run.
+    """
+    worker = Worker(form, None, threads)
+    try:
+        worker.wait_ready()
+        return reference.compare(worker.outputs, multiple)
+    finally:
+        worker.close()
+
+
+def write_bundle(
+    outcome: Outcome, output: Path, *, threads: int = 0, progress: Callable[[str], None] = lambda text: None
+) -> None:
+    """Write the outcome as a bundle, load it again from disk, verify it, and only then put it in its place.
+
+    Raises:
+        BundleError: The place cannot be written.
+        GraphoptError: The bundle as written does not hold.
+    """
+    import shutil
+
+    report, manifest = outcome.report, outcome.manifest
+    with artifact.replacing(output) as staging:
+        for file in sorted(outcome.folder.iterdir()):
+            # A hard link costs nothing where both folders share a disk.
+            try:
+                (staging / file.name).hardlink_to(file)
+            except OSError:
+                shutil.copy2(file, staging / file.name)
+        artifact.write_manifest(staging, manifest)
+        progress("verifying the bundle as written")
+        _verify_bundle(staging, outcome, threads)
+        report.output = str(output)
+        manifest.passes = [record.as_dict() for record in report.passes]
+        manifest.verification = report.as_dict()["verify"]
+        manifest.measurements = {"forms": [vars(form) for form in report.forms], "threads": report.threads}
+        manifest.warnings = list(report.warnings)
+        manifest.report = report.as_dict()
+        artifact.write_manifest(staging, manifest)
+        (staging / "report.html").write_text(render(report), encoding="utf-8")
+
+
+def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
+    manifest = artifact.read_manifest(folder)
+    artifact.check_files(folder, manifest)
+    verification = outcome.report.verification
+    target = catalog.target(manifest.target)
+    if not target.probe().runnable:
+        verification.status = "verified, not run on the target"
+        return
+    form = Form("bundle", manifest.target, folder, manifest.config)
+    comparison = compare_form(form, outcome.reference, threads)
+    verification.value, verification.noise_floor = comparison.relative_error, comparison.noise_floor
+    verification.describe = comparison.describe()
+    if not comparison.ok and outcome.report.chosen != ORIGINAL:
+        raise GraphoptError(f"the bundle as written does not hold: {comparison.describe()}", hint="please report this")
+    verification.status = "verified"
+
+
+def _file_size(captured: Captured) -> int:
+    """Bytes of the model's file with its external data; 0 where it was no file."""
+    if captured.original is None:
+        return 0
+    path = Path(captured.original)
+    total = path.stat().st_size
+    external = {
+        tensor.path: Path(tensor.path).stat().st_size
+        for value in captured.original_model.graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor) and Path(tensor.path).exists()
+    }
+    return total + sum(external.values())
+
+
+def parse_budget(text: str | float) -> float:
+    """Seconds from ``90``, ``"90s"`` or ``"10m"``.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if isinstance(text, int | float):
+        return float(text)
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise UsageError(f"cannot read the budget {text!r}", hint="write seconds or minutes: 30s, 10m")
+    return seconds

@@ -1,0 +1,134 @@
+"""A model's inputs and outputs as the caller sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graphopt.errors import DataError, UnknownNameError
+
+Array = npt.NDArray[Any]
+Feeds = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of one input or output.
+
+    Attributes:
+        name: As in the user's model.
+        dtype: ONNX element type name in lower case ("float", "int64", "string", ...).
+        dims: Sizes; a string names a dynamic dimension, None is a dynamic one without a name. None in
+            place of the tuple: rank unknown.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | str | None, ...] | None
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """NumPy's element type (object for strings)."""
+        if self.dtype == "string":
+            return np.dtype(object)
+        return ir.DataType[self.dtype.upper()].numpy()
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether any dimension may vary."""
+        return self.dims is None or any(not isinstance(dim, int) for dim in self.dims)
+
+    def __str__(self) -> str:
+        shape = "?" if self.dims is None else ",".join(str(dim if dim is not None else "?") for dim in self.dims)
+        return f"{self.name}: {self.dtype}[{shape}]"
+
+
+def spec_of(value: ir.Value) -> TensorSpec:
+    """The specification of a graph input or output."""
+    dtype = "undefined" if value.dtype is None else value.dtype.name.lower()
+    if not isinstance(value.type, ir.TensorType):
+        dtype = "undefined" if value.type is None else str(type(value.type).__name__)
+    dims: tuple[int | str | None, ...] | None = None
+    if value.shape is not None:
+        dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return TensorSpec(value.name or "", dtype, dims)
+
+
+def inputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """The inputs that a caller feeds, in order."""
+    return tuple(spec_of(value) for value in model.graph.inputs)
+
+
+def optional_inputs_of(model: ir.Model) -> frozenset[str]:
+    """Inputs that have a default value (an initializer of the same name)."""
+    return frozenset(
+        value.name for value in model.graph.inputs if value.name in model.graph.initializers and value.name
+    )
+
+
+def outputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """The outputs, in order."""
+    return tuple(spec_of(value) for value in model.graph.outputs)
+
+
+def check_feeds(
+    feeds: Mapping[str, Any],
+    specs: tuple[TensorSpec, ...],
+    *,
+    optional: frozenset[str] = frozenset(),
+    origin: str = "the inputs",
+) -> Feeds:
+    """``feeds`` as arrays that fit ``specs``.
+
+    Raises:
+        DataError: A missing input, a wrong element type, rank or size; dynamic dimensions of one name must agree.
+        UnknownNameError: A name that is no input.
+    """
+    known = {spec.name for spec in specs}
+    for name in feeds:
+        if name not in known:
+            raise UnknownNameError("input", name, known, hint=f"found in {origin}")
+    checked: Feeds = {}
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        if spec.name not in feeds:
+            if spec.name in optional:
+                continue
+            raise DataError(
+                f"{origin} have no array for input {spec.name!r}", hint=f"the model expects {spec}"
+            )
+        array = np.asarray(feeds[spec.name])
+        if spec.dtype == "string":
+            array = array.astype(object)
+        elif array.dtype != spec.numpy_dtype:
+            raise DataError(
+                f"input {spec.name!r} has type {array.dtype}, but the model expects {spec.numpy_dtype}",
+                hint=f"convert it in {origin}: array.astype({str(spec.numpy_dtype)!r})",
+            )
+        if spec.dims is not None:
+            if array.ndim != len(spec.dims):
+                raise DataError(
+                    f"input {spec.name!r} has shape {list(array.shape)}, but the model expects {spec}",
+                    hint=f"give it {len(spec.dims)} dimensions in {origin}",
+                )
+            for axis, (have, want) in enumerate(zip(array.shape, spec.dims, strict=True)):
+                if isinstance(want, int) and have != want:
+                    raise DataError(
+                        f"input {spec.name!r} has shape {list(array.shape)}, but the model expects {spec}: "
+                        f"dimension {axis} is {have}, not {want}",
+                        hint=f"correct it in {origin}, or compile for it with --input-shape",
+                    )
+                if isinstance(want, str):
+                    seen = sizes.setdefault(want, (have, spec.name))
+                    if seen[0] != have:
+                        raise DataError(
+                            f"dimension {want!r} is {seen[0]} in input {seen[1]!r} but {have} in {spec.name!r}",
+                            hint=f"make them equal in {origin}",
+                        )
+        checked[spec.name] = array
+    return checked

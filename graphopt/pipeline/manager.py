@@ -1,0 +1,270 @@
+"""The transactional pass manager.
+
+For each pass: clone the graph (weights are shared), run the pass on the clone, verify its structure, run the
+reference inputs through it, compare. Only then does the clone take the graph's place. Where the numbers do not hold,
+the application that breaks them is found by bisection, denied, and the rest is kept. A pass that raises, hangs,
+crashes or corrupts the graph is undone. Whatever is undone leaves a minimal repro, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+
+from graphopt.errors import GraphoptError, PassFailedError
+from graphopt.ir import check as ir_check
+from graphopt.ir import shapes
+from graphopt.pipeline.base import Pass, replace_content
+from graphopt.pipeline.isolate import run_isolated, time_limit
+from graphopt.pipeline.record import PassRecord, PassStatus, Undone
+from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
+from graphopt.verify.compare import Comparison
+from graphopt.verify.reference import Reference
+from graphopt.verify.repro import write_repro
+
+ALLOWED_MULTIPLE = {Numerics.EXACT: 2.0, Numerics.REASSOCIATES: 8.0}
+
+
+class Listener(Protocol):
+    """Told of each pass as it begins and ends; timing, dumps and progress live here and not in passes."""
+
+    def pass_started(self, name: str) -> None:
+        """A pass begins."""
+
+    def pass_ended(self, record: PassRecord, model: ir.Model) -> None:
+        """A pass has ended; ``model`` is what the run goes on with."""
+
+
+@dataclass
+class Limits:
+    """What one pass may take.
+
+    Attributes:
+        pass_seconds: Time for running a pass once.
+        bisect_seconds: Time for finding what broke the numbers; after it the whole pass is undone.
+        culprits: Applications of one pass that are undone one by one before the whole pass is.
+    """
+
+    pass_seconds: float = 300.0
+    bisect_seconds: float = 60.0
+    culprits: int = 4
+
+
+@dataclass
+class _Attempt:
+    """A pass run on a clone: the result, or why there is none."""
+
+    model: ir.Model
+    log: RewriteLog
+    modified: bool = False
+    comparison: Comparison | None = None
+    failure: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.failure and (self.comparison is None or self.comparison.ok)
+
+    @property
+    def why(self) -> str:
+        if self.failure:
+            return self.failure
+        return "" if self.comparison is None else self.comparison.describe()
+
+
+@dataclass
+class PassManager:
+    """Runs passes over a model, each one a transaction.
+
+    Attributes:
+        passes: In order.
+        reference: Trials of the original model; None runs the passes without comparing numbers.
+        listeners: Told of each pass.
+        limits: Of time.
+        allow_domains: Domains other than ONNX's that the structural verifier accepts.
+        repro_dir: Where repros go; None writes none.
+    """
+
+    passes: Sequence[Pass]
+    reference: Reference | None = None
+    listeners: Sequence[Listener] = ()
+    limits: Limits = field(default_factory=Limits)
+    allow_domains: frozenset[str] = frozenset()
+    repro_dir: Path | None = None
+    compare_multiple: Callable[[Pass], float] | None = None
+
+    def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
+        """The model after all passes that held, and the pass log. ``model`` itself stays as it was."""
+        records: list[PassRecord] = []
+        for pass_ in self.passes:
+            for listener in self.listeners:
+                listener.pass_started(pass_.name)
+            record = PassRecord(pass_.name, pass_.numerics, nodes_before=count_nodes(model))
+            model = self._transaction(pass_, model, record)
+            record.nodes_after = count_nodes(model)
+            records.append(record)
+            for listener in self.listeners:
+                listener.pass_ended(record, model)
+        return model, records
+
+    def _transaction(self, pass_: Pass, model: ir.Model, record: PassRecord) -> ir.Model:
+        peak = peak_megabytes()
+        attempt = self._attempt(pass_, model, record, allow_all)
+        denied: set[Application] = set()
+        deadline = time.monotonic() + self.limits.bisect_seconds
+        while not attempt.ok:
+            culprit = self._find_culprit(pass_, model, attempt, denied, record, deadline)
+            if culprit is None or len(denied) >= self.limits.culprits:
+                break
+            denied.add(culprit)
+            why = attempt.why
+            repro = self._repro(pass_, model, attempt, culprit)
+            record.undone.append(Undone(str(culprit), why, repro))
+            attempt = self._attempt(pass_, model, record, lambda entry: entry not in denied)
+
+        record.peak_megabytes = max(0.0, peak_megabytes() - peak)
+        record.refused = attempt.log.refused
+        record.rewrites = attempt.log.counts()
+        for failure in attempt.log.failed:
+            repro = self._repro(pass_, model, attempt, None)
+            record.undone.append(
+                Undone(f"{failure.rewrite} at {failure.site!r}", f"it raised {failure.error}", repro)
+            )
+        if not attempt.ok:
+            record.status, record.reason = PassStatus.UNDONE, attempt.why
+            record.rewrites = {}
+            record.undone.append(Undone(pass_.name, attempt.why, self._repro(pass_, model, attempt, None)))
+            return model
+        if not attempt.modified:
+            record.status = PassStatus.UNDONE if record.undone else PassStatus.NOTHING
+            record.reason = _why_nothing(attempt.log, record)
+            return model
+        record.status = PassStatus.PARTLY_UNDONE if record.undone else PassStatus.APPLIED
+        if record.undone:
+            record.reason = f"{len(record.undone)} undone"
+        if attempt.comparison is not None:
+            record.error = attempt.comparison.relative_error
+            record.noise_floor = attempt.comparison.noise_floor
+            record.identical = attempt.comparison.identical
+        return attempt.model
+
+    def _attempt(self, pass_: Pass, model: ir.Model, record: PassRecord, gate: Gate) -> _Attempt:
+        started = time.monotonic()
+        attempt = _Attempt(model.clone(), RewriteLog())
+        try:
+            if pass_.native:
+                attempt.modified = run_isolated(pass_, attempt.model, attempt.log, self.limits.pass_seconds)
+            else:
+                with time_limit(self.limits.pass_seconds, f"pass {pass_.name!r}"):
+                    attempt.modified = pass_.run(attempt.model, attempt.log, gate)
+        except Exception as error:
+            attempt.failure = _describe(error)
+        record.seconds += time.monotonic() - started
+        started = time.monotonic()
+        if attempt.modified and not attempt.failure:
+            self._verify(pass_, model, attempt)
+        record.verify_seconds += time.monotonic() - started
+        return attempt
+
+    def _verify(self, pass_: Pass, before: ir.Model, attempt: _Attempt) -> None:
+        try:
+            _check_interface(before, attempt.model)
+            ir_check.check(attempt.model, allow_domains=self.allow_domains)
+            shapes.infer(attempt.model)
+            if self.reference is not None:
+                attempt.comparison = self.reference.compare_model(attempt.model, self._multiple(pass_))
+        except Exception as error:
+            attempt.failure = _describe(error)
+
+    def _multiple(self, pass_: Pass) -> float:
+        if self.compare_multiple is not None:
+            return self.compare_multiple(pass_)
+        return ALLOWED_MULTIPLE.get(pass_.numerics, ALLOWED_MULTIPLE[Numerics.REASSOCIATES])
+
+    def _find_culprit(
+        self,
+        pass_: Pass,
+        model: ir.Model,
+        failed: _Attempt,
+        denied: set[Application],
+        record: PassRecord,
+        deadline: float,
+    ) -> Application | None:
+        """The first application after which the pass no longer holds, by bisection over their order."""
+        applied = list(dict.fromkeys(failed.log.applied))
+        if not applied:
+            return None
+        good, bad = 0, len(applied)
+        while bad - good > 1:
+            if time.monotonic() > deadline:
+                return None
+            middle = (good + bad) // 2
+            allowed = set(applied[:middle])
+            attempt = self._attempt(
+                pass_, model, record, lambda entry, allowed=allowed: entry in allowed and entry not in denied
+            )
+            if attempt.ok:
+                good = middle
+            else:
+                bad = middle
+        return applied[bad - 1]
+
+    def _repro(
+        self, pass_: Pass, model: ir.Model, attempt: _Attempt, culprit: Application | None
+    ) -> str | None:
+        if self.repro_dir is None or self.reference is None:
+            return None
+        nodes = () if culprit is None else attempt.log.replaced.get(culprit, ())
+        name = pass_.name if culprit is None else culprit.rewrite
+        try:
+            return str(write_repro(self.repro_dir, name, model, nodes, self.reference))
+        except (GraphoptError, OSError, ValueError) as error:
+            return f"(no repro: {error})"
+
+
+def count_nodes(model: ir.Model) -> int:
+    """Nodes in the graph and its subgraphs."""
+    return sum(1 for _ in model.graph.all_nodes())
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process so far; 0 where the system does not tell."""
+    if os.name != "posix":
+        return 0.0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, PassFailedError):
+        return error.message
+    if isinstance(error, GraphoptError):
+        return error.message
+    return f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _check_interface(before: ir.Model, after: ir.Model) -> None:
+    for kind in ("inputs", "outputs"):
+        wanted = [(value.name, value.dtype) for value in getattr(before.graph, kind)]
+        got = [(value.name, value.dtype) for value in getattr(after.graph, kind)]
+        if wanted != got:
+            raise PassFailedError(f"it changed the model's {kind}: {wanted} became {got}")
+
+
+def _why_nothing(log: RewriteLog, record: PassRecord) -> str:
+    if record.undone:
+        return "all that it did was undone"
+    if log.refused:
+        return f"{len(log.refused)} refused, the first ({log.refused[0].rewrite}): {log.refused[0].reason}"
+    return "nothing in the graph matches"
+
+
+__all__ = ["ALLOWED_MULTIPLE", "Limits", "Listener", "PassManager", "count_nodes", "replace_content"]

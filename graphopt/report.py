@@ -1,0 +1,146 @@
+"""The report of a compilation: one object, printed by the command line, written as JSON and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphopt.pipeline.record import PassRecord, PassStatus
+
+
+@dataclass
+class FormTiming:
+    """One measured form.
+
+    Attributes:
+        label: Of the form.
+        milliseconds: Median time of a run.
+        speedup, low, high: Ratio to the original, with its 95 % interval.
+        rounds: Interleaved rounds.
+        verified: Whether its outputs held; an unverified form is never chosen.
+        note: Why it was not chosen, where that needs words.
+    """
+
+    label: str
+    milliseconds: float | None = None
+    speedup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 0
+    verified: bool = False
+    note: str = ""
+
+
+@dataclass
+class Verification:
+    """Evidence that the result computes what the original does.
+
+    Attributes:
+        status: "verified", "verified, not run on the target" or "not verified".
+        metric: What ``value`` is.
+        value: Of the saved bundle, reloaded from disk.
+        noise_floor: On the same scale.
+        trials: Number of input sets, and their sizes.
+        synthetic: Whether all inputs were made up.
+        random_outputs: Outputs that are random in the original and were not compared.
+    """
+
+    status: str = "not verified"
+    metric: str = "largest error relative to the largest value"
+    value: float | None = None
+    noise_floor: float | None = None
+    trials: list[Mapping[str, int]] = field(default_factory=list)
+    synthetic: bool = True
+    random_outputs: tuple[str, ...] = ()
+    describe: str = ""
+
+
+@dataclass
+class Report:
+    """Everything that happened between the model and the bundle."""
+
+    name: str
+    source: str
+    source_opset: int | None
+    opset: int
+    target: str
+    nodes_before: int = 0
+    nodes_captured: int = 0
+    nodes_after: int = 0
+    ops_before: dict[str, int] = field(default_factory=dict)
+    ops_after: dict[str, int] = field(default_factory=dict)
+    size_before: int = 0
+    size_after: int = 0
+    passes: list[PassRecord] = field(default_factory=list)
+    verification: Verification = field(default_factory=Verification)
+    forms: list[FormTiming] = field(default_factory=list)
+    chosen: str = ""
+    threads: int = 0
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    output: str | None = None
+
+    @property
+    def baseline(self) -> FormTiming | None:
+        """The original's timing."""
+        return next((form for form in self.forms if form.label == "original"), None)
+
+    @property
+    def optimized(self) -> FormTiming | None:
+        """The chosen form's timing."""
+        return next((form for form in self.forms if form.label == self.chosen), None)
+
+    @property
+    def speedup(self) -> float | None:
+        """Ratio of the original's time to the result's; None where nothing was timed."""
+        return None if self.optimized is None else self.optimized.speedup
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that ``--json`` prints."""
+        baseline, optimized = self.baseline, self.optimized
+        return {
+            "name": self.name,
+            "source": self.source,
+            "source_opset": self.source_opset,
+            "opset": self.opset,
+            "output": self.output,
+            "target": self.target,
+            "baseline": {"latency_ms": None if baseline is None else baseline.milliseconds},
+            "optimized": {
+                "latency_ms": None if optimized is None else optimized.milliseconds,
+                "form": self.chosen,
+            },
+            "speedup": self.speedup,
+            "speedup_interval": None if optimized is None else [optimized.low, optimized.high],
+            "verify": {
+                "status": self.verification.status,
+                "metric": self.verification.metric,
+                "value": self.verification.value,
+                "noise_floor": self.verification.noise_floor,
+                "synthetic": self.verification.synthetic,
+                "trials": [dict(sizes) for sizes in self.verification.trials],
+                "random_outputs": list(self.verification.random_outputs),
+            },
+            "passes": [_pass_dict(record) for record in self.passes],
+            "nodes": {"before": self.nodes_before, "after": self.nodes_after},
+            "ops": {"before": self.ops_before, "after": self.ops_after},
+            "size": {"before": self.size_before, "after": self.size_after},
+            "forms": [vars(form) for form in self.forms],
+            "threads": self.threads,
+            "seconds": round(self.seconds, 3),
+            "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "warnings": list(self.warnings),
+        }
+
+
+def _pass_dict(record: PassRecord) -> dict[str, Any]:
+    return record.as_dict()
+
+
+def undone(records: list[PassRecord]) -> list[PassRecord]:
+    """Passes of which something was taken back."""
+    return [
+        record for record in records if record.status in (PassStatus.UNDONE, PassStatus.PARTLY_UNDONE)
+    ]

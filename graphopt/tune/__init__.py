@@ -1,0 +1,1 @@
+"""Measurement and search: paired timing of the forms of a model."""

@@ -1,0 +1,211 @@
+"""Times several forms of a model against a baseline: interleaved, each in a process of its own.
+
+In each round every form runs in turn, in an order that rotates; the ratio to the baseline is taken within the round,
+so that what the machine does between rounds cancels. The speedup is the median of the ratios, with a bootstrap
+interval of 95 % (Efron & Tibshirani, An Introduction to the Bootstrap, ch. 13, percentile method).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.data.interface import Feeds
+from graphopt.errors import TargetError
+from graphopt.target import Form
+from graphopt.tune.worker import load_feeds, save_feeds
+
+_LOAD_TIMEOUT = 120.0
+_ROUND_SECONDS = 0.06
+_MOST_RUNS = 60
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one form takes.
+
+    Attributes:
+        form: What was timed.
+        milliseconds: Median time of a run.
+        speedup: Median ratio of the baseline's time to this form's, within rounds.
+        low, high: Its 95 % interval.
+        rounds: Number of interleaved rounds.
+    """
+
+    form: Form
+    milliseconds: float
+    speedup: float
+    low: float
+    high: float
+    rounds: int
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{self.speedup:.2f}x (95 % interval {self.low:.2f} to {self.high:.2f}, {self.rounds} rounds)"
+
+
+class Worker:
+    """A form loaded in a process of its own."""
+
+    def __init__(self, form: Form, feeds: Path | None, threads: int) -> None:
+        self.form = form
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "graphopt.tune.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        self._send(
+            {
+                "load": {
+                    "target": form.target,
+                    "folder": str(form.folder.resolve()),
+                    "config": dict(form.config),
+                    "feeds": str(feeds) if feeds is not None else "",
+                    "threads": threads,
+                }
+            }
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until the form is loaded.
+
+        Raises:
+            TargetError: It does not load.
+        """
+        self._receive(_LOAD_TIMEOUT)
+
+    def run(self, count: int, seconds: float, timeout: float = 300.0) -> list[float]:
+        """Seconds of each of up to ``count`` runs."""
+        self._send({"run": {"count": count, "seconds": seconds}})
+        return [float(value) for value in self._receive(timeout)["seconds"]]
+
+    def outputs(self, feeds: Feeds, timeout: float = 300.0) -> Feeds:
+        """The form's outputs for these inputs.
+
+        Raises:
+            TargetError: It fails, crashes or does not answer.
+        """
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            source, result = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
+            save_feeds(source, feeds)
+            self._send({"outputs": {"feeds": str(source), "to": str(result)}})
+            self._receive(timeout)
+            return load_feeds(result)
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _send(self, command: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise TargetError(f"the process that runs the form {self.form.label!r} ended") from error
+
+    def _receive(self, timeout: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(timeout):
+                raise TargetError(f"the form {self.form.label!r} did not answer within {timeout:g} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise TargetError(f"the process that runs the form {self.form.label!r} crashed")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise TargetError(f"the form {self.form.label!r} fails: {answer['error']}")
+        return answer
+
+
+@contextlib.contextmanager
+def workers(forms: Sequence[Form], feeds: Feeds, threads: int) -> Iterator[list[Worker]]:
+    """A loaded worker for each form; all end with the block."""
+    started: list[Worker] = []
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        path = Path(folder) / "feeds.npz"
+        save_feeds(path, feeds)
+        try:
+            for form in forms:
+                worker = Worker(form, path, threads)
+                started.append(worker)
+                worker.wait_ready()
+            yield started
+        finally:
+            for worker in started:
+                worker.close()
+
+
+def time_forms(
+    forms: Sequence[Form],
+    feeds: Feeds,
+    *,
+    threads: int = 0,
+    seconds: float = 4.0,
+    least_rounds: int = 5,
+    most_rounds: int = 40,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Timing]:
+    """Time forms of one model against the first of them.
+
+    Args:
+        forms: The baseline first.
+        feeds: Inputs of every run.
+        threads: Of an operator, the same for all.
+        seconds: Time to spend on rounds, after loading and warming up.
+        least_rounds, most_rounds: Bounds on the number of rounds, whatever the time.
+
+    Raises:
+        TargetError: A form does not load or run.
+    """
+    with workers(forms, feeds, threads) as running:
+        once = []
+        for worker in running:
+            worker.run(2, 0.0)
+            once.append(statistics.median(worker.run(3, 0.2)))
+        counts = [max(1, min(_MOST_RUNS, round(_ROUND_SECONDS / max(value, 1e-6)))) for value in once]
+        medians: list[list[float]] = [[] for _ in running]
+        started = time.monotonic()
+        number = 0
+        while number < most_rounds and (
+            number < least_rounds or time.monotonic() - started < seconds
+        ):
+            order = [(number + offset) % len(running) for offset in range(len(running))]
+            if number % 2:
+                order.reverse()
+            for index in order:
+                times = running[index].run(counts[index], 4 * _ROUND_SECONDS)
+                medians[index].append(statistics.median(times))
+            number += 1
+            progress(f"round {number}")
+    return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
+
+
+def _timing(form: Form, baseline: Sequence[float], own: Sequence[float]) -> Timing:
+    ratios = np.asarray(baseline) / np.asarray(own)
+    rng = np.random.default_rng(0)
+    resampled = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Timing(
+        form, float(np.median(own)) * 1e3, float(np.median(ratios)), float(low), float(high), len(ratios)
+    )

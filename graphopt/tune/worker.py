@@ -1,0 +1,84 @@
+"""One timed form in a process of its own: reads commands as lines of JSON, answers with lines of JSON.
+
+Sessions that share a process share thread pools and the denormal mode, and spoil each other's times; so each form
+that is timed gets a process, and the parent alternates between them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.data.interface import Feeds
+
+
+def save_feeds(path: Path, feeds: Feeds) -> None:
+    """Write inputs for a worker; strings as fixed-width text, since nothing is pickled."""
+    plain: dict[str, Any] = {
+        name: array.astype(str) if array.dtype == object else array for name, array in feeds.items()
+    }
+    np.savez(path, **plain)
+
+
+def load_feeds(path: Path) -> Feeds:
+    """Read what :func:`save_feeds` wrote."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {
+            name: archive[name].astype(object) if archive[name].dtype.kind == "U" else archive[name]
+            for name in archive.files
+        }
+
+
+def main() -> None:
+    """The worker's loop. Commands: ``load``, ``run`` (timed), ``outputs`` (of given inputs, to a file)."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    executable: Any = None
+    feeds: Feeds = {}
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            if "load" in command:
+                executable, feeds = _load(command["load"])
+                answer: dict[str, Any] = {"ready": True}
+            elif "outputs" in command:
+                request = command["outputs"]
+                save_feeds(Path(request["to"]), executable.run(load_feeds(Path(request["feeds"]))))
+                answer = {"done": True}
+            else:
+                answer = {"seconds": _time(executable, feeds, **command["run"])}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _load(request: dict[str, Any]) -> tuple[Any, Feeds]:
+    from graphopt import catalog
+
+    target = catalog.target(request["target"])
+    executable = target.load(Path(request["folder"]), request["config"], threads=request["threads"])
+    return executable, load_feeds(Path(request["feeds"])) if request["feeds"] else {}
+
+
+def _time(executable: Any, feeds: Feeds, count: int, seconds: float) -> list[float]:
+    """Times of up to ``count`` runs, at least one, stopping after ``seconds``."""
+    times: list[float] = []
+    stop = time.perf_counter() + seconds
+    while len(times) < count:
+        start = time.perf_counter()
+        executable.run(feeds)
+        end = time.perf_counter()
+        times.append(end - start)
+        if end > stop:
+            break
+    return times
+
+
+if __name__ == "__main__":
+    main()

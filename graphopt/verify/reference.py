@@ -1,0 +1,215 @@
+"""The reference: the original model, run by ONNX Runtime with its optimisations off, and its noise floor.
+
+The floor is what equally valid runs of the same model differ by: one thread against several, packed weights
+against plain ones, ONNX Runtime's own optimisations (other layouts, fused rounding), and inputs moved by at
+most half a unit in the last place. It is measured, not assumed, for each model and each set of inputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Array, Feeds, check_feeds, inputs_of, optional_inputs_of
+from graphopt.data.synthesize import feeds_for, size_candidates
+from graphopt.errors import DataError, TargetError, UnsupportedModelError
+from graphopt.verify.compare import Comparison, compare, deviation
+from graphopt.verify.session import Session
+
+_MOST_TRIALS = 8
+_LARGE_WEIGHTS = 512 << 20
+_PERTURBATIONS = 2
+
+
+@dataclass
+class Trial:
+    """One set of inputs with the reference's outputs and their noise.
+
+    Attributes:
+        feeds: Inputs by name.
+        outputs: The reference's outputs by name.
+        noise: Largest absolute deviation over equally valid runs, by output name.
+        synthetic: Whether the inputs were made up.
+        sizes: Size of each dynamic dimension.
+    """
+
+    feeds: Feeds
+    outputs: Feeds
+    noise: Feeds = field(default_factory=dict)
+    synthetic: bool = True
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Reference:
+    """Trials of the original model, against which everything is compared.
+
+    Attributes:
+        trials: At least one.
+        random_outputs: Outputs that differ between two runs of the same session; they cannot be compared.
+    """
+
+    trials: list[Trial]
+    random_outputs: frozenset[str] = frozenset()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether no real data were seen."""
+        return all(trial.synthetic for trial in self.trials)
+
+    def compare(self, run: Callable[[Feeds], Mapping[str, Array]], multiple: float) -> Comparison:
+        """Run something on every trial and compare.
+
+        Args:
+            run: From inputs to outputs by name.
+            multiple: How many times the noise floor is allowed.
+        """
+        results = [run(trial.feeds) for trial in self.trials]
+        return compare(
+            [self._comparable(trial.outputs) for trial in self.trials],
+            results,
+            [trial.noise for trial in self.trials],
+            multiple,
+        )
+
+    def compare_model(self, model: ir.Model, multiple: float) -> Comparison:
+        """Run a graph with ONNX Runtime's optimisations off on every trial and compare.
+
+        Raises:
+            TargetError: ONNX Runtime rejects the graph, or fails while running it.
+        """
+        return self.compare(Session(model, prepack=_packs(model)).run, multiple)
+
+    def _comparable(self, outputs: Feeds) -> Feeds:
+        return {name: array for name, array in outputs.items() if name not in self.random_outputs}
+
+
+def build_reference(
+    model: ir.Model,
+    *,
+    interface: ir.Model | None = None,
+    data: Iterable[Feeds] | None = None,
+    seed: int = 0,
+    trials: int = 3,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Reference:
+    """Run the original model and measure its noise floor.
+
+    Args:
+        model: The original, as given.
+        interface: Its inputs as specialised and inferred, for making up inputs; by default those of ``model``.
+        data: Samples of the user's; made-up inputs where None. At most eight are used for comparison.
+        seed: Of made-up inputs and perturbations.
+        trials: Number of sets of made-up inputs (each dynamic dimension gets several sizes).
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime does not run the original.
+        DataError: No made-up inputs are accepted by the model; data must be given.
+    """
+    try:
+        session = Session(model, prepack=_packs(model), seed=seed)
+    except TargetError as error:
+        raise UnsupportedModelError(
+            f"the original model does not load: {error.message}",
+            hint="graphopt verifies against the original, so ONNX Runtime must run it as it is",
+        ) from error
+    progress("reference run")
+    if data is not None:
+        found = [
+            Trial(feeds, session.run(feeds), synthetic=False)
+            for feeds in itertools.islice(data, _MOST_TRIALS)
+        ]
+    else:
+        found = list(_synthetic_trials(interface or model, session, trials, seed))
+    random_outputs = frozenset(
+        name
+        for trial in found[:1]
+        for name, moved in deviation(trial.outputs, session.run(trial.feeds)).items()
+        if moved.any()
+    )
+    progress("noise floor")
+    _measure_noise(model, session, found, seed)
+    return Reference(found, random_outputs)
+
+
+def _synthetic_trials(
+    model: ir.Model, session: Session, wanted: int, seed: int
+) -> Iterator[Trial]:
+    found = 0
+    failure: TargetError | None = None
+    specs, optional = inputs_of(model), optional_inputs_of(model)
+    rounds = list(size_candidates(model))
+    static = not rounds[0]
+    for plain in (False, True):
+        for index in range(wanted) if static else range(len(rounds)):
+            sizes = rounds[0 if static else index]
+            feeds = feeds_for(model, sizes, seed + index, plain=plain)
+            try:
+                check_feeds(feeds, specs, optional=optional)
+                outputs = session.run(feeds)
+            except (TargetError, DataError) as error:
+                failure = failure or (error if isinstance(error, TargetError) else None)
+                if static:
+                    break
+                continue
+            found += 1
+            yield Trial(feeds, outputs, sizes=sizes)
+            if found == wanted:
+                return
+        if found:
+            return
+    reason = failure.message if failure is not None else "no size of the dynamic dimensions was accepted"
+    raise DataError(
+        f"the model runs with none of the made-up inputs: {reason}",
+        hint="give real inputs with --data FILE.npz, or fix the shapes with --input-shape",
+    )
+
+
+def _measure_noise(model: ir.Model, session: Session, trials: list[Trial], seed: int) -> None:
+    def absorb(trial: Trial, outputs: Mapping[str, Array]) -> None:
+        for name, moved in deviation(trial.outputs, outputs).items():
+            known = trial.noise.get(name)
+            trial.noise[name] = moved if known is None else np.maximum(known, moved)
+
+    rng = np.random.default_rng(seed + 1)
+    for trial in trials:
+        for _ in range(_PERTURBATIONS):
+            moved = {name: _perturb(array, rng) for name, array in trial.feeds.items()}
+            absorb(trial, session.run(moved))
+    variants: list[dict[str, Any]] = [{"threads": 1, "prepack": False}]
+    if _packs(model):
+        variants.append({"optimize": "all"})
+    for variant in variants:
+        try:
+            other = Session(model, seed=seed, **variant)
+            for trial in trials:
+                absorb(trial, other.run(trial.feeds))
+        except TargetError:
+            # A variant that ONNX Runtime cannot run says nothing about the noise of the model.
+            continue
+
+
+def _perturb(array: Array, rng: np.random.Generator) -> Array:
+    """Each float moved by at most half a unit in the last place, relatively."""
+    if array.dtype.kind != "f":
+        return array
+    half_ulp = float(np.finfo(array.dtype).eps) / 2
+    noise = 1 + half_ulp * rng.uniform(-1, 1, array.shape)
+    moved = (array.astype(np.float64) * noise).astype(array.dtype)
+    nudged = np.where(rng.random(array.shape) < 0.25, np.nextafter(array, moved + (array - moved) * 2), moved)
+    return np.asarray(np.where(np.isfinite(nudged), nudged, array), dtype=array.dtype)
+
+
+def _packs(model: ir.Model) -> bool:
+    """Whether a second, packed copy of the weights is affordable."""
+    total = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    return total < _LARGE_WEIGHTS

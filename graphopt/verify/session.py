@@ -1,0 +1,171 @@
+"""Runs a graph in ONNX Runtime without copying its weights.
+
+The session is given a small file whose large initializers point into a sparse file (no disk space), and the
+weights themselves as shared arrays. So a 3 GB model needs no protobuf of 3 GB and no second copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Array, Feeds
+from graphopt.errors import MissingExtraError, TargetError, UnsupportedModelError
+
+_SHARED_FROM = 64 * 1024
+_ALIGN = 4096
+
+
+def onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "cpu") from error
+    if not hasattr(ort, "InferenceSession"):
+        raise MissingExtraError("onnxruntime (the installed package is damaged)", "cpu")
+    return ort
+
+
+@contextlib.contextmanager
+def skeleton_file(model: ir.Model, *, share: bool) -> Iterator[tuple[Path, dict[str, Array]]]:
+    """The model in a temporary file, its large weights beside it, and these as arrays by name.
+
+    The arrays are views of what the model holds. The model is left as it was.
+
+    Args:
+        share: Leave the weights' file empty; the caller hands the arrays to the session. ONNX Runtime's graph
+            optimisers read the file and not the arrays, so this is for sessions without them only.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        large: dict[str, ir.Value] = {}
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _SHARED_FROM or tensor.dtype == ir.DataType.STRING:
+                continue
+            if tensor.dtype.bitwidth < 8 or tensor.dtype.numpy().kind not in "fiub":
+                continue
+            large[name] = value
+        kept = {name: value.const_value for name, value in large.items()}
+        offset = 0
+        try:
+            for name, value in large.items():
+                tensor = kept[name]
+                assert tensor is not None
+                value.const_value = ir.ExternalTensor(
+                    "weights", offset, tensor.nbytes, tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder,
+                )
+                offset += -(-tensor.nbytes // _ALIGN) * _ALIGN
+            proto = ir.to_proto(model)
+        finally:
+            for name, value in large.items():
+                value.const_value = kept[name]
+        arrays = {name: _array(tensor) for name, tensor in kept.items() if tensor is not None}
+        with open(Path(folder) / "weights", "wb") as file:
+            if not share:
+                for array in arrays.values():
+                    array.tofile(file)
+                    file.seek(-(-file.tell() // _ALIGN) * _ALIGN)
+            file.truncate(offset)
+        path = Path(folder) / "model.onnx"
+        onnx.save(proto, path)
+        del proto
+        yield path, arrays
+
+
+def _array(tensor: ir.TensorProtocol) -> Array:
+    array = tensor.numpy()
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+class Session:
+    """A graph in ONNX Runtime's CPU provider.
+
+    Args:
+        model: The graph; its weights are shared, not copied.
+        optimize: ONNX Runtime's own optimisations ("off" for the reference, or "all").
+        threads: Of an operator.
+        prepack: Whether kernels may keep a packed copy of constant weights.
+
+    Raises:
+        TargetError: ONNX Runtime rejects the graph; its message is kept.
+    """
+
+    def __init__(
+        self, model: ir.Model, *, optimize: str = "off", threads: int = 0, prepack: bool = True, seed: int = 0
+    ) -> None:
+        ort = onnxruntime()
+        ort.set_seed(seed)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_DISABLE_ALL if optimize == "off" else levels.ORT_ENABLE_ALL
+        )
+        options.intra_op_num_threads = threads
+        # Runs of the reference wait for one another; spinning would only take the cores from what comes next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        self._weights: list[Any] = []
+        share = optimize == "off"
+        with skeleton_file(model, share=share) as (path, weights):
+            for name, array in weights.items() if share else ():
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+                self._weights.append((array, value))
+                options.add_initializer(name, value)
+            try:
+                self._session = ort.InferenceSession(
+                    str(path), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # onnxruntime raises many unrelated classes
+                raise TargetError(f"ONNX Runtime rejects the graph: {shorten(error)}") from error
+        self.output_names: tuple[str, ...] = tuple(
+            output.name for output in self._session.get_outputs()
+        )
+
+    def run(self, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> Feeds:
+        """Outputs by name.
+
+        Raises:
+            TargetError: ONNX Runtime fails while running; its message is kept.
+        """
+        wanted = list(names if names is not None else self.output_names)
+        try:
+            return dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True))
+        except Exception as error:  # as above
+            raise TargetError(f"ONNX Runtime fails on the graph: {shorten(error)}") from error
+
+
+def shorten(error: BaseException, limit: int = 600) -> str:
+    """The message of an error of ONNX Runtime without its source locations."""
+    text = " ".join(str(error).split())
+    marker = "/onnxruntime_src/"
+    if marker in text:
+        parts = [part for part in text.split() if not part.startswith(marker)]
+        text = " ".join(parts)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def require_runnable(model: ir.Model) -> None:
+    """Raise an UnsupportedModelError, in the model's terms, where ONNX Runtime does not take the model at all."""
+    try:
+        Session(model, threads=1, prepack=False)
+    except TargetError as error:
+        raise UnsupportedModelError(
+            f"the model as given does not load: {error.message}",
+            hint="graphopt verifies against the original, so ONNX Runtime must run it as it is",
+        ) from error

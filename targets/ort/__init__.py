@@ -1,0 +1,1 @@
+"""ONNX Runtime as a backend: the CPU and CUDA execution providers."""

@@ -1,0 +1,103 @@
+"""Loads and runs a model in ONNX Runtime; needs nothing of the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.errors import MissingExtraError, TargetError
+
+PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+LEVELS = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+def import_onnxruntime(extra: str = "cpu") -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingExtraError: Not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", extra) from error
+    return onnxruntime
+
+
+def session_options(config: Mapping[str, Any], threads: int) -> Any:
+    """ONNX Runtime's session options from a form's configuration.
+
+    Args:
+        config: ``level`` (off, basic, extended, all), ``flush_denormals``, ``prepack``, ``spin``; absent
+            keys leave ONNX Runtime's default.
+        threads: Of an operator; 0 leaves it to ONNX Runtime.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    level = getattr(ort.GraphOptimizationLevel, LEVELS[config.get("level", "all")])
+    options.graph_optimization_level = level
+    if config.get("flush_denormals"):
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if config.get("prepack") is False:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if config.get("spin") is False:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+class OrtExecutable:
+    """A session of ONNX Runtime.
+
+    Args:
+        path: The ONNX file.
+        config: See :func:`session_options`.
+        target: Selects the execution provider.
+        threads: Of an operator; 0 leaves it to ONNX Runtime.
+
+    Raises:
+        TargetError: ONNX Runtime rejects the model, or the provider is not there.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, target: str, threads: int = 0) -> None:
+        ort = import_onnxruntime("cuda" if target == "ort-cuda" else "cpu")
+        provider = PROVIDERS[target]
+        if provider not in ort.get_available_providers():
+            raise TargetError(
+                f"ONNX Runtime has no {provider} here", hint="install it: pip install 'graphopt[cuda]'"
+            )
+        options = session_options(config, threads)
+        providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime raises many unrelated classes
+            raise TargetError(f"ONNX Runtime rejects {path.name}: {' '.join(str(error).split())[:600]}") from error
+        if provider not in self._session.get_providers():
+            raise TargetError(
+                f"{provider} did not start on this machine",
+                hint="graphopt doctor shows what is missing (driver, CUDA libraries)",
+            )
+        self.output_names = tuple(output.name for output in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
+        """Outputs by name.
+
+        Raises:
+            TargetError: ONNX Runtime fails; its message is kept.
+        """
+        try:
+            results = self._session.run(None, dict(feeds))
+        except Exception as error:  # as above
+            raise TargetError(f"ONNX Runtime fails: {' '.join(str(error).split())[:600]}") from error
+        return dict(zip(self.output_names, results, strict=True))
