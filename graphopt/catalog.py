@@ -12,18 +12,27 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, UnknownNameError
-from graphopt.pipeline.base import Pass, as_pass
 from graphopt.pipeline.spec import PassSpec, make_options
-from graphopt.pipelines import GROUPS, PASSES, PIPELINES, Group
-from graphopt.target import Target
+from graphopt.pipelines import GROUPS, PASSES, PIPELINES, GroupOptions
+
+if TYPE_CHECKING:
+    from graphopt.machine import Runtime
+    from graphopt.pipeline.base import Pass
+    from graphopt.target import Target
 
 TARGETS: Mapping[str, str] = {
     "ort-cpu": "graphopt.targets.ort.target:OrtTarget",
     "ort-cuda": "graphopt.targets.ort.target:OrtTarget",
 }
+RUNTIMES: Mapping[str, str] = {
+    "ort-cpu": "graphopt.targets.ort.executable:OrtRuntime",
+    "ort-cuda": "graphopt.targets.ort.executable:OrtRuntime",
+}
+"""What loads a bundle, without the compiler."""
+
 TARGET_GROUPS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("ort-cpu",),
     "cuda": ("ort-cuda",),
@@ -91,13 +100,15 @@ def expand(specs: tuple[PassSpec | object, ...]) -> list[Pass]:
     Raises:
         UnknownNameError, SpecError: As for each name and its options.
     """
+    from graphopt.pipeline.base import NoOptions, as_pass
+
     passes: list[Pass] = []
     done: set[str] = set()
     for spec in specs:
         if not isinstance(spec, PassSpec):
             passes.append(as_pass(spec() if isinstance(spec, type) else spec))
         elif spec.name in PIPELINES:
-            make_options(Pass.Options, spec.options, f"pipeline {spec.name!r}")
+            make_options(NoOptions, spec.options, f"pipeline {spec.name!r}")
             for name in PIPELINES[spec.name]:
                 passes += _group(name, PassSpec(name), done)
         elif spec.name in GROUPS:
@@ -108,10 +119,12 @@ def expand(specs: tuple[PassSpec | object, ...]) -> list[Pass]:
 
 
 def _single(spec: PassSpec) -> Pass:
+    from graphopt.pipeline.base import NoOptions, Pass, as_pass
+
     found = pass_class(spec.name)
     if isinstance(found, type) and issubclass(found, Pass):
         return found(make_options(found.Options, spec.options, f"pass {spec.name!r}"))
-    make_options(Pass.Options, spec.options, f"pass {spec.name!r}")
+    make_options(NoOptions, spec.options, f"pass {spec.name!r}")
     return as_pass(found() if isinstance(found, type) else found)
 
 
@@ -122,7 +135,7 @@ def _group(name: str, spec: PassSpec, done: set[str]) -> list[Pass]:
         if needed not in done:
             passes += _group(needed, PassSpec(needed), done)
     done.add(name)
-    options = make_options(Group.Options, spec.options, f"pass {name!r}")
+    options = make_options(GroupOptions, spec.options, f"pass {name!r}")
     members = [member for stage in group.stages for member in stage.members]
     for disabled in options.disable:
         if disabled not in members:
@@ -148,6 +161,18 @@ def _pass_entry(name: str, origin: str) -> Entry:
     summary = (text or "").strip().split("\n\n")[0].replace("\n", " ")
     numerics = getattr(getattr(found, "numerics", None), "value", "")
     return Entry(name, origin, summary, numerics)
+
+
+def runtime(name: str) -> Runtime:
+    """What loads bundles of the target of this name.
+
+    Raises:
+        UnknownNameError, GraphoptError: As for :func:`target`.
+    """
+    if name in RUNTIMES:
+        built: Runtime = _load(RUNTIMES[name])(name)
+        return built
+    return target(name)
 
 
 def target(name: str) -> Target:

@@ -40,6 +40,7 @@ FORM_MULTIPLE = 8.0
 CAPTURE_MULTIPLE = 8.0
 ORIGINAL = "original"
 _TIE = 0.02
+_KNOB_GAIN = 0.03
 _TIMED_TOGETHER_BYTES = 1 << 30
 
 
@@ -90,7 +91,7 @@ class Request:
     input_shapes: Mapping[str, tuple[int | str | None, ...]] | None = None
     seed: int = 0
     threads: int = 0
-    measure_seconds: float = 4.0
+    measure_seconds: float = 3.0
     time_forms: bool = True
     repro_dir: Path | None = None
     limits: Limits = field(default_factory=Limits)
@@ -122,6 +123,7 @@ class Compilation:
         self._keep = tempfile.TemporaryDirectory(prefix="graphopt-")
         self.work = Path(self._keep.name)
         self._stages: dict[str, float] = {}
+        self._results: dict[str, ir.Model] = {}
 
     def run(self) -> Outcome:
         """Compile.
@@ -148,17 +150,16 @@ class Compilation:
         with self._stage("passes"):
             optimized, report.passes = self._manager(passes, reference).run(model) if held else (model, [])
         forms: list[Form] = []
-        results: dict[str, ir.Model] = {}
         with self._stage("legalize"):
             for target, probe in targets:
-                report.passes += self._add_forms(target, probe, optimized, captured, reference, forms, results, held)
+                report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
         with self._stage("verify"):
             report.forms = [self._verify_form(form, reference, targets) for form in forms]
         with self._stage("measure"):
             chosen = self._choose(forms, report, reference, targets)
         report.chosen = chosen.label
         report.target = chosen.target
-        final = results[chosen.label]
+        final = self._results[chosen.label]
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - started
         report.stages = dict(self._stages)
@@ -234,36 +235,31 @@ class Compilation:
     def _add_forms(
         self,
         target: Target,
-        probe: Probe,
         optimized: ir.Model,
         captured: Captured,
         reference: Reference,
         forms: list[Form],
-        results: dict[str, ir.Model],
         held: bool,
     ) -> list[PassRecord]:
-        """Write the forms of one target: the original, the optimised graph, and its legalised versions."""
-        del probe
+        """Write the forms of one target: the original, the optimised graph, and the legalised one."""
         prefix = "" if not forms else f"{target.name}: "
 
-        def add(label: str, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> None:
-            folder.mkdir(parents=True, exist_ok=True)
-            forms.append(Form(prefix + label, target.name, folder, target.emit(model, folder, knobs)))
-            results[prefix + label] = model
+        def add(label: str, model: ir.Model, folder: Path) -> None:
+            folder.mkdir(parents=True)
+            config = target.emit(model, folder, target.variants(model)[0])
+            forms.append(Form(prefix + label, target.name, folder, config))
+            self._results[prefix + label] = model
 
         base = self.work / target.name
-        add(ORIGINAL, captured.original_model, base / "original", {})
+        add(ORIGINAL, captured.original_model, base / "original")
         if not held:
             return []
         legal, records = self._manager(target.legalization(), reference, target.allowed_domains()).run(optimized)
-        knobs = list(target.variants(legal))
         changed = any(record.status in (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE) for record in records)
-        if changed and not all(record.numerics is Numerics.EXACT for record in records):
-            add("optimized", optimized, base / "optimized", knobs[0])
-        for knob in knobs:
-            label = "legalized" if changed else "optimized"
-            suffix = "" if knob is knobs[0] else f", {knob['label']}"
-            add(label + suffix, legal, base / "legalized", knob)
+        if not changed or not all(record.numerics is Numerics.EXACT for record in records):
+            add("optimized", optimized, base / "optimized")
+        if changed:
+            add("legalized", legal, base / "legalized")
         return records
 
     def _verify_form(
@@ -296,39 +292,71 @@ class Compilation:
         by_label = {form.label: form for form in forms}
         if not any(probe.runnable for _, probe in targets):
             # Nothing can be measured here: the legalised graph was verified on the CPU.
-            return next((form for form in forms if form.label == "legalized"), forms[-1])
+            return by_label.get("legalized", forms[-1])
         candidates = [by_label[timing.label] for timing in report.forms if timing.verified]
         if not self.request.time_forms:
-            return candidates[min(1, len(candidates) - 1)]
-        if len(candidates) == 1:
-            return candidates[0]
-        timings = self._time(candidates, reference)
-        for timing in timings:
-            self._enter(report, timing)
+            return candidates[-1]
+        best = candidates[0]
+        if len(candidates) > 1:
+            best = self._fastest(candidates, report, reference)
+        return self._best_variant(best, candidates[0], report, reference, targets)
+
+    def _fastest(self, candidates: Sequence[Form], report: Report, reference: Reference) -> Form:
+        timings = self._time(candidates, reference, self.request.measure_seconds)
         best = max(timings[1:], key=lambda timing: timing.speedup)
         if abs(best.speedup - 1) < 3 * _TIE:
             # Close to a tie: look again, at these two alone, before saying that it is no slower.
-            again = self._time([timings[0].form, best.form], reference)
-            for timing in again:
-                self._enter(report, timing)
+            again = self._time([timings[0].form, best.form], reference, self.request.measure_seconds)
+            timings = [again[0], *(timing for timing in timings[1:] if timing.form is not best.form), again[1]]
             best = again[1]
+        for timing in timings:
+            self._enter(report, timing)
         if best.speedup < 1.0:
             entry = next(entry for entry in report.forms if entry.label == best.form.label)
-            entry.note = "slower than the original"
+            entry.note = f"slower than the original: {best.describe()}"
             report.warnings.append(
-                f"no form was measured as fast as the original (the best: {best.describe()}); "
-                "the bundle holds the original model"
+                f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
             )
-            return by_label[ORIGINAL]
-        # Of forms that tie with the best, the plainest: forms are listed from plain to special.
-        tied = [
-            timing
-            for timing in timings[1:]
-            if timing.speedup >= best.speedup * (1 - _TIE) and timing.speedup >= 1.0
-        ]
-        return tied[0].form if tied else best.form
+            return candidates[0]
+        return best.form
 
-    def _time(self, forms: Sequence[Form], reference: Reference) -> list[Timing]:
+    def _best_variant(
+        self,
+        best: Form,
+        original: Form,
+        report: Report,
+        reference: Reference,
+        targets: Sequence[tuple[Target, Probe]],
+    ) -> Form:
+        """Try the target's knobs on the best form; one is taken where its gain is beyond doubt and it verifies."""
+        target = targets_by_name(targets)[best.target][0]
+        variants = [
+            Form(f"{best.label}, {knobs['label']}", best.target, best.folder, {**best.config, **_without_label(knobs)})
+            for knobs in target.variants(self._results[best.label])[1:]
+        ]
+        if not variants:
+            return best
+        group = [original, *([best] if best is not original else []), *variants]
+        timings = self._time(group, reference, self.request.measure_seconds)
+        plain = next(timing for timing in timings if timing.form is best)
+        ranked = sorted(timings, key=lambda timing: timing.speedup, reverse=True)
+        for timing in ranked:
+            gain = timing.speedup / plain.speedup
+            if timing.form is best or timing.form is original or gain < 1 + _KNOB_GAIN or timing.low < plain.high:
+                continue
+            entry = self._verify_form(timing.form, reference, targets)
+            report.forms.append(entry)
+            self._enter(report, timing)
+            if entry.verified:
+                for known in (original, best):
+                    self._enter(report, next(other for other in timings if other.form is known))
+                self._results[timing.form.label] = self._results[best.label]
+                return timing.form
+        if best is original:
+            self._enter(report, plain)
+        return best
+
+    def _time(self, forms: Sequence[Form], reference: Reference, seconds: float) -> list[Timing]:
         feeds = reference.trials[0].feeds
         together = max(2, len(forms))
         if artifact.size_of(forms[-1].folder) > _TIMED_TOGETHER_BYTES:
@@ -339,7 +367,7 @@ class Compilation:
             group = [forms[0], *others[: together - 1]]
             del others[: together - 1]
             timed = time_forms(
-                group, feeds, threads=self.request.threads, seconds=self.request.measure_seconds,
+                group, feeds, threads=self.request.threads, seconds=seconds,
                 progress=lambda text: self.progress.stage("measure", text),
             )  # fmt: skip
             timings += timed if not timings else timed[1:]
@@ -409,6 +437,10 @@ class Compilation:
 def targets_by_name(targets: Sequence[tuple[Target, Probe]]) -> dict[str, tuple[Target, Probe]]:
     """The same, by name."""
     return {target.name: (target, probe) for target, probe in targets}
+
+
+def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in knobs.items() if key != "label"}
 
 
 def compare_form(form: Form, reference: Reference, threads: int, multiple: float = FORM_MULTIPLE) -> Comparison:

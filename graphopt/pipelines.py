@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from graphopt.pipeline.base import Pass, RewritePass
-from graphopt.rewrite import Rewrite
+if TYPE_CHECKING:
+    from graphopt.pipeline.base import Pass
 
 PASSES: Mapping[str, str] = {
     "hardswish": "graphopt.passes.hardswish:HardSwish",
@@ -54,7 +54,6 @@ class Group:
 
     stages: tuple[Stage, ...]
     requires: tuple[str, ...] = ()
-    Options: ClassVar[type[GroupOptions]] = GroupOptions
 
     def build(self, find: Callable[[str], Any], disabled: frozenset[str]) -> list[Pass]:
         """The passes of the group, without the members ``disabled``.
@@ -62,6 +61,9 @@ class Group:
         Args:
             find: From a name to the class.
         """
+        from graphopt.pipeline.base import RewritePass
+        from graphopt.rewrite import Rewrite
+
         passes: list[Pass] = []
         for stage in self.stages:
             classes = [find(name) for name in stage.members if name not in disabled]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphopt import catalog
 from graphopt.artifact import Manifest, check_files, read_manifest
 from graphopt.data.interface import Array, TensorSpec, check_feeds
 from graphopt.errors import BundleError, UsageError
@@ -28,7 +29,7 @@ class LoadedModel:
         self.inputs: tuple[TensorSpec, ...] = tuple(tensor.spec() for tensor in manifest.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(tensor.spec() for tensor in manifest.outputs)
         self._optional = frozenset(manifest.optional_inputs)
-        self._executable = _loader(manifest.target).load(path, manifest.config, threads=threads)
+        self._executable = catalog.runtime(manifest.target).load(path, manifest.config, threads=threads)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs by name, in the model's order.
@@ -75,14 +76,8 @@ def load(path: str | Path, *, threads: int = 0, check: bool = True) -> LoadedMod
     return LoadedModel(folder, manifest, threads=threads)
 
 
-def _loader(target: str) -> Any:
-    from graphopt import catalog
-
-    return catalog.target(target)
-
-
 def _check_machine(folder: Path, manifest: Manifest) -> None:
-    probe = _loader(manifest.target).probe()
+    probe = catalog.runtime(manifest.target).probe()
     if not probe.available or not probe.runnable:
         raise BundleError(
             f"{folder} needs the target {manifest.target!r}, which does not run here", hint=probe.reason

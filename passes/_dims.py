@@ -15,11 +15,30 @@ import onnx_ir as ir
 from graphopt.ir import facts
 
 _BUDGET = 400
-_SAME_SHAPE = frozenset(
-    "Abs Cast Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity IsNaN LayerNormalization LeakyRelu Log "
-    "Mish Neg Not RMSNormalization Reciprocal Relu Sigmoid Softmax Sqrt Tanh".split()
+# fmt: off
+_SAME_SHAPE = frozenset([
+    "Abs", "Cast", "Clip", "Cos", "CumSum", "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish",
+    "Identity", "IsNaN", "LayerNormalization", "LeakyRelu", "Log", "Mish", "Neg", "Not", "RMSNormalization",
+    "Reciprocal", "Relu", "RotaryEmbedding", "Sigmoid", "Sin", "Softmax", "Sqrt", "Tanh", "Trilu",
+])
+# fmt: on
+_BROADCAST = frozenset(
+    [
+        "Add",
+        "And",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Mul",
+        "Or",
+        "Pow",
+        "Sub",
+        "Where",
+    ]
 )
-_BROADCAST = frozenset("Add And Div Mul Or Pow Sub Where Equal Greater GreaterOrEqual Less LessOrEqual".split())
 
 
 class Dim(NamedTuple):
@@ -114,6 +133,31 @@ class Shapes:
             dims[axis] = rest if rest is not None else _opaque(node.outputs[0], axis)
         return tuple(dim for dim in dims if dim is not None)
 
+    def number(self, value: ir.Value | None, depth: int = 8) -> float | None:
+        """A scalar computed from constants and known dimensions, as ``1 / sqrt(shape(q)[-1])`` is."""
+        fixed = facts.scalar(value)
+        node = None if value is None else value.producer()
+        if fixed is not None or node is None or node.domain or depth == 0:
+            return fixed
+        if value is not None and value.dtype is not None and value.dtype.is_integer():
+            dims = self.elements(value)
+            return None if dims is None or len(dims) != 1 or dims[0].symbols else float(dims[0].factor)
+        operands = [self.number(operand, depth - 1) for operand in node.inputs]
+        if not operands or any(operand is None for operand in operands):
+            return None
+        known = [operand for operand in operands if operand is not None]
+        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
+            return known[0]
+        if node.op_type == "Sqrt" and known[0] >= 0:
+            return float(known[0] ** 0.5)
+        if node.op_type == "Mul":
+            return known[0] * known[1]
+        if node.op_type == "Div" and known[1] != 0:
+            return known[0] / known[1]
+        if node.op_type == "Reciprocal" and known[0] != 0:
+            return 1 / known[0]
+        return float(known[0] ** known[1]) if node.op_type == "Pow" and known[0] > 0 else None
+
     def _derive(self, value: ir.Value) -> Dims | None:
         node = value.producer()
         if node is None or node.domain or not node.inputs:
@@ -122,7 +166,9 @@ class Shapes:
         if kind == "Reshape":
             return self.reshaped(node)
         if kind in _BROADCAST:
-            return self._broadcast(node)
+            return broadcast([self.of(operand) for operand in node.inputs])
+        if kind == "Range" and facts.scalar(first) == 0.0 and facts.scalar(node.inputs[2]) == 1.0:
+            return self.elements(node.inputs[1])
         source = self.of(first)
         if source is None:
             return None
@@ -132,8 +178,18 @@ class Shapes:
             perm = facts.attribute(node, "perm", tuple(reversed(range(len(source)))))
             return tuple(source[axis] for axis in perm)
         if kind == "MatMul":
-            weight = facts.static_dims(node.inputs[1])
-            return (*source[:-1], Dim(weight[1])) if weight is not None and len(weight) == 2 else None
+            other = self.of(node.inputs[1])
+            if other is None or len(other) < 2 or len(source) < 2:
+                return None
+            lead = broadcast([source[:-2], other[:-2]])
+            return None if lead is None else (*lead, source[-2], other[-1])
+        if kind == "GatherElements":
+            return self.of(node.inputs[1])
+        if kind == "Gather":
+            axis, indices = facts.attribute(node, "axis", 0) % max(len(source), 1), self.of(node.inputs[1])
+            return None if indices is None else (*source[:axis], *indices, *source[axis + 1 :])
+        if kind in ("Concat", "Slice"):
+            return self._along_axes(node, source)
         if kind == "Expand":
             return _expanded(source, self.elements(node.inputs[1]))
         if kind == "Tile":
@@ -150,24 +206,6 @@ class Shapes:
             return (*source[:axis], size, *source[axis + 1 :])
         return None
 
-    def _broadcast(self, node: ir.Node) -> Dims | None:
-        shapes = [self.of(operand) for operand in node.inputs]
-        rank = max((len(shape) for shape in shapes if shape is not None), default=0)
-        result: list[Dim] = []
-        for axis in range(-rank, 0):
-            candidates: set[Dim] = set()
-            for shape in shapes:
-                if shape is None:
-                    return None
-                if len(shape) >= -axis:
-                    candidates.add(shape[axis])
-            candidates.discard(ONE)
-            numbers = [dim for dim in candidates if dim.known is not None]
-            if len(candidates) > 1 and not numbers:
-                return None
-            result.append(numbers[0] if numbers else next(iter(candidates), ONE))
-        return tuple(result)
-
     def _evaluate(self, value: ir.Value) -> Dims | None:
         fixed = facts.ints(value)
         if fixed is not None:
@@ -181,6 +219,10 @@ class Shapes:
             if shape is None:
                 return None
             return shape[slice(facts.attribute(node, "start", 0), facts.attribute(node, "end"))]
+        if kind == "ConstantOfShape":
+            return self._filled(node)
+        if kind in ("Mul", "Add", "Sub", "Div", "Equal", "Where"):
+            return self._elementwise(node)
         if kind == "Concat":
             parts = [self.elements(part) for part in node.inputs]
             return None if None in parts else tuple(dim for part in parts for dim in part or ())
@@ -204,6 +246,85 @@ class Shapes:
             return inner[start:stop:step] if step > 0 else None
         return None
 
+    def _along_axes(self, node: ir.Node, source: Dims) -> Dims | None:
+        """Slice and Concat change some axes, whose sizes shape inference knows if anyone does.
+
+        The beginning of a constant table, ``table[:, :length]``, has that length: a model that asks for more
+        positions than the table holds does not run at all.
+        """
+        value = node.outputs[0]
+        own = _declared(value)
+        axes: tuple[int, ...] | None = (facts.attribute(node, "axis", 0),)
+        if node.op_type == "Slice":
+            axes = facts.ints(node.inputs[3]) if len(node.inputs) > 3 else tuple(range(len(source)))
+        if axes is None:
+            return None
+        changed = {axis % len(source) for axis in axes}
+        if node.op_type == "Slice" and len(axes) == 1:
+            size = self._slice_size(node, source[axes[0] % len(source)])
+            if size is not None:
+                return tuple(size if axis in changed else dim for axis, dim in enumerate(source))
+        if node.op_type == "Slice" and len(changed) == 1 and facts.is_constant(node.inputs[0]):
+            end, step = self.elements(node.inputs[2]), node.inputs[4] if len(node.inputs) > 4 else None
+            from_start = facts.ints(node.inputs[1]) == (0,) and (step is None or facts.ints(step) == (1,))
+            if end is not None and end[0].symbols and from_start:
+                return tuple(end[0] if axis in changed else dim for axis, dim in enumerate(source))
+        return tuple(
+            dim if axis not in changed else own[axis] if own is not None else _opaque(value, axis)
+            for axis, dim in enumerate(source)
+        )
+
+    def _slice_size(self, node: ir.Node, size: Dim) -> Dim | None:
+        bounds = [self.elements(operand) for operand in (*node.inputs[1:3], *node.inputs[4:5])]
+        numbers = [bound[0].known for bound in bounds if bound is not None and len(bound) == 1]
+        if len(numbers) != len(bounds) or None in numbers or size.known is None:
+            return None
+        return Dim(len(range(*slice(*numbers).indices(size.known))))
+
+    def _filled(self, node: ir.Node) -> Dims | None:
+        counts = facts.ints(node.inputs[0])
+        fill = node.attributes.get("value")
+        if counts is None or len(counts) != 1 or counts[0] > 16:
+            return None
+        content = fill.as_tensor().numpy().reshape(-1) if fill is not None else [0]
+        return (Dim(int(content[0])),) * counts[0]
+
+    def _elementwise(self, node: ir.Node) -> Dims | None:
+        """Arithmetic on dimensions; ``Where(Equal(target, -1), 1, target)`` is what PyTorch's expand becomes."""
+        operands = [self.elements(operand) for operand in node.inputs]
+        size = max((len(operand) for operand in operands if operand is not None), default=0)
+        result: list[Dim] = []
+        for index in range(size):
+            picked: list[Dim] = []
+            for operand in operands:
+                if operand is None or len(operand) not in (1, size):
+                    return None
+                picked.append(operand[index if len(operand) == size else 0])
+            combined = _combine(node.op_type, picked)
+            if combined is None:
+                return None
+            result.append(combined)
+        return tuple(result)
+
+
+def _combine(kind: str, dims: list[Dim]) -> Dim | None:
+    if kind == "Where":
+        return None if dims[0].known is None else dims[1] if dims[0].known else dims[2]
+    left, right = dims
+    if kind == "Mul":
+        return left.times(right)
+    if kind == "Equal" and left == right:
+        return ONE
+    if left.known is not None and right.known is not None:
+        if kind == "Equal":
+            return Dim(int(left.known == right.known))
+        if kind == "Div":
+            return Dim(left.known // right.known) if left.known >= 0 < right.known else None
+        return Dim(left.known + right.known if kind == "Add" else left.known - right.known)
+    # A dimension is never negative, so it never equals -1.
+    negative = (left.known or 0) < 0 or (right.known or 0) < 0
+    return Dim(0) if kind == "Equal" and negative and left.factor * right.factor < 0 else None
+
 
 def _declared(value: ir.Value) -> Dims | None:
     if value.shape is None:
@@ -212,6 +333,25 @@ def _declared(value: ir.Value) -> Dims | None:
         Dim(dim) if isinstance(dim, int) else Dim(1, (str(dim.value),)) if dim.value else _opaque(value, axis)
         for axis, dim in enumerate(value.shape)
     )
+
+
+def broadcast(shapes: list[Dims | None]) -> Dims | None:
+    """The common shape; None where two dynamic dimensions meet of which either may be 1."""
+    rank = max((len(shape) for shape in shapes if shape is not None), default=0)
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        candidates: set[Dim] = set()
+        for shape in shapes:
+            if shape is None:
+                return None
+            if len(shape) >= -axis:
+                candidates.add(shape[axis])
+        candidates.discard(ONE)
+        numbers = [dim for dim in candidates if dim.known is not None]
+        if len(candidates) > 1 and not numbers:
+            return None
+        result.append(numbers[0] if numbers else next(iter(candidates), ONE))
+    return tuple(result)
 
 
 def _expanded(source: Dims, target: Dims | None) -> Dims | None:

@@ -226,7 +226,9 @@ def _part(part: ir.Value) -> tuple[ir.Value | None, int | None]:
         return None, None
     if node.op_type == "Split" and facts.attribute(node, "axis", 0) == 0:
         dims = facts.dims(part)
-        even = dims is not None and dims[0] == 1 and all((facts.dims(o) or (0,))[0] == 1 for o in node.outputs)
+        even = (
+            dims is not None and dims[0] == 1 and all((facts.dims(o) or (0,))[0] == 1 for o in node.outputs)
+        )
         return node.inputs[0], node.outputs.index(part) if even else None
     if node.op_type == "Slice":
         bounds = [facts.ints(operand) for operand in node.inputs[1:]]

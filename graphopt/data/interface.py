@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from graphopt.errors import DataError, UnknownNameError
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
+
+_NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,13 @@ class TensorSpec:
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """NumPy's element type (object for strings)."""
-        if self.dtype == "string":
-            return np.dtype(object)
-        return ir.DataType[self.dtype.upper()].numpy()
+        try:
+            return np.dtype(_NUMPY_NAMES.get(self.dtype, self.dtype))
+        except TypeError:
+            # bfloat16, the float8 and 4-bit types: known to ml_dtypes, through onnx-ir.
+            import onnx_ir as ir
+
+            return ir.DataType[self.dtype.upper()].numpy()
 
     @property
     def is_dynamic(self) -> bool:
@@ -50,6 +58,8 @@ class TensorSpec:
 
 def spec_of(value: ir.Value) -> TensorSpec:
     """The specification of a graph input or output."""
+    import onnx_ir as ir
+
     dtype = "undefined" if value.dtype is None else value.dtype.name.lower()
     if not isinstance(value.type, ir.TensorType):
         dtype = "undefined" if value.type is None else str(type(value.type).__name__)

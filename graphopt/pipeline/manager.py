@@ -117,16 +117,27 @@ class PassManager:
         peak = peak_megabytes()
         attempt = self._attempt(pass_, model, record, allow_all)
         denied: set[Application] = set()
+        banned: set[str] = set()
+
+        def allowed(entry: Application) -> bool:
+            return entry not in denied and entry.rewrite not in banned
+
         deadline = time.monotonic() + self.limits.bisect_seconds
         while not attempt.ok:
-            culprit = self._find_culprit(pass_, model, attempt, denied, record, deadline)
-            if culprit is None or len(denied) >= self.limits.culprits:
+            culprit = self._find_culprit(pass_, model, attempt, allowed, record, deadline)
+            if culprit is None or len(record.undone) >= self.limits.culprits:
                 break
-            denied.add(culprit)
             why = attempt.why
             repro = self._repro(pass_, model, attempt, culprit)
-            record.undone.append(Undone(str(culprit), why, repro))
-            attempt = self._attempt(pass_, model, record, lambda entry: entry not in denied)
+            if any(known.rewrite == culprit.rewrite for known in denied):
+                # The second time it is the rewrite, not the place.
+                denied |= {entry for entry in attempt.log.applied if entry.rewrite == culprit.rewrite}
+                banned.add(culprit.rewrite)
+                record.undone.append(Undone(f"{culprit.rewrite}, everywhere", why, repro))
+            else:
+                record.undone.append(Undone(str(culprit), why, repro))
+            denied.add(culprit)
+            attempt = self._attempt(pass_, model, record, allowed)
 
         record.peak_megabytes = max(0.0, peak_megabytes() - peak)
         record.refused = attempt.log.refused
@@ -192,7 +203,7 @@ class PassManager:
         pass_: Pass,
         model: ir.Model,
         failed: _Attempt,
-        denied: set[Application],
+        still_allowed: Gate,
         record: PassRecord,
         deadline: float,
     ) -> Application | None:
@@ -205,9 +216,9 @@ class PassManager:
             if time.monotonic() > deadline:
                 return None
             middle = (good + bad) // 2
-            allowed = set(applied[:middle])
+            first = set(applied[:middle])
             attempt = self._attempt(
-                pass_, model, record, lambda entry, allowed=allowed: entry in allowed and entry not in denied
+                pass_, model, record, lambda entry, first=first: entry in first and still_allowed(entry)
             )
             if attempt.ok:
                 good = middle
@@ -244,10 +255,8 @@ def peak_megabytes() -> float:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, PassFailedError):
-        return error.message
     if isinstance(error, GraphoptError):
-        return error.message
+        return error.message.splitlines()[0]
     return f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

@@ -216,6 +216,7 @@ def commit(
         if takes_name:
             old.name = None if old.producer() is None else f"{name}/dead"
             new.name = name
+        _drop_unread(old)
 
     look_again = list(build.nodes)
     for _, new in pairs:
@@ -256,9 +257,7 @@ def _between(pairs: Sequence[tuple[ir.Value, ir.Value]], made: Sequence[ir.Node]
         if node is None or node in found:
             continue
         found[node] = None
-        stack += [
-            value.producer() for value in node.inputs if value is not None and value not in inputs
-        ]
+        stack += [value.producer() for value in node.inputs if value is not None and value not in inputs]
     return list(found)
 
 
@@ -283,13 +282,20 @@ def remove_dead(graph: ir.Graph, candidates: Iterable[ir.Node]) -> list[ir.Node]
             if producer is not None:
                 stack.append(producer)
             if value.is_initializer() and not value.uses() and not value.is_graph_input():
-                owner = value.graph
-                if owner is not None and not value.is_graph_output():
-                    assert value.name is not None
-                    owner.initializers.pop(value.name)
+                _drop_unread(value)
             elif len(value.uses()) <= _WIDE:
                 bereft |= dict.fromkeys(value.consumers())
     return [node for node in bereft if node.graph is graph]
+
+
+def _drop_unread(value: ir.Value) -> None:
+    """Take ``value`` out of the initializers of its graph, where it is one that nothing reads any more."""
+    if not value.is_initializer() or value.uses() or value.is_graph_input() or value.is_graph_output():
+        return
+    owner = value.graph
+    if owner is not None:
+        assert value.name is not None
+        owner.initializers.pop(value.name)
 
 
 def is_dead(node: ir.Node) -> bool:

@@ -150,7 +150,8 @@ class Builder:
         elif operands and operands[0] is not None:
             first.type = operands[0].type
         if dtype is not None:
-            first.dtype = dtype
+            # A type of its own: that of ``like`` or of the input is shared with that value.
+            first.type = ir.TensorType(dtype)
         if shape is not None:
             first.shape = shape if isinstance(shape, ir.Shape) else ir.Shape(shape)
         for index, output in enumerate(node.outputs):

@@ -1,6 +1,7 @@
 """Times several forms of a model against a baseline: interleaved, each in a process of its own.
 
-In each round every form runs in turn, in an order that rotates; the ratio to the baseline is taken within the round,
+A process whose turn is over is stopped: ONNX Runtime's idle threads go on spinning for 50 to 100 ms and would take the cores
+from whoever runs next. In each round every form runs in turn, in an order that rotates; the ratio to the baseline is taken within the round,
 so that what the machine does between rounds cancels. The speedup is the median of the ratios, with a bootstrap
 interval of 95 % (Efron & Tibshirani, An Introduction to the Bootstrap, ch. 13, percentile method).
 """
@@ -11,6 +12,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,12 +27,15 @@ import numpy as np
 
 from graphopt.data.interface import Feeds
 from graphopt.errors import TargetError
-from graphopt.target import Form
+from graphopt.machine import Form
 from graphopt.tune.worker import load_feeds, save_feeds
 
 _LOAD_TIMEOUT = 120.0
 _ROUND_SECONDS = 0.06
 _MOST_RUNS = 60
+_SPIN_SECONDS = 0.15
+_SETTLED_ROUNDS = 12
+_SETTLED_WIDTH = 0.02
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,23 @@ class Worker:
         self._receive(_LOAD_TIMEOUT)
 
     def run(self, count: int, seconds: float, timeout: float = 300.0) -> list[float]:
-        """Seconds of each of up to ``count`` runs."""
-        self._send({"run": {"count": count, "seconds": seconds}})
-        return [float(value) for value in self._receive(timeout)["seconds"]]
+        """Seconds of each of up to ``count`` runs; afterwards the process rests."""
+        with self._awake():
+            self._send({"run": {"count": count, "seconds": seconds}})
+            return [float(value) for value in self._receive(timeout)["seconds"]]
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        if sys.platform != "linux":
+            # Elsewhere an orphan could stay stopped for ever (no parent-death signal), so wait the spinning out.
+            yield
+            time.sleep(_SPIN_SECONDS)
+            return
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGSTOP)
 
     def outputs(self, feeds: Feeds, timeout: float = 300.0) -> Feeds:
         """The form's outputs for these inputs.
@@ -107,10 +126,10 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        self._process.kill()
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
-        self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -188,7 +207,7 @@ def time_forms(
         started = time.monotonic()
         number = 0
         while number < most_rounds and (
-            number < least_rounds or time.monotonic() - started < seconds
+            number < least_rounds or (time.monotonic() - started < seconds and not _settled(medians))
         ):
             order = [(number + offset) % len(running) for offset in range(len(running))]
             if number % 2:
@@ -199,6 +218,22 @@ def time_forms(
             number += 1
             progress(f"round {number}")
     return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
+
+
+def _settled(medians: Sequence[Sequence[float]]) -> bool:
+    """Whether more rounds would change nothing: every interval is narrower than a fiftieth, after a dozen rounds."""
+    if len(medians[0]) < _SETTLED_ROUNDS:
+        return False
+    baseline = np.asarray(medians[0])
+    for own in medians[1:]:
+        ratios = np.sort(baseline / np.asarray(own))
+        # Distribution-free interval of the median: order statistics around the middle.
+        spread = int(np.ceil(0.98 * np.sqrt(len(ratios))))
+        middle = len(ratios) // 2
+        low, high = ratios[max(0, middle - spread)], ratios[min(len(ratios) - 1, middle + spread)]
+        if high - low > _SETTLED_WIDTH * ratios[middle]:
+            return False
+    return True
 
 
 def _timing(form: Form, baseline: Sequence[float], own: Sequence[float]) -> Timing:

@@ -37,6 +37,7 @@ def load_feeds(path: Path) -> Feeds:
 
 def main() -> None:
     """The worker's loop. Commands: ``load``, ``run`` (timed), ``outputs`` (of given inputs, to a file)."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     executable: Any = None
@@ -58,11 +59,21 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def _end_with_parent() -> None:
+    """On Linux, be killed when the parent dies: a stopped process would not notice by itself."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def _load(request: dict[str, Any]) -> tuple[Any, Feeds]:
     from graphopt import catalog
 
-    target = catalog.target(request["target"])
-    executable = target.load(Path(request["folder"]), request["config"], threads=request["threads"])
+    runtime = catalog.runtime(request["target"])
+    executable = runtime.load(Path(request["folder"]), request["config"], threads=request["threads"])
     return executable, load_feeds(Path(request["feeds"])) if request["feeds"] else {}
 
 

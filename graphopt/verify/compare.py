@@ -2,7 +2,10 @@
 
 The floor of an element is not one number for a whole tensor: a detector's boxes (0 to 640) and scores (0 to 1) may
 share one. So noise is measured along each axis, the largest in each slice, and an element gets the least of
-the slices that it lies in. No slice's floor is below a few units in the last place of the largest value in it.
+the slices that it lies in. No slice's floor is below a few units in the last place of the largest value in it, nor below a
+64th of the whole tensor's (a slice may be quiet by chance). Where the output comes from a function of bounded
+range (a sigmoid, a softmax), units in the last place of that range count: kernels approximate such functions
+absolutely, and a saturated value has no digits to keep.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from graphopt.data.interface import Array, Feeds
 
 ULPS = 4.0
 _LEAST_SLICE = 16
+_LEAST_SHARE = 1 / 64
 
 
 class Status(enum.Enum):
@@ -99,12 +103,13 @@ class Comparison:
         return f"{self.relative_error:.1e}, noise floor {self.noise_floor:.1e}"
 
 
-def element_floor(reference: Array, noise: Array) -> Array:
+def element_floor(reference: Array, noise: Array, scale: float = 0.0) -> Array:
     """The noise floor of each element of a float output.
 
     Args:
         reference: The output of the reference run.
         noise: Largest absolute deviation seen over equally valid runs, same shape.
+        scale: Range of the function that makes the output, where it is bounded; 0 where it is not.
     """
     epsilon = float(np.finfo(reference.dtype).eps)
     magnitude = np.where(np.isfinite(reference), np.abs(reference), 0).astype(np.float64)
@@ -112,9 +117,9 @@ def element_floor(reference: Array, noise: Array) -> Array:
     if reference.size == 0:
         return noise
     tiny = float(np.finfo(reference.dtype).tiny)
-    floor = np.full(
-        reference.shape, max(noise.max(), ULPS * epsilon * magnitude.max(), tiny), dtype=np.float64
-    )
+    whole = max(noise.max(), ULPS * epsilon * magnitude.max(), ULPS * epsilon * scale, tiny)
+    least = max(noise.max() * _LEAST_SHARE, ULPS * epsilon * scale, tiny)
+    floor = np.full(reference.shape, whole, dtype=np.float64)
     for axis in range(reference.ndim):
         others = tuple(other for other in range(reference.ndim) if other != axis)
         if reference.shape[axis] < 2 or reference.size // reference.shape[axis] < _LEAST_SLICE:
@@ -123,16 +128,22 @@ def element_floor(reference: Array, noise: Array) -> Array:
             noise.max(axis=others, keepdims=True),
             ULPS * epsilon * magnitude.max(axis=others, keepdims=True),
         )
-        floor = np.minimum(floor, np.maximum(along, tiny))
+        floor = np.minimum(floor, np.maximum(along, least))
     return floor
 
 
 def compare_output(
-    name: str, reference: Array, result: Array, noise: Array | None, multiple: float
+    name: str,
+    reference: Array,
+    result: Array,
+    noise: Array | None,
+    multiple: float,
+    scale: float = 0.0,
 ) -> OutputDifference:
     """Compare one output of one trial.
 
     Args:
+        scale: As for :func:`element_floor`.
         noise: As for :func:`element_floor`; for integers, booleans and strings the mask of unstable elements.
         multiple: How many times the floor is allowed.
     """
@@ -169,10 +180,10 @@ def compare_output(
     finite = np.isfinite(reference)
     wide_reference, wide_result = reference.astype(np.float64), result.astype(np.float64)
     difference = np.where(finite, np.abs(np.where(finite, wide_result - wide_reference, 0)), 0)
-    floor = element_floor(reference, noise if noise is not None else np.zeros(reference.shape))
+    floor = element_floor(reference, noise if noise is not None else np.zeros(reference.shape), scale)
     ratio = float((difference / floor).max(initial=0.0))
-    scale = float(np.abs(wide_reference[finite]).max(initial=0.0)) or 1.0
-    relative, relative_floor = float(difference.max(initial=0.0)) / scale, float(floor.max(initial=0.0)) / scale
+    largest = float(np.abs(wide_reference[finite]).max(initial=0.0)) or 1.0
+    relative, relative_floor = float(difference.max(initial=0.0)) / largest, float(floor.max(initial=0.0)) / largest
     if ratio <= multiple:
         return OutputDifference(name, Status.WITHIN_NOISE, relative, relative_floor, ratio)
     return different(
@@ -196,8 +207,13 @@ def compare(
     results: Sequence[Mapping[str, Array]],
     noises: Sequence[Mapping[str, Array]],
     multiple: float,
+    scales: Mapping[str, float] | None = None,
 ) -> Comparison:
-    """Compare all outputs of all trials; outputs missing from a result count as different."""
+    """Compare all outputs of all trials; outputs missing from a result count as different.
+
+    Args:
+        scales: As for :func:`element_floor`, by output.
+    """
     differences: dict[str, OutputDifference] = {}
     for reference, result, noise in zip(references, results, noises, strict=True):
         for name, wanted in reference.items():
@@ -206,7 +222,8 @@ def compare(
                     name, Status.DIFFERENT, ratio=float("inf"), reason=f"output {name!r} is missing"
                 )
             else:
-                found = compare_output(name, wanted, result[name], noise.get(name), multiple)
+                scale = (scales or {}).get(name, 0.0)
+                found = compare_output(name, wanted, result[name], noise.get(name), multiple, scale)
             known = differences.get(name)
             differences[name] = found if known is None else _worse(known, found)
     return Comparison(tuple(differences.values()), multiple)

@@ -1,8 +1,8 @@
 """The reference: the original model, run by ONNX Runtime with its optimisations off, and its noise floor.
 
 The floor is what equally valid runs of the same model differ by: one thread against several, packed weights
-against plain ones, ONNX Runtime's own optimisations (other layouts, fused rounding), and inputs moved by at
-most half a unit in the last place. It is measured, not assumed, for each model and each set of inputs.
+against plain ones, ONNX Runtime's own optimisations (other layouts, fused rounding), and inputs and weights moved
+by at most half a unit in the last place. It is measured, not assumed, for each model and each set of inputs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import onnx_ir as ir
 from graphopt.data.interface import Array, Feeds, check_feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for, size_candidates
 from graphopt.errors import DataError, TargetError, UnsupportedModelError
+from graphopt.ir import facts
 from graphopt.verify.compare import Comparison, compare, deviation
 from graphopt.verify.session import Session
 
 _MOST_TRIALS = 8
 _LARGE_WEIGHTS = 512 << 20
 _PERTURBATIONS = 2
+_MOST_LAYOUT_STEPS = 8
+_LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Cast"})
+_BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Tanh"})
 
 
 @dataclass
@@ -52,10 +56,12 @@ class Reference:
     Attributes:
         trials: At least one.
         random_outputs: Outputs that differ between two runs of the same session; they cannot be compared.
+        scales: Range of the function that makes an output, where it is bounded.
     """
 
     trials: list[Trial]
     random_outputs: frozenset[str] = frozenset()
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def synthetic(self) -> bool:
@@ -75,6 +81,7 @@ class Reference:
             results,
             [trial.noise for trial in self.trials],
             multiple,
+            self.scales,
         )
 
     def compare_model(self, model: ir.Model, multiple: float) -> Comparison:
@@ -134,7 +141,7 @@ def build_reference(
     )
     progress("noise floor")
     _measure_noise(model, session, found, seed)
-    return Reference(found, random_outputs)
+    return Reference(found, random_outputs, bounded_outputs(model))
 
 
 def _synthetic_trials(
@@ -183,15 +190,41 @@ def _measure_noise(model: ir.Model, session: Session, trials: list[Trial], seed:
             absorb(trial, session.run(moved))
     variants: list[dict[str, Any]] = [{"threads": 1, "prepack": False}]
     if _packs(model):
-        variants.append({"optimize": "all"})
+        variants += [{"optimize": "all"}, {"perturbed": True}]
     for variant in variants:
         try:
-            other = Session(model, seed=seed, **variant)
+            same = _perturbed_weights(model, rng) if variant.pop("perturbed", False) else model
+            other = Session(same, seed=seed, **variant)
             for trial in trials:
                 absorb(trial, other.run(trial.feeds))
         except TargetError:
             # A variant that ONNX Runtime cannot run says nothing about the noise of the model.
             continue
+
+
+def bounded_outputs(model: ir.Model) -> dict[str, float]:
+    """Outputs that come, but for their layout, from a function of bounded range, with that range."""
+    found: dict[str, float] = {}
+    for output in model.graph.outputs:
+        value: ir.Value | None = output
+        for _ in range(_MOST_LAYOUT_STEPS):
+            node = None if value is None else value.producer()
+            if node is None or node.op_type not in _LAYOUT:
+                break
+            value = node.inputs[0]
+        if facts.producer_op(value) in _BOUNDED and output.name:
+            found[output.name] = 1.0
+    return found
+
+
+def _perturbed_weights(model: ir.Model, rng: np.random.Generator) -> ir.Model:
+    """A copy whose float weights are moved by at most half a unit in the last place."""
+    moved = model.clone()
+    for value in moved.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+            value.const_value = ir.tensor(_perturb(tensor.numpy(), rng), name=value.name)
+    return moved
 
 
 def _perturb(array: Array, rng: np.random.Generator) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import MissingExtraError, TargetError
+from graphopt.machine import Probe
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 LEVELS = {
@@ -37,14 +40,14 @@ def session_options(config: Mapping[str, Any], threads: int) -> Any:
     """ONNX Runtime's session options from a form's configuration.
 
     Args:
-        config: ``level`` (off, basic, extended, all), ``flush_denormals``, ``prepack``, ``spin``; absent
-            keys leave ONNX Runtime's default.
+        config: ``level`` (off, basic, extended, all), ``flush_denormals``, ``prepack``, ``spin``,
+            ``threads`` (instead of the argument); absent keys leave ONNX Runtime's default.
         threads: Of an operator; 0 leaves it to ONNX Runtime.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = config.get("threads", threads)
     level = getattr(ort.GraphOptimizationLevel, LEVELS[config.get("level", "all")])
     options.graph_optimization_level = level
     if config.get("flush_denormals"):
@@ -80,7 +83,9 @@ class OrtExecutable:
         options = session_options(config, threads)
         providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            self._session = ort.InferenceSession(
+                str(path), options, providers=providers, disabled_optimizers=config.get("disabled_optimizers")
+            )
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise TargetError(f"ONNX Runtime rejects {path.name}: {' '.join(str(error).split())[:600]}") from error
         if provider not in self._session.get_providers():
@@ -101,3 +106,44 @@ class OrtExecutable:
         except Exception as error:  # as above
             raise TargetError(f"ONNX Runtime fails: {' '.join(str(error).split())[:600]}") from error
         return dict(zip(self.output_names, results, strict=True))
+
+
+class OrtRuntime:
+    """What a bundle for ONNX Runtime needs when it is loaded: nothing of the compiler.
+
+    Args:
+        name: ``ort-cpu`` or ``ort-cuda``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.provider = PROVIDERS[name]
+
+    def probe(self) -> Probe:
+        """Whether ONNX Runtime and the provider are there."""
+        try:
+            ort = import_onnxruntime("cuda" if self.name == "ort-cuda" else "cpu")
+        except MissingExtraError as error:
+            return Probe(False, False, reason=str(error))
+        there = self.provider in ort.get_available_providers()
+        reason = ""
+        if not there:
+            reason = f"ONNX Runtime {ort.__version__} has no {self.provider}: pip install 'graphopt[cuda]'"
+        elif self.name == "ort-cuda" and not _has_nvidia_driver():
+            there, reason = False, "no NVIDIA driver on this machine: models compile, but are not run here"
+        machine = {"onnxruntime": ort.__version__, "machine": platform.machine()}
+        return Probe(True, there, ort.__version__, reason, machine)
+
+    def load(self, folder: Path, config: Mapping[str, Any], *, threads: int = 0) -> OrtExecutable:
+        """A session on the file that the configuration names."""
+        return OrtExecutable(folder / config["file"], config, target=self.name, threads=threads)
+
+
+def _has_nvidia_driver() -> bool:
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        return True
+    return False

@@ -1,0 +1,32 @@
+"""What capture gives to the rest of the compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model in the internal form, and the same model as it was given.
+
+    Attributes:
+        original: The ONNX file that it came from; None where it came from memory or from PyTorch.
+        model: In the internal form: internal opset, no functions, constants as initializers, unique names.
+        original_model: As given (its own opset, constants and functions). The reference runs this one. It shares
+            its weights with ``model``.
+        source_opset: Of ONNX's own domain, as given.
+        kind: "onnx" or "torch".
+        warnings: What the user should know, one sentence each.
+        name: Of the model: the file's stem, the module's class, or the graph's name.
+    """
+
+    original: Path | None
+    model: ir.Model
+    original_model: ir.Model
+    source_opset: int
+    kind: str
+    warnings: list[str] = field(default_factory=list)
+    name: str = ""

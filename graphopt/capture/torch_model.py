@@ -1,0 +1,226 @@
+"""PyTorch models: modules, FX graphs, exported programs and ``.pt2`` files, by way of ``torch.onnx.export``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from graphopt.capture.captured import Captured
+from graphopt.capture.onnx_model import capture_ir
+from graphopt.errors import MissingExtraError, ModelError, UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require_torch() -> Any:
+    """The torch module.
+
+    Raises:
+        MissingExtraError: torch, or what its exporter needs, is not installed.
+    """
+    for package in ("torch", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "torch")
+    import torch
+
+    return torch
+
+
+def is_torch_model(model: object) -> bool:
+    """Whether ``model`` is a module or an exported program, without importing torch."""
+    for base in type(model).__mro__:
+        if base.__module__ in ("torch.nn.modules.module", "torch.export.exported_program"):
+            return base.__name__ in ("Module", "ExportedProgram")
+    return False
+
+
+def capture_pt2(
+    path: Path,
+    *,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> Captured:
+    """Capture a program that ``torch.export.save`` wrote.
+
+    Raises:
+        ModelError: Not such a file.
+    """
+    torch = require_torch()
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}", hint="check the path")
+    try:
+        with _quiet():
+            program = torch.export.load(str(path))
+    except Exception as error:  # torch raises whatever its archive reader meets
+        raise ModelError(
+            f"{path} is not a program saved by torch.export: {_first_line(error)}",
+            hint="write it with torch.export.save(torch.export.export(module, args), path)",
+        ) from error
+    return capture_program(program, name=path.stem, input_shapes=input_shapes)
+
+
+def capture_program(
+    program: torch.export.ExportedProgram,
+    *,
+    name: str = "",
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> Captured:
+    """Capture an exported program; dynamic dimensions stay dynamic."""
+    require_torch()
+    user_inputs = [str(argument) for argument in program.graph_signature.user_inputs]
+    model, notes = _export(program, None, None, None)
+    return _finish(model, user_inputs, name or "program", notes, input_shapes)
+
+
+def capture_module(
+    module: torch.nn.Module,
+    example_inputs: Any,
+    *,
+    dynamic_shapes: Any = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> Captured:
+    """Capture a module (or FX graph module) by running it on example inputs.
+
+    Args:
+        example_inputs: Positional arguments of ``forward`` as a tuple, or its keyword arguments as a dict.
+        dynamic_shapes: As for ``torch.export.export``.
+
+    Raises:
+        UsageError: No example inputs.
+        UnsupportedModelError: torch cannot export it.
+    """
+    require_torch()
+    if example_inputs is None:
+        raise UsageError(
+            f"{type(module).__name__} is a torch module: example inputs are needed to capture it",
+            hint="pass example_inputs=(tensor, ...) or {'name': tensor, ...}",
+        )
+    training = module.training
+    module.eval()
+    try:
+        args, kwargs = _arguments(example_inputs)
+        model, notes = _export(module, args, kwargs, dynamic_shapes)
+    finally:
+        module.train(training)
+    if training:
+        notes.append("the module was in training mode; it was captured in evaluation mode")
+    return _finish(
+        model, _input_names(module, args, kwargs), type(module).__name__, notes, input_shapes
+    )
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), {name: _tensor(value) for name, value in example_inputs.items()}
+    if isinstance(example_inputs, tuple | list):
+        return tuple(_tensor(value) for value in example_inputs), {}
+    return (_tensor(example_inputs),), {}
+
+
+def _tensor(value: Any) -> Any:
+    """NumPy arrays as tensors; everything else as it is."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _input_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """Parameter names of ``forward`` for the tensors that are passed, in order."""
+    import torch
+
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    found: list[str] = []
+    position = 0
+    for index, value in enumerate(args):
+        parameter = parameters[min(position, len(parameters) - 1)] if parameters else None
+        if parameter is None:
+            base = f"input_{index}"
+        elif parameter.kind == inspect.Parameter.VAR_POSITIONAL:
+            base = f"{parameter.name}_{index - position}"
+        else:
+            base = parameter.name
+            position += 1
+        if isinstance(value, torch.Tensor):
+            found.append(base)
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            return []  # A nested structure: keep the exporter's names.
+    order = {parameter.name: index for index, parameter in enumerate(parameters)}
+    for name in sorted(kwargs, key=lambda key: order.get(key, len(order))):
+        if isinstance(kwargs[name], torch.Tensor):
+            found.append(name)
+        elif kwargs[name] is not None and not isinstance(kwargs[name], bool | int | float | str):
+            return []
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress lines and deprecation warnings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir.Model, list[str]]:
+    import torch
+
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                args if args is not None else (),
+                kwargs=kwargs or None,
+                dynamic_shapes=dynamic_shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # torch.onnx wraps all that may go wrong in a user's module
+        raise UnsupportedModelError(
+            f"torch cannot export {type(model).__name__}: {_cause(error)}",
+            hint="try torch.export.export(module, args) by itself; it explains what it cannot trace",
+        ) from error
+    assert program is not None
+    captured: ir.Model = program.model
+    return captured, []
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+
+
+def _finish(
+    model: ir.Model,
+    input_names: Sequence[str],
+    name: str,
+    notes: Sequence[str],
+    input_shapes: Mapping[str, Sequence[int | None]] | None,
+) -> Captured:
+    inputs = list(model.graph.inputs)
+    if len(input_names) == len(inputs) and len(set(input_names)) == len(inputs):
+        for value, wanted in zip(inputs, input_names, strict=True):
+            value.name = wanted
+    return capture_ir(model, name=name, kind="torch", warnings=notes, input_shapes=input_shapes)

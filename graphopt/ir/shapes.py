@@ -1,0 +1,249 @@
+"""Element types and shapes: inference over the whole model, and specialisation to given input shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import onnx_ir as ir
+
+from graphopt.errors import SpecError, UnknownNameError, UsageError
+from graphopt.ir import model as ir_model
+
+if TYPE_CHECKING:
+    import onnx
+
+Dims: TypeAlias = "tuple[int | None, ...]"
+
+
+def infer(model: ir.Model) -> bool:
+    """Infer element types and shapes of all values, subgraphs included, in place.
+
+    Runs ONNX's own inference with data propagation on the model without its large weights. What was known and is
+    more precise stays. Never raises: where inference fails, what is known stays as it is.
+
+    Returns:
+        Whether inference ran through.
+    """
+    import onnx
+
+    try:
+        proto, _ = ir_model.skeleton(model)
+        inferred = onnx.shape_inference.infer_shapes(
+            proto, check_type=False, strict_mode=False, data_prop=True
+        )
+    except Exception:  # the C++ side raises several unrelated classes; by contract nothing is lost
+        return False
+    del proto
+    _merge_graph(model.graph, inferred.graph)
+    return True
+
+
+def _merge_graph(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Take over what was inferred. Nodes are in the same order on both sides, so subgraphs pair up."""
+    infos = {info.name: info.type for info in proto.value_info}
+    infos.update((info.name, info.type) for info in proto.output)
+    for node, message in zip(graph, proto.node, strict=True):
+        for value in node.outputs:
+            info = infos.get(value.name or "")
+            if info is not None:
+                _merge_value(value, info)
+        if any(attribute.HasField("g") or attribute.graphs for attribute in message.attribute):
+            _merge_subgraphs(node, message)
+
+
+def _merge_subgraphs(node: ir.Node, message: onnx.NodeProto) -> None:
+    for attribute in message.attribute:
+        mine = node.attributes.get(attribute.name)
+        if mine is None or mine.is_ref():
+            continue
+        if attribute.HasField("g"):
+            pairs = [(mine.as_graph(), attribute.g)]
+        else:
+            pairs = list(zip(mine.as_graphs(), attribute.graphs, strict=True))
+        for inner, proto in pairs:
+            for value, info in zip(inner.inputs, proto.input, strict=True):
+                _merge_value(value, info.type)
+            _merge_graph(inner, proto)
+
+
+def _merge_value(value: ir.Value, inferred: onnx.TypeProto) -> None:
+    type_ = ir.serde.deserialize_type_proto_for_type(inferred)
+    if type_ is not None and (type_.dtype != ir.DataType.UNDEFINED):
+        if value.type is None or value.dtype in (None, ir.DataType.UNDEFINED):
+            value.type = type_
+        elif value.type != type_ and not value.is_graph_output():
+            value.type = type_
+    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+    if shape is None:
+        return
+    value.shape = _better(value.shape, shape)
+
+
+def _better(known: ir.Shape | None, inferred: ir.Shape) -> ir.Shape:
+    """Each dimension as precisely as either side knows it; inference wins where both name a size."""
+    if known is None or len(known) != len(inferred):
+        return inferred.copy()
+    return ir.Shape(
+        [
+            new if isinstance(new, int) or (not isinstance(old, int) and old.value is None) else old
+            for old, new in zip(known, inferred, strict=True)
+        ]
+    )
+
+
+def parse_input_shape(text: str) -> tuple[str, Dims]:
+    """Parse ``name:1,3,224,224``. The name may contain colons; ``?`` leaves a dimension as it is.
+
+    Raises:
+        SpecError: Not of that form, or a size that is no positive integer.
+    """
+    name, colon, sizes = text.rpartition(":")
+    example = "for example --input-shape x:1,3,224,224"
+    if not colon or not name:
+        raise SpecError(f"cannot read the input shape {text!r}: expected NAME:SIZE,SIZE,...", hint=example)
+    dims: list[int | None] = []
+    for position, part in enumerate(sizes.split(",") if sizes.strip() else []):
+        word = part.strip()
+        if word == "?":
+            dims.append(None)
+            continue
+        try:
+            size = int(word)
+        except ValueError:
+            raise SpecError(
+                f"cannot read the input shape {text!r}: {word!r} at position {position} is no integer",
+                hint=f"{example}; ? leaves a dimension as it is",
+            ) from None
+        if size <= 0:
+            raise SpecError(
+                f"in the input shape {text!r} the size at position {position} is {size}, but sizes are positive",
+                hint=f"{example}; ? leaves a dimension as it is",
+            )
+        dims.append(size)
+    return name, tuple(dims)
+
+
+def specialize(model: ir.Model, shapes: Mapping[str, Sequence[int | None]]) -> None:
+    """Fix the shapes of inputs, in place, and infer everything that follows from them.
+
+    A symbolic dimension that gets a size gets it everywhere it occurs, in the other inputs too. Inner shapes that the
+    file declared are dropped first: they were true for the old shapes.
+
+    Args:
+        shapes: Sizes for each input; None leaves a dimension as it is.
+
+    Raises:
+        UnknownNameError: No such input.
+        UsageError: Another rank, another size than the model fixes, a size that is not positive, or two sizes for
+            one symbolic dimension.
+    """
+    inputs = {
+        value.name: value
+        for value in model.graph.inputs
+        if value.name is not None and value.name not in model.graph.initializers
+    }
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, dims in shapes.items():
+        if name not in inputs:
+            raise UnknownNameError("input", name, inputs, hint="see the inputs with: graphopt inspect MODEL")
+        _check_shape(inputs[name], dims, sizes)
+    for name, dims in shapes.items():
+        old = inputs[name].shape
+        inputs[name].shape = ir.Shape(
+            [
+                size if size is not None else (None if old is None else old[axis])
+                for axis, size in enumerate(dims)
+            ]
+        )
+    bindings = {symbol: size for symbol, (size, _) in sizes.items()}
+    for value in model.graph.inputs:
+        _bind(value, bindings)
+    dropped = _drop_inner_shapes(model)
+    infer(model)
+    # Inference knows nothing of other domains; what the file declared for those is better than nothing.
+    restored = False
+    for value, shape in dropped:
+        producer = value.producer()
+        if value.shape is None and producer is not None and producer.domain not in ("", "ai.onnx"):
+            value.shape = shape
+            _bind(value, bindings)
+            restored = True
+    if restored:
+        infer(model)
+
+
+def _check_shape(
+    value: ir.Value, dims: Sequence[int | None], sizes: dict[str, tuple[int, str]]
+) -> None:
+    name = value.name
+    for axis, size in enumerate(dims):
+        if size is not None and size <= 0:
+            raise UsageError(f"input {name!r}: dimension {axis} cannot be {size}", hint="sizes are positive")
+    if value.shape is None:
+        return
+    shown = _shown(value.shape)
+    if len(dims) != len(value.shape):
+        raise UsageError(
+            f"input {name!r} has {len(value.shape)} dimensions {shown}, but {len(dims)} sizes are given",
+            hint=f"write {name}:" + ",".join(str(dim) if isinstance(dim, int) else "?" for dim in value.shape)
+            + " with a size in place of each ?",
+        )
+    for axis, (size, dim) in enumerate(zip(dims, value.shape, strict=True)):
+        if size is None:
+            continue
+        if isinstance(dim, int):
+            if dim != size:
+                raise UsageError(
+                    f"input {name!r} is fixed to {shown}: dimension {axis} is {dim} and cannot become {size}",
+                    hint="export the model with this dimension dynamic, or leave it as it is with ?",
+                )
+        elif dim.value is not None:
+            seen = sizes.setdefault(dim.value, (size, f"input {name!r}"))
+            if seen[0] != size:
+                raise UsageError(
+                    f"dimension {dim.value!r} would be {seen[0]} in {seen[1]} and {size} in input {name!r}",
+                    hint="the model names it as one dimension: give it one size",
+                )
+
+
+def _shown(shape: ir.Shape) -> str:
+    return "[" + ",".join(str(dim) for dim in shape) + "]"
+
+
+def _bind(value: ir.Value, bindings: Mapping[str, int]) -> None:
+    if value.shape is None or not bindings or value.shape.is_static():
+        return
+    value.shape = ir.Shape(
+        [dim if isinstance(dim, int) else _evaluate(dim, bindings) for dim in value.shape]
+    )
+
+
+def _evaluate(dim: ir.SymbolicDim, bindings: Mapping[str, int]) -> int | ir.SymbolicDim:
+    if dim.value is None:
+        return dim
+    if dim.value in bindings:
+        return bindings[dim.value]
+    if not dim.value.isidentifier():
+        try:
+            return dim.evaluate(bindings)
+        except (ValueError, TypeError):  # a name that only looks like an expression
+            return dim
+    return dim
+
+
+def _inner_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    for node in graph.all_nodes():
+        yield from node.outputs
+    for inner in graph.subgraphs():
+        if inner is not graph:
+            yield from inner.inputs
+
+
+def _drop_inner_shapes(model: ir.Model) -> list[tuple[ir.Value, ir.Shape]]:
+    dropped = []
+    for value in _inner_values(model.graph):
+        if value.shape is not None:
+            dropped.append((value, value.shape))
+            value.shape = None
+    return dropped

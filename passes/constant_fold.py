@@ -1,0 +1,220 @@
+"""a node whose inputs are all constant  ==>  its result as a constant
+
+Forms: weights that are built rather than stored (ConstantOfShape, Transpose or Reshape of an initializer, weight
+normalisation), position tables, masks, shape arithmetic once the shapes are known. ONNX Runtime itself computes them, many
+nodes to a session and its optimisations off, so a folded number is the number that the model computed before.
+
+Refuses:
+- random operators, and those that a session of ONNX Runtime rejects;
+- QuantizeLinear, DequantizeLinear and Casts that widen a large integer weight: they keep a model small;
+- results larger than what they are computed from by more than ``max_growth_bytes`` (ConstantOfShape, Expand, Tile, Range),
+  unless they are weights of a convolution, matrix product, normalisation or recurrent layer, or a table that Gather
+  reads: targets need those as constants;
+- results above ``max_bytes``, and types that NumPy lacks (bfloat16, float8, int4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from graphopt.ir import facts
+from graphopt.passes._evaluate import EvaluationError, captured, evaluate, infer_outputs, is_native
+from graphopt.pipeline.base import Pass
+from graphopt.rewrite import Application, Builder, Gate, Numerics, Refusal, RewriteLog, allow_all
+from graphopt.rewrite.driver import commit
+
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_KEEPS_SMALL = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+_DOMAINS = ("", "ai.onnx.ml")
+# Op type -> the inputs that a target wants to know, None for all of them.
+_WEIGHTS: dict[str, tuple[int, ...] | None] = {
+    "BatchNormalization": (1, 2, 3, 4),
+    "Conv": (1, 2),
+    "ConvInteger": (1, 3),
+    "ConvTranspose": (1, 2),
+    "DeformConv": (1, 3),
+    "Gather": (0,),
+    "Gemm": (0, 1, 2),
+    "GRU": (1, 2, 3),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "LSTM": (1, 2, 3, 7),
+    "MatMul": None,
+    "MatMulInteger": None,
+    "PRelu": (1,),
+    "QLinearConv": None,
+    "QLinearMatMul": None,
+    "RMSNormalization": (1,),
+    "RNN": (1, 2, 3),
+}
+_ROUNDS = 16
+_BATCH_BYTES = 256 << 20
+_INTEGERS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8)
+
+
+@dataclass(frozen=True)
+class ConstantFoldOptions:
+    """What is folded.
+
+    Args:
+        max_growth_bytes: By how much a result that is no weight may exceed the constants that it is computed from.
+        max_bytes: Results above this size are never computed.
+    """
+
+    max_growth_bytes: int = 64 << 10
+    max_bytes: int = 1 << 30
+
+
+class ConstantFold(Pass):
+    """Evaluation of everything that does not depend on an input."""
+
+    name: ClassVar[str] = "constant-fold"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    Options: ClassVar[type[Any]] = ConstantFoldOptions
+
+    def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
+        """Rounds, until nothing more folds; a second one only where a shape depends on the content of a folded constant."""
+        before = len(log.applied)
+        round_ = _Round(model, self.options, self.name, log, gate)
+        for _ in range(_ROUNDS):
+            if not round_.run():
+                break
+        return len(log.applied) > before
+
+
+@dataclass
+class _Result:
+    """What is known of the constant result of a node before it is computed."""
+
+    node: ir.Node
+    nbytes: int
+    source_bytes: int
+
+
+class _Round:
+    """Finds what is constant, chooses what to replace, computes it in batches, and replaces it."""
+
+    def __init__(
+        self, model: ir.Model, options: ConstantFoldOptions, name: str, log: RewriteLog, gate: Gate
+    ) -> None:
+        self._model = model
+        self._options = options
+        self._name = name
+        self._log = log
+        self._gate = gate
+        self._given_up: set[ir.Node] = set()
+
+    def run(self) -> bool:
+        """Whether anything was replaced that may let more follow."""
+        results = self._constant_results()
+        chosen = self._choose(results)
+        folded = False
+        for batch in self._batches(results, chosen):
+            folded |= self._fold(batch, chosen)
+        return folded
+
+    def _constant_results(self) -> dict[ir.Value, _Result]:
+        """Outputs of nodes that depend on constants only, in topological order."""
+        results: dict[ir.Value, _Result] = {}
+        for node in self._model.graph.all_nodes():
+            if node in self._given_up or node.domain not in _DOMAINS or not _is_pure(node):
+                continue
+            operands = [value for value in node.inputs if value is not None] + captured(node)
+            if not all(value in results or facts.is_constant(value) for value in operands):
+                continue
+            if not operands and node.op_type != "If":
+                continue
+            sizes = self._sizes(node, results)
+            if sizes is None:
+                continue
+            source = min(1 << 62, sum(_source_bytes(value, results) for value in dict.fromkeys(operands)))
+            for output, nbytes in zip(node.outputs, sizes, strict=True):
+                results[output] = _Result(node, nbytes, source)
+        return results
+
+    def _sizes(self, node: ir.Node, results: dict[ir.Value, _Result]) -> list[int] | None:
+        """Bytes of each output; None where they are not known yet, or the node must not be computed."""
+        if node.op_type in _KEEPS_SMALL or (
+            node.op_type == "Identity" and node.outputs[0].is_graph_output()
+        ):
+            return None
+        if any(facts.static_dims(output) is None or output.dtype is None for output in node.outputs):
+            # Only constants that are at hand: what the node before it would give is not computed yet.
+            if any(value in results for value in node.inputs if value is not None):
+                known = infer_outputs(self._model, node)
+            else:
+                known = infer_outputs(self._model, node)
+            if not known and not _cannot_grow(node, self._options.max_growth_bytes):
+                return None
+        sizes: list[int] = []
+        for output in node.outputs:
+            if not output.name:
+                sizes.append(0)
+                continue
+            if not is_native(output):
+                return None
+            shape = facts.static_dims(output)
+            assert output.dtype is not None
+            count = 1
+            for dim in shape or ():
+                count *= dim
+            sizes.append(int(count * output.dtype.itemsize) if shape is not None else 0)
+        return sizes if sum(sizes) <= self._options.max_bytes else None
+
+    def _choose(self, results: dict[ir.Value, _Result]) -> dict[ir.Value, None]:
+        """Results that become constants: those that something reads that stays. Last node first.
+
+        A node that must stay because its result is too large in turn keeps what it reads alive.
+        """
+        stays: set[ir.Node] = set()
+        chosen: list[ir.Value] = []
+        for value, result in reversed(results.items()):
+            readers = [use.node for use in value.uses()]
+            kept = [reader for reader in readers if not _is_result(reader, results) or reader in stays]
+            if not kept and not value.is_graph_output():
+                continue
+            if self._fits(value, result):
+                application = Application(self._name, value.name or "")
+                if self._gate(application):
+                    chosen.append(value)
+                    continue
+            stays.add(result.node)
+        return dict.fromkeys(reversed(chosen))
+
+    def _fits(self, value: ir.Value, result: _Result) -> bool:
+        if _widens_weight(result.node) and result.nbytes > self._options.max_growth_bytes:
+            return False
+        if result.nbytes <= result.source_bytes + self._options.max_growth_bytes:
+            return True
+        return any(_is_weight(use.node, use.idx) for use in value.uses())
+
+    def _batches(
+        self, results: dict[ir.Value, _Result], chosen: dict[ir.Value, None]
+    ) -> list[list[ir.Node]]:
+        """The nodes that the chosen results need, in topological order, cut where results add up to much."""
+        needed: set[ir.Node] = set()
+        stack = [results[value].node for value in chosen]
+        while stack:
+            node = stack.pop()
+            if node in needed:
+                continue
+            needed.add(node)
+            operands = [value for value in node.inputs if value is not None] + captured(node)
+            stack += [results[value].node for value in operands if value in results]
+        batches: list[list[ir.Node]] = []
+        nbytes = 0
+        for node in dict.fromkeys(result.node for result in results.values()):
+            if node not in needed:
+                continue
+            if not batches or nbytes > _BATCH_BYTES:
+                batches.append([])
+                nbytes = 0
+            batches[-1].append(node)
+            nbytes += sum(results[output].nbytes for output in node.outputs)
+        return batches

@@ -1,0 +1,83 @@
+"""subnormal elements of float constants  ==>  0
+
+Forms: weights of networks trained with weight decay, whose unused channels shrink until float32 holds them only with lost
+precision (below 1.18e-38). Processors compute with such numbers up to a hundred times slower; one text detector with
+10 % of them in two convolutions ran 2.4 times as fast without, its output unchanged bit for bit.
+
+Refuses: nothing. Float16 constants are left alone: their subnormals (below 6.1e-5) are ordinary numbers to the float32
+units that compute with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graphopt.ir import facts
+from graphopt.pipeline.base import Pass
+from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
+
+_CHUNK = 1 << 20
+_TYPES = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
+
+class Subnormals(Pass):
+    """Subnormal elements of float32 and float64 constants become zero.
+
+    After a run, ``zeroed`` holds the number of such elements for each constant that was changed.
+    """
+
+    name: ClassVar[str] = "subnormals"
+    numerics: ClassVar[Numerics] = Numerics.REASSOCIATES
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.zeroed: dict[str, int] = {}
+
+    def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
+        """One application for each constant that has any."""
+        self.zeroed = {}
+        for graph in (model.graph, *model.graph.subgraphs()):
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.dtype not in _TYPES or not facts.is_constant(value):
+                    continue
+                content = tensor.numpy()
+                count = count_subnormals(content)
+                application = Application(self.name, value.name or "")
+                if not count or not gate(application):
+                    continue
+                # A new tensor: the old one may be shared with a copy of the model, or mapped from a file.
+                value.const_value = ir.tensor(without_subnormals(content), name=value.name)
+                self.zeroed[value.name or ""] = count
+                log.applied.append(application)
+        return bool(self.zeroed)
+
+
+def _mask(chunk: npt.NDArray[Any], tiny: float) -> npt.NDArray[np.bool_]:
+    size = np.abs(chunk)
+    return (size < tiny) & (size > 0)
+
+
+def count_subnormals(content: npt.NDArray[Any]) -> int:
+    """Number of subnormal elements, read a few MiB at a time."""
+    flat = content.reshape(-1)
+    tiny = np.finfo(content.dtype).tiny
+    return sum(
+        int(np.count_nonzero(_mask(flat[start : start + _CHUNK], tiny)))
+        for start in range(0, flat.size, _CHUNK)
+    )
+
+
+def without_subnormals(content: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy in which subnormal elements are zeros of the same sign."""
+    copy = np.array(content)
+    flat = copy.reshape(-1)
+    tiny = np.finfo(content.dtype).tiny
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        chunk[_mask(chunk, tiny)] *= 0
+    return copy
