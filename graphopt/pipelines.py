@@ -14,7 +14,53 @@ if TYPE_CHECKING:
     from graphopt.pipeline.base import Pass
 
 PASSES: Mapping[str, str] = {
+    "add-into-bias": "graphopt.passes.add_into_bias:AddIntoBias",
+    "add-zero": "graphopt.passes.no_op_arithmetic:AddZero",
+    "attention": "graphopt.passes.attention:Attention",
+    "batchnorm-before-conv": "graphopt.passes.batchnorm_before_conv:BatchNormBeforeConv",
+    "batchnorm-into-conv": "graphopt.passes.batchnorm_into_conv:BatchNormIntoConv",
+    "cast-chain": "graphopt.passes.cast_chain:CastChain",
+    "concat-chain": "graphopt.passes.concat_chain:ConcatChain",
+    "constant-fold": "graphopt.passes.constant_fold:ConstantFold",
+    "cse": "graphopt.passes.cse:CommonSubexpressions",
+    "dead-code": "graphopt.passes.dead_code:DeadCode",
+    "div-to-mul": "graphopt.passes.div_to_mul:DivToMul",
+    "einsum": "graphopt.passes.einsum:Einsum",
+    "elementwise-constants": "graphopt.passes.elementwise_constants:ElementwiseConstants",
+    "expand-before-broadcast": "graphopt.passes.mask_expand:MaskExpand",
+    "gelu": "graphopt.passes.gelu:Gelu",
+    "gelu-tanh": "graphopt.passes.gelu_tanh:GeluTanh",
+    "groupnorm": "graphopt.passes.groupnorm:GroupNorm",
+    "hardsigmoid": "graphopt.passes.hardsigmoid:HardSigmoid",
     "hardswish": "graphopt.passes.hardswish:HardSwish",
+    "identity": "graphopt.passes.identity:EliminateIdentity",
+    "if-constant": "graphopt.passes.if_constant:IfConstant",
+    "instancenorm": "graphopt.passes.instancenorm:InstanceNorm",
+    "layernorm": "graphopt.passes.layernorm:LayerNorm",
+    "mish": "graphopt.passes.mish:Mish",
+    "no-op-arithmetic": "graphopt.passes.no_op_arithmetic:NoOpArithmetic",
+    "no-op-layout": "graphopt.passes.no_op_layout:NoOpLayout",
+    "onnxsim": "graphopt.passes.simplify:Simplify",
+    "prelu": "graphopt.passes.prelu:PRelu",
+    "relu-chain": "graphopt.passes.relu_chain:ReluChain",
+    "reshape-chain": "graphopt.passes.reshape_chain:ReshapeChain",
+    "rmsnorm": "graphopt.passes.rmsnorm:RmsNorm",
+    "rotary-embedding": "graphopt.passes.rotary:Rotary",
+    "scale-before-conv": "graphopt.passes.scale_before_conv:ScaleBeforeConv",
+    "scale-into-conv": "graphopt.passes.scale_into_conv:ScaleIntoConv",
+    "shape-fold": "graphopt.passes.shape_fold:ShapeFold",
+    "shift-before-conv": "graphopt.passes.shift_before_conv:ShiftBeforeConv",
+    "sigmoid": "graphopt.passes.sigmoid:Sigmoid",
+    "silu": "graphopt.passes.silu:Silu",
+    "slice-chain": "graphopt.passes.slice_chain:SliceChain",
+    "softmax": "graphopt.passes.softmax:Softmax",
+    "softmax-guard": "graphopt.passes.softmax_guard:SoftmaxGuard",
+    "softplus": "graphopt.passes.softplus:SoftplusThreshold",
+    "softsign": "graphopt.passes.softsign:Softsign",
+    "squeeze-excite": "graphopt.passes.squeeze_excite:SqueezeExcite",
+    "subnormals": "graphopt.passes.subnormals:Subnormals",
+    "transpose-chain": "graphopt.passes.transpose_chain:TransposeChain",
+    "where-constant": "graphopt.passes.where_constant:WhereConstant",
 }
 """Every built-in pass and rewrite by name."""
 
@@ -74,9 +120,75 @@ class Group:
         return passes
 
 
+_NO_OPS = (
+    "identity",
+    "no-op-layout",
+    "no-op-arithmetic",
+    "cast-chain",
+    "transpose-chain",
+    "reshape-chain",
+    "slice-chain",
+    "concat-chain",
+    "relu-chain",
+    "where-constant",
+    "expand-before-broadcast",
+)
+
+_FOLD = (
+    Stage("onnxsim", ("onnxsim",)),
+    Stage("if-constant", ("if-constant",)),
+    Stage("constant-fold", ("constant-fold",)),
+    Stage("shape-fold", ("shape-fold",)),
+    Stage("constant-fold", ("constant-fold",)),
+    Stage("no-ops", _NO_OPS),
+    Stage("cse", ("cse",)),
+    Stage("dead-code", ("dead-code",)),
+    Stage("subnormals", ("subnormals",)),
+)
+
+_FUSE = (
+    Stage(
+        "activations",
+        (
+            "hardswish",
+            "hardsigmoid",
+            "gelu",
+            "gelu-tanh",
+            "mish",
+            "softplus",
+            "softsign",
+            "sigmoid",
+            "silu",
+            "prelu",
+        ),
+    ),
+    Stage(
+        "norms",
+        ("layernorm", "rmsnorm", "groupnorm", "instancenorm", "softmax", "squeeze-excite"),
+    ),
+    Stage("attention", ("einsum", "rotary-embedding", "attention", "softmax-guard")),
+    Stage(
+        "affine",
+        (
+            "batchnorm-into-conv",
+            "batchnorm-before-conv",
+            "scale-into-conv",
+            "add-into-bias",
+            "scale-before-conv",
+            "shift-before-conv",
+            "add-zero",
+            "div-to-mul",
+            "elementwise-constants",
+        ),
+    ),
+    Stage("no-ops", _NO_OPS),
+    Stage("cse", ("cse",)),
+    Stage("dead-code", ("dead-code",)),
+)
+
 GROUPS: Mapping[str, Group] = {
-    "fold": Group(()),
-    "fuse": Group((Stage("fuse", ("hardswish",)),), requires=("fold",)),
+    "fold": Group(_FOLD),
+    "fuse": Group(_FUSE, requires=("fold",)),
 }
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {

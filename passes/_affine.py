@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._linear import Affine, Array, Linear, linear_at, read_affine, rounded
+from graphopt.passes._affine_linear import Affine, Array, LinearOp, linear_at, read_affine, rounded
 from graphopt.rewrite import Builder, Refuse
 
 MOST_STEPS = 6
@@ -104,7 +105,7 @@ def rescaled(constant: ir.Value, scale: Array, axis: int, rank: int | None) -> A
 
 def copy_of(node: ir.Node, source: ir.Value, build: Builder, shift: Array | None = None) -> ir.Value:
     """``node`` over another data input (and another constant, where it is an Add or Sub of one)."""
-    attributes = dict(node.attributes)
+    attributes: dict[str, Any] = dict(node.attributes)
     if shift is None:
         return build.op(node.op_type, source, *node.inputs[1:], like=node.outputs[0], **attributes)
     flipped = facts.is_constant(node.inputs[0])
@@ -118,7 +119,7 @@ def must_be_alone(value: ir.Value) -> None:
         raise Refuse(f"the inner value {value.name!r} is used elsewhere")
 
 
-def must_own_weight(linear: Linear) -> None:
+def must_own_weight(linear: LinearOp) -> None:
     """Refuse where another node reads the weight too: a changed copy would add to the model."""
     if len(linear.weight.uses()) != 1 or linear.weight.is_graph_output():
         raise Refuse(f"the weight {linear.weight.name!r} is shared")
@@ -133,7 +134,7 @@ def absorb_upwards(node: ir.Node, build: Builder) -> ir.Value | None:
     if affine is None:
         return None
     value, path = affine.source, list[tuple[ir.Node, Affine]]()
-    linear: Linear | None = None
+    linear: LinearOp | None = None
     for _ in range(MOST_STEPS):
         producer = value.producer()
         if producer is None or producer.graph is not node.graph or value is not producer.outputs[0]:
@@ -179,7 +180,7 @@ def absorb_downwards(node: ir.Node, build: Builder, makers: frozenset[str]) -> i
     rewritten when the driver comes to it.
     """
     linear = linear_at(node)
-    if linear is None or (node.op_type == "MatMul" and _has_bias(node)):
+    if linear is None or (node.op_type == "MatMul" and has_bias(node)):
         return None
     value, path = linear.source, list[ir.Node]()
     for _ in range(MOST_STEPS):
@@ -249,7 +250,7 @@ _PASSABLE = frozenset(
 )
 
 
-def _has_bias(node: ir.Node) -> bool:
+def has_bias(node: ir.Node) -> bool:
     """Whether the Add of a constant bias follows a MatMul; then that Add is where the linear op ends."""
     follower = facts.sole_consumer(node.outputs[0])
     return follower is not None and follower.op_type == "Add" and linear_at(follower) is not None

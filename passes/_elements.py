@@ -1,7 +1,7 @@
 """Evaluation of operators on small integer tensors whose elements are numbers or symbolic dimensions.
 
-An element is an integer (booleans are 0 and 1), the name of a dynamic dimension, an expression over such names in parentheses
-(equal expressions are equal strings), or None where nothing is known.
+An element is an integer (booleans are 0 and 1), the name of a dynamic dimension, an expression over such
+names in parentheses (equal expressions are equal strings), or None where nothing is known.
 """
 
 from __future__ import annotations
@@ -160,8 +160,14 @@ def _reduce(node: ir.Node, lookup: Lookup) -> Elements | None:
         chosen = lookup(axes)
         if chosen is None or chosen.numbers is None or len(chosen.items) != 1:
             return None
-    fold = {"ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}[node.op_type]
-    return Elements(1 if facts.attribute(node, "keepdims", 1) else 0, (int(fold(found.numbers)),))
+    folds: dict[str, Callable[[Sequence[int]], int]] = {
+        "ReduceMax": max,
+        "ReduceMin": min,
+        "ReduceProd": math.prod,
+        "ReduceSum": sum,
+    }
+    fold = folds[node.op_type]
+    return Elements(1 if facts.attribute(node, "keepdims", 1) else 0, (fold(found.numbers),))
 
 
 def _range(node: ir.Node, lookup: Lookup) -> Elements | None:
@@ -217,7 +223,9 @@ def _not(node: ir.Node, lookup: Lookup) -> Elements | None:
 
 
 def _neg(node: ir.Node, lookup: Lookup) -> Elements | None:
-    return _elementwise([lookup(node.inputs[0])], lambda items: -items[0] if isinstance(items[0], int) else None)
+    return _elementwise(
+        [lookup(node.inputs[0])], lambda items: -items[0] if isinstance(items[0], int) else None
+    )
 
 
 def _elementwise(

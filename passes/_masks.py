@@ -90,7 +90,8 @@ def closes_no_row(masks: list[ir.Value]) -> bool:
     rest = sum(bound for bound in bounds if bound != -np.inf)
     if len(unbounded) != 1 or (array := facts.constant(unbounded[0])) is None or array.ndim == 0:
         return False
-    if np.isnan(array).any() or tuple(array.shape)[-1:] == (1,):
+    # A last axis of 1 broadcasts: then an entry is a row.
+    if np.isnan(array).any():
         return False
     return float(np.min(np.max(array, axis=-1))) + rest >= limit
 
@@ -102,6 +103,7 @@ def is_causal(mask: ir.Value) -> bool:
         return False
     if array.size != array.shape[-1] ** 2 or array.dtype.kind != "f":
         return False
-    square = array.reshape(array.shape[-2:])
-    upper = square[np.triu_indices(square.shape[0], k=1)]
+    length = array.shape[-1]
+    square = array.reshape(length, length)
+    upper = square[np.triu_indices(length, k=1)]
     return not np.tril(np.where(square == 0, 0, 1)).any() and bool((upper <= CLOSED).all())

@@ -21,8 +21,8 @@ def known_dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
 def reshape_target(source: ir.Value, wanted: Sequence[Dim]) -> list[int] | None:
     """The shape operand of a Reshape (``allowzero`` unset) of ``source`` to ``wanted``, or None where there is none.
 
-    A dynamic dimension that is the same one as that of ``source`` at the same index becomes 0; at most one other becomes
-    -1. Where both occur, ONNX Runtime rejects an empty ``source``, as it does for what exporters write.
+    A dynamic dimension that is the same one as that of ``source`` at the same index becomes 0; at most one other
+    becomes -1. Where both occur, ONNX Runtime rejects an empty ``source``, as it does for what exporters write.
     """
     given = known_dims(source) or ()
     target: list[int] = []

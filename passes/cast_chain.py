@@ -1,8 +1,8 @@
-"""Cast(Cast(x, A), B)  ==>  Cast(x, B)  (or x);    CastLike(x, y)  ==>  Cast(x, type of y);    Cast(x, type of x)  ==>  x
+"""Cast(Cast(x, A), B)  ==>  Cast(x, B);    CastLike(x, y)  ==>  Cast(x, type of y);    Cast(x, type of x)  ==>  x
 
-Forms: autocast in PyTorch (half -> float -> half), masks in exported transformers (bool -> int64 -> float, bool -> bool),
-shape arithmetic of tf2onnx (int64 -> int32 -> int64). The first Cast may be left out only where A holds every value
-of the type of x.
+Forms: autocast in PyTorch (half -> float -> half), masks in exported transformers (bool -> int64 -> float,
+bool -> bool), shape arithmetic of tf2onnx (int64 -> int32 -> int64). The first Cast may be left out only
+where A holds every value of the type of x.
 
 Refuses: a first Cast that loses values, which is the rounding that the model asks for.
 """

@@ -1,9 +1,10 @@
 """Concat(a, Concat(b, c), d)  ==>  Concat(a, b, c, d)    on one axis
 
-Forms: DenseNet-like nets and feature pyramids that grow a tensor layer by layer; shape vectors of PyTorch's exporter.
+Forms: DenseNet-like nets and feature pyramids that grow a tensor layer by layer; shape vectors of PyTorch's
+exporter.
 
-Refuses: an inner Concat that something else reads, as in DenseNet itself: its result is needed anyway, and copying it
-whole is faster than copying its parts.
+Refuses: an inner Concat that something else reads, as in DenseNet itself: its result is needed anyway, and
+copying it whole is faster than copying its parts.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def _axis(node: ir.Node) -> int | None:
     return axis if axis >= 0 else axis + rank if rank is not None else axis
 
 
+def _joins(inner: ir.Node, outer: ir.Node, axis: int | None) -> bool:
+    if inner.domain != "" or inner.op_type != "Concat" or inner.graph is not outer.graph:
+        return False
+    return axis is not None and _axis(inner) == axis
+
+
 class ConcatChain(Rewrite):
     """Concats of Concats become one."""
 
@@ -42,9 +49,7 @@ class ConcatChain(Rewrite):
         shared: str | None = None
         for value in node.inputs:
             inner = None if value is None else value.producer()
-            if value is None or inner is None or inner.domain != "" or inner.op_type != "Concat":
-                operands.append(value)
-            elif axis is None or _axis(inner) != axis or inner.graph is not node.graph:
+            if value is None or inner is None or not _joins(inner, node, axis):
                 operands.append(value)
             elif facts.sole_consumer(value) is None:
                 shared = value.name

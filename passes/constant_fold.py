@@ -1,15 +1,16 @@
 """a node whose inputs are all constant  ==>  its result as a constant
 
-Forms: weights that are built rather than stored (ConstantOfShape, Transpose or Reshape of an initializer, weight
-normalisation), position tables, masks, shape arithmetic once the shapes are known. ONNX Runtime itself computes them, many
-nodes to a session and its optimisations off, so a folded number is the number that the model computed before.
+Forms: weights that are built rather than stored (ConstantOfShape, Transpose or Reshape of an initializer,
+weight normalisation), position tables, masks, shape arithmetic once the shapes are known. ONNX Runtime itself
+computes them, many nodes to a session and its optimisations off, so a folded number is the number that the
+model computed before.
 
 Refuses:
 - random operators, and those that a session of ONNX Runtime rejects;
 - QuantizeLinear, DequantizeLinear and Casts that widen a large integer weight: they keep a model small;
-- results larger than what they are computed from by more than ``max_growth_bytes`` (ConstantOfShape, Expand, Tile, Range),
-  unless they are weights of a convolution, matrix product, normalisation or recurrent layer, or a table that Gather
-  reads: targets need those as constants;
+- results larger than what they are computed from by more than ``max_growth_bytes`` (ConstantOfShape, Expand,
+  Tile, Range), unless they are weights of a convolution, matrix product, normalisation or recurrent layer, or
+  a table that Gather reads: targets need those as constants;
 - results above ``max_bytes``, and types that NumPy lacks (bfloat16, float8, int4).
 """
 
@@ -21,7 +22,14 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._evaluate import EvaluationError, captured, evaluate, infer_outputs, is_native
+from graphopt.passes._evaluate import (
+    EvaluationError,
+    captured,
+    evaluate,
+    infer_outputs,
+    inner_nodes,
+    is_native,
+)
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, Refusal, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit
@@ -38,6 +46,7 @@ _WEIGHTS: dict[str, tuple[int, ...] | None] = {
     "ConvInteger": (1, 3),
     "ConvTranspose": (1, 2),
     "DeformConv": (1, 3),
+    "DequantizeLinear": None,
     "Gather": (0,),
     "Gemm": (0, 1, 2),
     "GRU": (1, 2, 3),
@@ -50,11 +59,15 @@ _WEIGHTS: dict[str, tuple[int, ...] | None] = {
     "PRelu": (1,),
     "QLinearConv": None,
     "QLinearMatMul": None,
+    "QuantizeLinear": None,
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }
 _ROUNDS = 16
 _BATCH_BYTES = 256 << 20
+_GROWS = frozenset(
+    {"ConstantOfShape", "Expand", "EyeLike", "If", "Loop", "OneHot", "Pad", "Range", "Resize", "Scan", "Tile"}
+)
 _INTEGERS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8)
 
 
@@ -79,7 +92,10 @@ class ConstantFold(Pass):
     Options: ClassVar[type[Any]] = ConstantFoldOptions
 
     def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
-        """Rounds, until nothing more folds; a second one only where a shape depends on the content of a folded constant."""
+        """Rounds, until nothing more folds.
+
+        A second one finds more only where a shape depends on the content of what was folded.
+        """
         before = len(log.applied)
         round_ = _Round(model, self.options, self.name, log, gate)
         for _ in range(_ROUNDS):
@@ -111,13 +127,68 @@ class _Round:
         self._given_up: set[ir.Node] = set()
 
     def run(self) -> bool:
-        """Whether anything was replaced that may let more follow."""
+        """Whether anything was replaced, so that more may follow."""
         results = self._constant_results()
         chosen = self._choose(results)
+        batches = self._batches(results, chosen)
+        last_use = {
+            value: index
+            for index, batch in enumerate(batches)
+            for node in batch
+            for value in _operands(node)
+            if value in results
+        }
         folded = False
-        for batch in self._batches(results, chosen):
-            folded |= self._fold(batch, chosen)
+        at_hand: dict[ir.Value, facts.Array] = {}
+        for index, batch in enumerate(batches):
+            made = [output for node in batch for output in node.outputs]
+            wanted = [value for value in made if value in chosen or last_use.get(value, index) > index]
+            at_hand |= self._compute(batch, wanted, at_hand)
+            for value in made:
+                if value in chosen and value in at_hand:
+                    self._replace(value, at_hand.pop(value))
+                    folded = True
+            at_hand = {value: array for value, array in at_hand.items() if last_use.get(value, 0) > index}
         return folded
+
+    def _compute(
+        self, nodes: list[ir.Node], wanted: list[ir.Value], at_hand: dict[ir.Value, facts.Array]
+    ) -> dict[ir.Value, facts.Array]:
+        """Those of ``wanted`` that could be computed; a node that a session rejects is found by halving."""
+        if not wanted:
+            return {}
+        try:
+            return evaluate(self._model, nodes, wanted, at_hand)
+        except EvaluationError as error:
+            if len(nodes) == 1:
+                self._given_up.add(nodes[0])
+                self._log.refused.append(Refusal(self._name, wanted[0].name or "", str(error)))
+                return {}
+        middle = len(nodes) // 2
+        first, second = nodes[:middle], nodes[middle:]
+        inside = {output for node in first for output in node.outputs}
+        crossing = [value for node in second for value in _operands(node) if value in inside]
+        now = list(dict.fromkeys([value for value in wanted if value in inside] + crossing))
+        done = self._compute(first, now, at_hand)
+        missing = {value for value in inside if value not in done}
+        able: list[ir.Node] = []
+        for node in second:
+            if any(value in missing for value in _operands(node)):
+                missing.update(node.outputs)
+            else:
+                able.append(node)
+        then = [value for value in wanted if value not in inside and value not in missing]
+        done |= self._compute(able, then, {**at_hand, **done})
+        return {value: done[value] for value in wanted if value in done}
+
+    def _replace(self, value: ir.Value, content: facts.Array) -> None:
+        node = value.producer()
+        assert node is not None and node.graph is not None and isinstance(node.graph, ir.Graph)
+        build = Builder(node, self._name)
+        constant = build.constant(content, name=f"{value.name}/constant")
+        self._log.applied.append(Application(self._name, value.name or ""))
+        new = [constant if output is value else None for output in node.outputs]
+        commit(node.graph, node, new, build, self._name)
 
     def _constant_results(self) -> dict[ir.Value, _Result]:
         """Outputs of nodes that depend on constants only, in topological order."""
@@ -125,10 +196,8 @@ class _Round:
         for node in self._model.graph.all_nodes():
             if node in self._given_up or node.domain not in _DOMAINS or not _is_pure(node):
                 continue
-            operands = [value for value in node.inputs if value is not None] + captured(node)
+            operands = _operands(node)
             if not all(value in results or facts.is_constant(value) for value in operands):
-                continue
-            if not operands and node.op_type != "If":
                 continue
             sizes = self._sizes(node, results)
             if sizes is None:
@@ -140,17 +209,18 @@ class _Round:
 
     def _sizes(self, node: ir.Node, results: dict[ir.Value, _Result]) -> list[int] | None:
         """Bytes of each output; None where they are not known yet, or the node must not be computed."""
-        if node.op_type in _KEEPS_SMALL or (
-            node.op_type == "Identity" and node.outputs[0].is_graph_output()
-        ):
+        if node.op_type in _KEEPS_SMALL or (node.op_type == "Identity" and node.outputs[0].is_graph_output()):
             return None
-        if any(facts.static_dims(output) is None or output.dtype is None for output in node.outputs):
-            # Only constants that are at hand: what the node before it would give is not computed yet.
+        unknown = any(
+            output.name and (facts.static_dims(output) is None or output.dtype is None)
+            for output in node.outputs
+        )
+        if unknown and not infer_outputs(self._model, node):
+            # Its size shows when it is computed: only where little goes in, and nothing is still to compute before it.
             if any(value in results for value in node.inputs if value is not None):
-                known = infer_outputs(self._model, node)
-            else:
-                known = infer_outputs(self._model, node)
-            if not known and not _cannot_grow(node, self._options.max_growth_bytes):
+                return None
+            nbytes = sum(facts.constant_nbytes(value) for value in node.inputs)
+            if node.op_type in _GROWS or nbytes > self._options.max_growth_bytes:
                 return None
         sizes: list[int] = []
         for output in node.outputs:
@@ -194,9 +264,7 @@ class _Round:
             return True
         return any(_is_weight(use.node, use.idx) for use in value.uses())
 
-    def _batches(
-        self, results: dict[ir.Value, _Result], chosen: dict[ir.Value, None]
-    ) -> list[list[ir.Node]]:
+    def _batches(self, results: dict[ir.Value, _Result], chosen: dict[ir.Value, None]) -> list[list[ir.Node]]:
         """The nodes that the chosen results need, in topological order, cut where results add up to much."""
         needed: set[ir.Node] = set()
         stack = [results[value].node for value in chosen]
@@ -205,7 +273,7 @@ class _Round:
             if node in needed:
                 continue
             needed.add(node)
-            operands = [value for value in node.inputs if value is not None] + captured(node)
+            operands = _operands(node)
             stack += [results[value].node for value in operands if value in results]
         batches: list[list[ir.Node]] = []
         nbytes = 0
@@ -218,3 +286,37 @@ class _Round:
             batches[-1].append(node)
             nbytes += sum(results[output].nbytes for output in node.outputs)
         return batches
+
+
+def _operands(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, its subgraphs included."""
+    return [value for value in node.inputs if value is not None] + captured(node)
+
+
+def _source_bytes(value: ir.Value, results: dict[ir.Value, _Result]) -> int:
+    return results[value].source_bytes if value in results else facts.constant_nbytes(value)
+
+
+def _is_result(node: ir.Node, results: dict[ir.Value, _Result]) -> bool:
+    return bool(node.outputs) and node.outputs[0] in results
+
+
+def _is_pure(node: ir.Node) -> bool:
+    """Whether a node gives the same result each time, and so do the nodes of its subgraphs."""
+    if node.op_type in _RANDOM or node.domain not in _DOMAINS:
+        return False
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return False
+    return all(_is_pure(inner) for inner in inner_nodes(node))
+
+
+def _widens_weight(node: ir.Node) -> bool:
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    return source is not None and source.dtype in _INTEGERS
+
+
+def _is_weight(node: ir.Node, index: int) -> bool:
+    if node.domain != "" or node.op_type not in _WEIGHTS:
+        return False
+    positions = _WEIGHTS[node.op_type]
+    return positions is None or index in positions

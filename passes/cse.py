@@ -1,11 +1,12 @@
 """two nodes that compute the same, two constants with the same content  ==>  one
 
-Forms: exporters write the constants of each call anew (a hundred zeros and ones), repeat Shape and Gather for each reshape,
-and convert a shared weight or mask once for each use. Operands of commutative operators may be in either order.
-A node in a branch or loop body may become one of the graphs around it, never the other way round.
+Forms: exporters write the constants of each call anew (a hundred zeros and ones), repeat Shape and Gather for
+each reshape, and convert a shared weight or mask once for each use. Operands of commutative operators may be
+in either order. A node in a branch or loop body may become one of the graphs around it, never the other way
+round.
 
-Refuses: nothing. Random operators, nodes with subgraphs and calls of local functions that may be random are left alone;
-constants that are graph outputs, or inputs that a caller may override, keep their own.
+Refuses: nothing. Random operators, nodes with subgraphs and calls of local functions that may be random are
+left alone; constants that are graph outputs, or inputs that a caller may override, keep their own.
 """
 
 from __future__ import annotations
@@ -102,18 +103,18 @@ class _Merger:
         kept: dict[tuple[ir.Graph, Hashable], ir.Value] = {}
         for value in candidates:
             key_of_content = self._digest(value)
-            graph = value.graph
-            assert graph is not None and value.name is not None
-            scope: ir.Graph | None = graph
-            twin = None
+            home = value.graph
+            assert home is not None and value.name is not None
+            twin: ir.Value | None = None
+            scope: ir.Graph | None = home
             while scope is not None and twin is None:
                 twin = kept.get((scope, key_of_content))
                 scope = parents[scope]
             if twin is None:
-                kept[graph, key_of_content] = value
+                kept[home, key_of_content] = value
             elif self._allowed(value.name):
                 value.replace_all_uses_with(twin)
-                graph.initializers.pop(value.name)
+                home.initializers.pop(value.name)
 
     def nodes(self, graph: ir.Graph, outer: list[dict[Hashable, ir.Node]]) -> None:
         """A node is looked up among those before it in its own graph and in the graphs around it."""

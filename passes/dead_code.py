@@ -1,7 +1,8 @@
 """what nothing reads  ==>  nothing
 
-Forms: the mask of Dropout, the indices of MaxPool, the last state of LSTM, statistics of BatchNormalization, branches that
-other rewrites cut off, constants that were folded into others, local functions that nothing calls any more.
+Forms: the mask of Dropout, the indices of MaxPool, the last state of LSTM, statistics of BatchNormalization,
+branches that other rewrites cut off, constants that were folded into others, local functions that nothing
+calls any more.
 
 Refuses: nothing. Inputs and outputs of the model stay, and so do outputs that an operator must have.
 """

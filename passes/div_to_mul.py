@@ -1,8 +1,8 @@
 """x / c  ==>  x * (1 / c)
 
-Forms: division of attention scores by the square root of the head size, of pixels by 255, of a hard swish by 6. A vector
-division takes several times as long as a product. Exact where c is a power of two, else within one rounding. Patterns
-of fused operators are written with either form, so this runs after them.
+Forms: division of attention scores by the square root of the head size, of pixels by 255, of a hard swish by
+6. A vector division takes several times as long as a product. Exact where c is a power of two, else within
+one rounding. Patterns of fused operators are written with either form, so this runs after them.
 
 Refuses: a reciprocal that is zero, infinite or subnormal in the type of the tensor.
 """
@@ -37,7 +37,7 @@ class DivToMul(Rewrite):
             return None
         content = facts.constant(divisor)
         assert content is not None
-        info = ml_dtypes.finfo(content.dtype)
+        info = ml_dtypes.finfo(content.dtype)  # type: ignore[no-untyped-call]
         with np.errstate(all="ignore"):
             reciprocal = 1.0 / content.astype(np.float64)
         size = np.abs(reciprocal)

@@ -1,11 +1,11 @@
 """Einsum(a, b)  ==>  MatMul(Transpose(a), Transpose(b)), Mul, Transpose or ReduceSum
 
-Forms: Keras' EinsumDense and MultiHeadAttention (``abc,cde->abde``, ``aecd,abcd->acbe``, ``acbe,aecd->abcd``), torch.einsum in
+Forms: Keras' EinsumDense and MultiHeadAttention (``abc,cde->abde``, ``aecd,abcd->acbe``), torch.einsum in
 vision transformers (``bqhd,bkhd->bhqk``), outer products of rotary embeddings (``i,j->ij``), plain transposes
 and sums. Each is what ONNX Runtime's Einsum does inside, so no form is slower, and other rewrites see it.
 
-Refuses: more than two operands, a label that is repeated in one operand (a diagonal), and several labels
-on one side of the product that are not next to each other or whose sizes are not known.
+Refuses: more than two operands; a label that is repeated in one operand (a diagonal); a shared label whose sizes
+are not known to be equal (a size of 1 broadcasts); labels to be merged whose sizes are not known; integers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.passes._dims import Shapes
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 
@@ -81,18 +82,17 @@ def _labels(equation: str, operands: Sequence[ir.Value]) -> tuple[list[str], str
     dots = "".join(spare[: next(iter(widths), 0)])
     terms = [term.replace("...", dots) for term in terms]
     output = output.replace("...", dots)
-    if len(terms) == 2:
-        for label in dots:
-            sizes = [_size(value, term, label) for value, term in zip(operands, terms, strict=True)]
-            if sizes[0] is None or sizes[0] != sizes[1]:
-                return None
     return terms, output
 
 
-def _size(value: ir.Value, term: str, label: str) -> int | str | None:
-    assert value.shape is not None
-    dim = value.shape[term.index(label)]
-    return dim if isinstance(dim, int) else dim.value
+def _agree(operands: Sequence[ir.Value], terms: Sequence[str]) -> bool:
+    """Whether labels of both operands have provably equal sizes in both."""
+    shapes = Shapes()
+    left, right = (shapes.of(operand) for operand in operands)
+    if left is None or right is None:
+        return False
+    sizes = dict(zip(terms[0], left, strict=True))
+    return all(sizes.get(label, size) == size for label, size in zip(terms[1], right, strict=True))
 
 
 def _reduced(build: Builder, value: ir.Value, term: str, kept: set[str]) -> tuple[ir.Value, str]:
@@ -115,6 +115,9 @@ def _transposed(
     if term == wanted:
         return value
     perm = [term.index(label) for label in wanted]
+    array = facts.constant(value)
+    if array is not None and like is None:
+        return build.constant(array.transpose(perm))
     return build.op("Transpose", value, perm=perm, like=like, shape=_permuted(value, perm))
 
 
@@ -151,12 +154,16 @@ def _contracted(
         # The product of the exchanged operands is already in the order of the output.
         operands, (left, right), (rows, columns) = operands[::-1], (right, left), (columns, rows)
     summed = "".join(label for label in right if label in left and label not in output)
-    if all(label in left for label in summed) and facts.is_constant(operands[1]):
+    if facts.is_constant(operands[1]):
+        # A weight is transposed here and now, the other operand at every run.
         summed = "".join(label for label in left if label in summed)
     a = _transposed(build, operands[0], left, batch + rows + summed)
     b = _transposed(build, operands[1], right, batch + summed + columns)
     sizes = dict(_sizes(operands[0], left)) | dict(_sizes(operands[1], right))
-    if len(rows) == 1 or (rows and not batch and len(columns) >= 1):
+    if not batch and not columns and len(summed) == 1:
+        vector = build.op("MatMul", a, b, shape=ir.Shape([sizes[label] for label in rows]))
+        return _transposed(build, vector, rows, output, old)
+    if len(rows) == 1 or (rows and not batch):
         a = _merged(build, a, [*batch, *rows, summed], sizes)
         flat_rows = list(rows)
     else:
@@ -198,9 +205,11 @@ def _merged(build: Builder, value: ir.Value, groups: list[str], sizes: dict[str,
             target[index] = 0
     if sum(size is None for size in target) > 1:
         raise Refuse("the sizes of labels to merge are not known")
-    wanted = np.array([-1 if size is None else size for size in target])
+    wanted = np.array([-1 if size is None else size for size in target], dtype=np.int64)
     array = facts.constant(value)
     if array is not None:
+        if value in build.initializers:
+            build.initializers.remove(value)
         return build.constant(array.reshape([_product(group, sizes) or 1 for group in groups]))
     shape = ir.Shape([_product(group, sizes) for group in groups])
     return build.op("Reshape", value, wanted, shape=shape)
@@ -219,4 +228,4 @@ def _split(
     if target.count(-1) > 1:
         raise Refuse("the sizes of labels to merge are not known")
     shape = ir.Shape([sizes[label] for label in labels])
-    return build.op("Reshape", value, np.array(target), shape=shape)
+    return build.op("Reshape", value, np.array(target, dtype=np.int64), shape=shape)

@@ -1,12 +1,14 @@
 """x + a + b,  x * a * b,  (x * a + b) * c,  -(x - a) / b, ...  ==>  x * m + k
 
-Forms: normalisation of images written in steps (subtract, divide, scale), affine layers of Paddle next to BatchNormalization,
-scale and shift of attention scores, detection heads that scale and offset boxes. A chain of Add, Sub, Mul, Div and Neg
-with constants becomes at most one Mul and one Add where that is fewer nodes. Constants are combined in float64 and
-rounded once. Integers (32 and 64 bit, no Div) wrap around the same way in any order, so they are exact.
+Forms: normalisation of images written in steps (subtract, divide, scale), affine layers of Paddle next to
+BatchNormalization, scale and shift of attention scores, detection heads that scale and offset boxes. A chain
+of Add, Sub, Mul, Div and Neg with constants becomes at most one Mul and one Add where that is fewer nodes.
+Constants are combined in float64 and rounded once. Integers (32 and 64 bit, no Div) wrap around the same way
+in any order, so they are exact.
 
-Refuses: a combined constant beyond the range of the type; constants that nearly cancel while being large, which is how
-models round on purpose (x + 12582912 - 12582912); a combined constant larger than each of its parts.
+Refuses: a combined constant beyond the range of the type; constants that nearly cancel while being large,
+which is how models round on purpose (x + 12582912 - 12582912); a combined constant larger than each of its
+parts.
 """
 
 from __future__ import annotations
@@ -45,16 +47,15 @@ def _step(node: ir.Node | None) -> _Step | None:
     """What a node adds and multiplies with; None where it is no such operation with one constant."""
     if node is None or node.domain != "" or node.op_type not in _OPS or node.inputs[0] is None:
         return None
-    x = node.inputs[0]
     if node.op_type == "Neg":
-        return _Step(x, negates=True)
-    constant = node.inputs[1]
-    first = constant is not None and not facts.is_constant(constant)
+        return _Step(node.inputs[0], negates=True)
+    x, constant = node.inputs
+    first = facts.is_constant(x)
     if first:
-        if node.op_type == "Div":
-            return None
         x, constant = constant, x
     if x is None or constant is None or not facts.is_constant(constant) or facts.is_constant(x):
+        return None
+    if first and node.op_type == "Div":
         return None
     if node.op_type in ("Mul", "Div"):
         return _Step(x, factor=constant, divides=node.op_type == "Div")
@@ -136,7 +137,7 @@ class _Affine:
         return factor, offset
 
     def _check_floats(self) -> None:
-        info = ml_dtypes.finfo(self._dtype)
+        info = ml_dtypes.finfo(self._dtype)  # type: ignore[no-untyped-call]
         for combined in (self.factor, self.offset):
             if combined is None:
                 continue
@@ -187,7 +188,9 @@ class ElementwiseConstants(Rewrite):
             return build.op("Sub", offset, x, like=out)
         value = x
         if factor is not None:
-            inner = x if offset is not None and _keeps_shape(factor, x) else None if offset is not None else out
+            inner = (
+                x if offset is not None and _keeps_shape(factor, x) else None if offset is not None else out
+            )
             value = build.op("Mul", value, factor, like=inner, dtype=dtype)
         if offset is not None:
             value = build.op("Add", value, offset, like=out)

@@ -1,16 +1,16 @@
 """Identity(x)  ==>  x;    Dropout(x)  ==>  x
 
-Forms: every exporter; PyTorch and Paddle write Dropout for models that were exported in training mode, and Identity for
-aliases, ``detach`` and weights that are shared. An Identity that makes an output of the graph goes too, where the
-node before it can take that name.
+Forms: every exporter; PyTorch and Paddle write Dropout for models that were exported in training mode, and
+Identity for aliases, ``detach`` and weights that are shared. An Identity that makes an output of the graph
+goes too, where the node before it can take that name.
 
-Refuses: a Dropout that trains, or may; one whose mask is read. An Identity that copies a graph input, a constant or
-another output to an output of the graph stays: nothing else can carry the name.
+Refuses: a Dropout that trains, or may; one whose mask is read. An Identity that copies a graph input, a
+constant or another output to an output of the graph stays: nothing else can carry the name.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -55,8 +55,7 @@ def _take_name(node: ir.Node, x: ir.Value, build: Builder) -> ir.Value | None:
     ):
         return None
     build.place_before(maker)
-    again = build.op(
-        maker.op_type, *maker.inputs, domain=maker.domain, like=x, **dict(maker.attributes.items())
-    )
+    attributes: dict[str, Any] = dict(maker.attributes.items())
+    again = build.op(maker.op_type, *maker.inputs, domain=maker.domain, like=x, **attributes)
     build.replace(x, again)
     return again

@@ -1,8 +1,8 @@
 """If(true) { a } else { b }  ==>  a
 
-Forms: exported ``if self.training``, and shape checks such as squeezing a dimension only if it is 1 (TorchScript's exporter
-writes ``If(Equal(Gather(Shape(x), i), 1))``), once the condition is a constant. Branches inside the chosen branch, and
-inside loop bodies, are chosen too.
+Forms: exported ``if self.training``, and shape checks such as squeezing a dimension only if it is 1
+(TorchScript's exporter writes ``If(Equal(Gather(Shape(x), i), 1))``), once the condition is a constant.
+Branches inside the chosen branch, and inside loop bodies, are chosen too.
 
 Refuses: nothing; an If whose condition is not constant does not match.
 """
@@ -73,9 +73,9 @@ def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> list[ir.Node]:
     for value in list(branch.initializers.values()):
         assert value.name is not None
         branch.initializers.pop(value.name)
-        name, suffix = value.name, 1
+        wanted, suffix = value.name, 1
         while value.name in graph.initializers:
-            value.name = f"{name}.{suffix}"
+            value.name = f"{wanted}.{suffix}"
             suffix += 1
         graph.register_initializer(value)
     moved = list(branch)

@@ -1,7 +1,7 @@
 """Add(Expand(mask, shape), scores)  ==>  Add(mask, scores), and f(Expand(x))  ==>  Expand(f(x))
 
-Forms: attention masks that Hugging Face and PyTorch expand to [batch, heads, length, length] before Where, And, Add or Mul
-broadcast them anyway; in general, any elementwise operator. Where the other operands already give the shape, the
+Forms: attention masks that Hugging Face and PyTorch expand to [batch, heads, length, length] before Where, And, Add or
+Mul broadcast them anyway; in general, any elementwise operator. Where the other operands already give the shape, the
 Expand goes; where they do not, it moves behind the operator, which then works on the smaller tensor, until a
 reader does not need it. Bits stay.
 
@@ -26,8 +26,8 @@ class MaskExpand(Rewrite):
     name = "expand-before-broadcast"
     # fmt: off
     roots = (
-        "Add", "And", "BitwiseAnd", "BitwiseOr", "Cast", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
-        "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Sub", "Where", "Xor",
+        "Add", "And", "BitwiseAnd", "BitwiseOr", "Cast", "Div", "Equal", "Greater", "GreaterOrEqual", "Less",
+        "LessOrEqual", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Sub", "Where", "Xor",
     )
     # fmt: on
     numerics = Numerics.EXACT

@@ -1,9 +1,9 @@
 """x * 1, x / 1, x - 0, x ** 1, and(x, true), or(x, false), neg(neg(x)), not(not(x)), max(x), clip(x)  ==>  x
 
-Forms: exporters write these for parameters that happen to be neutral (a scale of 1, a bias of 0), for ``Sum`` or
-``Max`` of a list of one, for double negation in masks. The constant may have any shape that does not enlarge the
-result. ``x + 0.0`` turns -0.0 into +0.0, so it is a rewrite of its own, ``add-zero``, which may change rounding; for
-integers, and for ``x + -0.0``, it is here.
+Forms: exporters write these for parameters that happen to be neutral (a scale of 1, a bias of 0), for ``Sum``
+or ``Max`` of a list of one, for double negation in masks. The constant may have any shape that does not
+enlarge the result. ``x + 0.0`` turns -0.0 into +0.0, so it is a rewrite of its own, ``add-zero``, which may
+change rounding; for integers, and for ``x + -0.0``, it is here.
 
 Refuses: nothing; a constant that might enlarge the result does not match.
 """

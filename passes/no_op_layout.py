@@ -1,9 +1,10 @@
 """an operator that moves or pads nothing  ==>  its input
 
-Forms: Transpose that keeps the order; Reshape, Flatten, Expand to the shape that is there; Squeeze, Unsqueeze of no
-axis; Slice of everything; Pad by 0; Tile by 1; Concat of one; Split into one; Resize by 1; MaxPool, AveragePool with a
-1 x 1 window; GlobalAveragePool and reductions over dimensions of size 1; DepthToSpace, SpaceToDepth by blocks of 1.
-tf2onnx, Paddle and PyTorch write all of these for layers whose parameters happen to do nothing.
+Forms: Transpose that keeps the order; Reshape, Flatten, Expand to the shape that is there; Squeeze, Unsqueeze
+of no axis; Slice of everything; Pad by 0; Tile by 1; Concat of one; Split into one; Resize by 1; MaxPool,
+AveragePool with a 1 x 1 window; GlobalAveragePool and reductions over dimensions of size 1; DepthToSpace,
+SpaceToDepth by blocks of 1. tf2onnx, Paddle and PyTorch write all of these for layers whose parameters happen
+to do nothing.
 
 Refuses: nothing; where the shapes do not prove that nothing happens, it does not match.
 """

@@ -1,8 +1,8 @@
 """two of Relu, Clip, Max(x, c), Min(x, c) in a row  ==>  one Relu or Clip
 
-Forms: ``Clip(Relu(x), 0, 6)`` of TensorFlow's ReLU6, ``Min(Max(x, a), b)`` of Paddle and tf2onnx, ``Relu(Relu(x))`` where a block
-ends and the next one begins with an activation, ``Max(x, 0)``. Bounds are single constants. Not a number stays not
-a number in all of them (as ONNX Runtime computes them).
+Forms: ``Clip(Relu(x), 0, 6)`` of TensorFlow's ReLU6, ``Min(Max(x, a), b)`` of Paddle and tf2onnx,
+``Relu(Relu(x))`` where a block ends and the next one begins with an activation, ``Max(x, 0)``. Bounds are
+single constants. Not a number stays not a number in all of them (as ONNX Runtime computes them).
 
 Refuses: a Clip whose lower bound is above its upper one.
 """

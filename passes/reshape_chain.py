@@ -1,8 +1,9 @@
 """Reshape(Reshape(x, s), t)  ==>  Reshape(x, t);    Squeeze(Unsqueeze(x, a), a)  ==>  x
 
-Forms: any chain of two of Reshape, Flatten, Squeeze and Unsqueeze, as ``view``, ``flatten``, ``unsqueeze`` of PyTorch and
-the flattening before a classifier in Paddle and Keras give. Elements keep their order in all of them, so that only the
-last shape counts; it has to be known, up to dimensions of x that stay in place and one other.
+Forms: any chain of two of Reshape, Flatten, Squeeze and Unsqueeze, as ``view``, ``flatten``, ``unsqueeze`` of
+PyTorch and the flattening before a classifier in Paddle and Keras give. Elements keep their order in all of
+them, so that only the last shape counts; it has to be known, up to dimensions of x that stay in place and one
+other.
 
 Refuses: a chain whose last shape a constant cannot express.
 """

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.passes import _affine
-from graphopt.passes._linear import Affine, Linear, linear_at, read_affine, rounded
+from graphopt.passes._affine_linear import Affine, LinearOp, linear_at, read_affine, rounded
 from graphopt.rewrite import Builder, Refuse, Rewrite
 
 
@@ -99,7 +99,7 @@ class _Plan:
         else:
             self._stop(node)
 
-    def _absorb(self, linear: Linear, scale: facts.Array) -> None:
+    def _absorb(self, linear: LinearOp, scale: facts.Array) -> None:
         alpha = facts.attribute(linear.node, "alpha", 1.0) if linear.kind == "Gemm" else 1.0
         self.reached = True
         if alpha == 0:

@@ -1,16 +1,18 @@
-"""Shape -> Gather, Slice, Concat, arithmetic -> Reshape  ==>  Reshape to a constant, with 0 and -1 for dynamic dimensions
+"""Reshape(x, Concat(Gather(Shape(x), 0), 64))  ==>  Reshape(x, [0, 64])
 
-Forms: every exporter computes the shape operands of Reshape, Expand, Slice, Range, ConstantOfShape, Resize from the Shape of
-another tensor, even where the dimensions that matter are static: ``x.view(x.size(0), -1, 64)`` in PyTorch,
-``tf.reshape`` with a partly dynamic shape, Paddle's ``flatten``. The elements of small integer tensors are
-followed through the graph, each as a number or as (an expression over) named dynamic dimensions, which is the partial data
-propagation of ONNX's shape inference taken further. Then
+Forms: every exporter computes the shape operands of Reshape, Expand, Slice, Range, ConstantOfShape, Resize
+from the Shape of another tensor, even where the dimensions that matter are static: ``x.view(x.size(0), -1,
+64)`` in PyTorch, ``tf.reshape`` with a partly dynamic shape, Paddle's ``flatten``. The elements of small
+integer tensors are followed through the graph, each as a number or as (an expression over) named dynamic
+dimensions, which is the partial data propagation of ONNX's shape inference taken further. Then
 
 - a tensor whose elements are all known numbers becomes a constant;
-- a Reshape target becomes a constant in which a dynamic dimension that stays in place is 0 and one other is -1;
+- a Reshape target becomes a constant in which a dynamic dimension that stays in place is 0 and one other is
+  -1;
 - an Expand or Slice that is found to change nothing goes.
 
-Refuses: nothing; what is not known stays as it is. Elements are followed for up to 64 of them, subgraphs included.
+Refuses: nothing; what is not known stays as it is. Elements are followed for up to 64 of them, subgraphs
+included.
 """
 
 from __future__ import annotations
@@ -60,9 +62,7 @@ class ShapeFold(Pass):
                 replacement = build.constant(_array(elements, node.outputs[0]))
         elif node.op_type == "Reshape":
             replacement = _reshape(node, known, build)
-        elif node.op_type == "Expand" and _expands_nothing(node, known):
-            replacement = node.inputs[0]
-        elif node.op_type == "Slice" and _slices_nothing(node, known):
+        elif _does_nothing(node, known):
             replacement = node.inputs[0]
         if replacement is None:
             return
@@ -173,6 +173,12 @@ def _reshape(node: ir.Node, known: _Known, build: Builder) -> ir.Value | None:
             return None
         target = better
     return build.op("Reshape", x, np.array(target, dtype=np.int64), like=node.outputs[0])
+
+
+def _does_nothing(node: ir.Node, known: _Known) -> bool:
+    if node.op_type == "Expand":
+        return _expands_nothing(node, known)
+    return node.op_type == "Slice" and _slices_nothing(node, known)
 
 
 def _expands_nothing(node: ir.Node, known: _Known) -> bool:

@@ -1,10 +1,11 @@
 """Slice(Slice(x))  ==>  Slice(x)
 
-Forms: ``x[a:b][:, c:d]`` and ``x[a:b][c:d]`` in PyTorch, StridedSlice cascades of tf2onnx. Slices along different axes join;
-along the same axis they compose where the dimension is static, or where all bounds count from the front in steps of 1.
+Forms: ``x[a:b][:, c:d]`` and ``x[a:b][c:d]`` in PyTorch, StridedSlice cascades of tf2onnx. Slices along
+different axes join; along the same axis they compose where the dimension is static, or where all bounds count
+from the front in steps of 1.
 
-Refuses: bounds, axes or steps that are not constant; an inner value that something else reads; composed bounds that
-depend on a dynamic dimension.
+Refuses: bounds, axes or steps that are not constant; an inner value that something else reads; composed
+bounds that depend on a dynamic dimension.
 """
 
 from __future__ import annotations
@@ -95,6 +96,4 @@ class SliceChain(Rewrite):
         axes = sorted(merged)
         columns = [np.array([merged[axis][column] for axis in axes], np.int64) for column in range(3)]
         starts, ends, steps = columns
-        return build.op(
-            "Slice", x, starts, ends, np.array(axes, np.int64), steps, like=node.outputs[0]
-        )
+        return build.op("Slice", x, starts, ends, np.array(axes, np.int64), steps, like=node.outputs[0])

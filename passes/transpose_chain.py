@@ -1,6 +1,7 @@
 """Transpose(Transpose(x, p), q)  ==>  Transpose(x, p[q])  (or x)
 
-Forms: tf2onnx wraps each NHWC operator in a pair of Transposes; PyTorch models chain ``permute`` and ``transpose``.
+Forms: tf2onnx wraps each NHWC operator in a pair of Transposes; PyTorch models chain ``permute`` and
+``transpose``.
 
 Refuses: a pair that does not cancel and whose inner value is read elsewhere, since both would stay.
 """

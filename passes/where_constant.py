@@ -1,8 +1,8 @@
 """Where(true, x, y)  ==>  x;    Where(false, x, y)  ==>  y;    Where(c, x, x)  ==>  x
 
-Forms: masks of exported transformers that turn out to be all true once shapes are known, and the choice between a given
-and a copied size (``Where(Equal(size, -1), ones, size)``) that PyTorch writes before Expand. Where the shape has to
-grow, an Expand takes the place of the Where.
+Forms: masks of exported transformers that turn out to be all true once shapes are known, and the choice
+between a given and a copied size (``Where(Equal(size, -1), ones, size)``) that PyTorch writes before Expand.
+Where the shape has to grow, an Expand takes the place of the Where.
 
 Refuses: a result whose shape is not known to be that of the chosen side, and is not static.
 """

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import UnsupportedModelError
-from graphopt.ir import facts
+from graphopt.errors import InvalidGraphError, UnsupportedModelError
+from graphopt.ir import check, facts
 from graphopt.ir.check import RUNTIME_DOMAINS, describe, schema_of
 
 INTERNAL_OPSET = 26
@@ -83,10 +83,13 @@ def _runtime_operators() -> frozenset[tuple[str, str]]:
 
 
 def relabel_down(model: ir.Model) -> bool:
-    """Give a model newer than the internal opset that opset, where none of its operators changed since.
+    """Give a model newer than the internal opset that opset, where each node means the same in both.
+
+    That is so for operators that did not change since, or that only gained element types and attributes which the
+    node does not use; ``check`` then verifies the types against the older schema.
 
     Raises:
-        UnsupportedModelError: One did; names it.
+        UnsupportedModelError: A node that needs the newer opset; names it.
     """
     opset = source_opset(model)
     if opset <= INTERNAL_OPSET:
@@ -94,15 +97,27 @@ def relabel_down(model: ir.Model) -> bool:
     for node in model.graph.all_nodes():
         if node.domain != "":
             continue
-        schema = schema_of("", node.op_type, opset)
-        if schema is not None and schema.since_version > INTERNAL_OPSET:
-            raise UnsupportedModelError(
-                f"{node.op_type} of opset {opset} (node {node.name!r}) is newer than opset {INTERNAL_OPSET}, the newest "
-                "that ONNX Runtime takes",
-                hint=f"export the model with opset_version={INTERNAL_OPSET}",
-            )
+        older = schema_of("", node.op_type, INTERNAL_OPSET)
+        if older is None or not all(name in older.attributes for name in node.attributes):
+            raise _too_new(node, opset)
     model.graph.opset_imports[""] = INTERNAL_OPSET
+    try:
+        check.check(model, allow_domains=STANDARD_DOMAINS, unique_node_names=False)
+    except InvalidGraphError as error:
+        raise UnsupportedModelError(
+            f"the model needs opset {opset}, and opset {INTERNAL_OPSET} is the newest that ONNX Runtime takes: "
+            f"{error.message}",
+            hint=f"export the model with opset_version={INTERNAL_OPSET}",
+        ) from error
     return True
+
+
+def _too_new(node: ir.Node, opset: int) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{node.op_type} of opset {opset} (node {node.name!r}) is newer than opset {INTERNAL_OPSET}, the newest that "
+        "ONNX Runtime takes",
+        hint=f"export the model with opset_version={INTERNAL_OPSET}",
+    )
 
 
 def upgrade(model: ir.Model) -> dict[str, int]:
@@ -122,6 +137,9 @@ def upgrade(model: ir.Model) -> dict[str, int]:
                 continue
             version = node.version or opset
             node.version = None
+            if node.op_type in WITHOUT_KERNEL:
+                WITHOUT_KERNEL[node.op_type](_Site(model.graph, graph, node, version))
+                continue
             for changed_in, adapter in ADAPTERS.get(node.op_type, ()):
                 if version < changed_in:
                     before = node.op_type
@@ -446,6 +464,19 @@ def _scan(site: _Site) -> None:
     """Scan-9 has no batch axis."""
     raise site.unsupported("it scans over a batch, which newer opsets do not")
 
+
+def _swish(site: _Site) -> None:
+    """Swish-24, y = x * sigmoid(alpha * x): ONNX Runtime 1.31 has no kernel and does not expand it at opset 26."""
+    x = site.value(0)
+    alpha = float(facts.attribute(site.node, "alpha", 1.0))
+    scaled = x
+    if alpha != 1.0:
+        scaled = site.before("Mul", [x, _scalar_like(site, x, alpha, "alpha")])
+    site.replace_by(site.before("Mul", [x, site.before("Sigmoid", [scaled])]))
+
+
+WITHOUT_KERNEL: dict[str, Adapter] = {"Swish": _swish}
+"""Operators of the internal opset that ONNX Runtime, the reference, cannot run; written out by their definition."""
 
 ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
     "BatchNormalization": ((9, _batch_normalization_spatial), (14, _batch_normalization_outputs)),

@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import click
 
+from graphopt.cli._options import Settings, debug_option
 from graphopt.errors import GraphoptError, UnknownNameError
 
 COMMANDS = {
@@ -28,19 +28,6 @@ COMMANDS = {
 """The commands in the order of ``--help``."""
 
 USAGE, INTERRUPTED, TERMINATED, PIPE_CLOSED = 2, 130, 143, 141
-
-
-@dataclass
-class Settings:
-    """What holds for every command.
-
-    Attributes:
-        debug: Show the traceback of an error.
-        json: Print one JSON object on stdout and nothing else there.
-    """
-
-    debug: bool = False
-    json: bool = False
 
 
 class Group(click.Group):
@@ -84,6 +71,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
+@debug_option
 def app() -> None:
     """A compiler for trained models that proves what it does.
 
@@ -147,6 +135,9 @@ def _fail(error: BaseException, settings: Settings) -> int:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return USAGE
     message, hint, code = _explain(error, settings)
     print(f"{click.style('error:', fg='red') if _colour() else 'error:'} {message}", file=sys.stderr)
     if hint:
@@ -173,8 +164,6 @@ def _explain(error: BaseException, settings: Settings) -> tuple[str, str, int]:
         ]
         hint = f"{path} --help lists them"
         return UnknownNameError(f"option of {path!r}", error.option_name, known).message, hint, USAGE
-    if isinstance(error, click.NoArgsIsHelpError):
-        return error.format_message(), "", USAGE
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else "graphopt"
         return error.format_message().rstrip("."), f"see {path} --help", USAGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,23 +12,30 @@ import click
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+@dataclass
+class Settings:
+    """What holds for every command.
+
+    Attributes:
+        debug: Show the traceback of an error.
+        json: Print one JSON object on stdout and nothing else there.
+    """
+
+    debug: bool = False
+    json: bool = False
+
+
 def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     del param
     if value:
-        ctx.ensure_object(_settings()).debug = True
+        ctx.ensure_object(Settings).debug = True
 
 
 def _json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     del param
     if value:
-        ctx.ensure_object(_settings()).json = True
+        ctx.ensure_object(Settings).json = True
     return value
-
-
-def _settings() -> Any:
-    from graphopt.cli import Settings
-
-    return Settings
 
 
 debug_option = click.option(

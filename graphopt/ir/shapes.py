@@ -57,9 +57,10 @@ def _merge_subgraphs(node: ir.Node, message: onnx.NodeProto) -> None:
         mine = node.attributes.get(attribute.name)
         if mine is None or mine.is_ref():
             continue
+        pairs: list[tuple[ir.Graph, onnx.GraphProto]] = []
         if attribute.HasField("g"):
             pairs = [(mine.as_graph(), attribute.g)]
-        else:
+        elif attribute.graphs:
             pairs = list(zip(mine.as_graphs(), attribute.graphs, strict=True))
         for inner, proto in pairs:
             for value, info in zip(inner.inputs, proto.input, strict=True):

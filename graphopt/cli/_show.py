@@ -1,0 +1,186 @@
+"""A report as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, table
+from graphopt.pipeline.record import PassRecord, PassStatus
+from graphopt.report import FormTiming, Report
+
+_LABEL = 11
+_WIDTH = 100
+_MOST_OPS = 10
+
+
+def lines(report: Report) -> list[str]:
+    """The report, from what was captured to what was written."""
+    shown = [_line("captured", _captured(report))]
+    shown += _passes(report)
+    shown.append(_line("target", _target(report)))
+    shown.append(_line("verified", _verified(report)))
+    shown.append(_line("speed", _speed(report)))
+    if report.output is not None:
+        inside = dim("(report.html inside)")
+        shown.append(_line("wrote", f"{bold(report.output)}   {size(report.size_after)}   {inside}"))
+    else:
+        shown.append(_line("dry run", "nothing was written"))
+    shown += ["", before_and_after(report)]
+    if report.warnings:
+        shown.append("")
+        shown += [_line("warning", warning, style=bad) for warning in report.warnings]
+    return shown
+
+
+def _line(label: str, text: str, style: object = bold) -> str:
+    assert callable(style)
+    return f"{style(label)}{' ' * max(1, _LABEL - len(label))}{text}"
+
+
+def _continued(text: str) -> str:
+    return " " * _LABEL + text
+
+
+def _captured(report: Report) -> str:
+    opset = f"opset {report.source_opset} -> {report.opset}" if report.source_opset else f"opset {report.opset}"
+    name = report.source.replace("\\", "/").rpartition("/")[2] or report.name
+    return f"{name} · {opset} · {report.nodes_before} nodes · {size(report.size_before)}"
+
+
+def _passes(report: Report) -> list[str]:
+    shown: list[str] = []
+    idle: list[str] = []
+    for record in report.passes:
+        if record.status is PassStatus.NOTHING and not record.refused:
+            idle.append(record.name)
+            continue
+        shown += pass_lines(record, report)
+    if idle:
+        text = "nothing to do: " + ", ".join(idle)
+        shown += [_continued(dim(part)) for part in _wrap(text)]
+    return shown
+
+
+def pass_lines(record: PassRecord, report: Report) -> list[str]:
+    """One pass: what became of the graph, what it did, and what it left."""
+    label = record.name if len(record.name) < _LABEL else record.name + "\n" + " " * (_LABEL - 1)
+    if record.status is PassStatus.UNDONE:
+        shown = [_line(label, f"{bad('undone')}: {record.reason}")]
+    elif record.status is PassStatus.NOTHING:
+        shown = [_line(label, f"nothing done: {record.reason}")]
+    else:
+        nodes = f"{record.nodes_before} -> {record.nodes_after} nodes"
+        shown = [_line(label, f"{nodes:<22} {record.seconds:5.1f} s   {numbers(record)}")]
+    words = [f"{name} x{count}" for name, count in sorted(record.rewrites.items(), key=lambda pair: -pair[1])]
+    shown += [_continued(part) for part in _wrap("  ".join(words))] if words else []
+    for entry in record.undone:
+        if entry.what != record.name:
+            shown.append(_continued(f"{bad('undone')} {entry.what}: {entry.reason}"))
+        if entry.repro:
+            shown.append(_continued(f"repro in {entry.repro}"))
+    if record.refused:
+        where = f"graphopt inspect {report.output} --log" if report.output else "--json lists them"
+        shown.append(_continued(dim(f"{len(record.refused)} refused: {where}")))
+    return shown
+
+
+def numbers(record: PassRecord) -> str:
+    """What a pass did to the numbers."""
+    if record.identical:
+        return "bit-identical"
+    if record.error is None:
+        return record.numerics.value
+    return f"{record.error:.1e}, noise floor {record.noise_floor or 0:.1e}"
+
+
+def _wrap(text: str) -> list[str]:
+    """Broken between words (two spaces or a comma apart) to the width of the report."""
+    import textwrap
+
+    return textwrap.wrap(text, _WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False)
+
+
+def _target(report: Report) -> str:
+    verified = [form for form in report.forms if form.verified]
+    timed = [form for form in verified if form.milliseconds is not None]
+    if report.chosen == "original":
+        return f"{report.target}, {bad('the original as it was')}: no other form was verified and as fast"
+    if not timed:
+        return f"{report.target}, {report.chosen}"
+    return f"{report.target}, {report.chosen}: fastest of {len(timed)} verified"
+
+
+def _verified(report: Report) -> str:
+    found = report.verification
+    if found.status != "verified":
+        return bad(found.status)
+    inputs = "made-up" if found.synthetic else "real"
+    plural = "" if len(found.trials) == 1 else "s"
+    outcome = good(found.describe or "verified")
+    return f"{outcome} on {len(found.trials)} {inputs} input{plural}, reloaded from disk"
+
+
+def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | None:
+    """Latencies and speedup with its interval; None where nothing was timed."""
+    if baseline is None or optimized is None or baseline.milliseconds is None or optimized.milliseconds is None:
+        return None
+    before, after = milliseconds(baseline.milliseconds), milliseconds(optimized.milliseconds)
+    if optimized is baseline:
+        return f"{before} ms, unchanged"
+    ratio = "" if optimized.speedup is None else f"   {bold(f'{optimized.speedup:.2f}x')}"
+    interval = ""
+    if optimized.low is not None and optimized.high is not None:
+        interval = f" (95 % interval {optimized.low:.2f} to {optimized.high:.2f}, {optimized.rounds} rounds)"
+    return f"{before} -> {after} ms{ratio}{interval}"
+
+
+def _speed(report: Report) -> str:
+    return speed(report.baseline, report.optimized) or "not measured"
+
+
+def before_and_after(report: Report) -> str:
+    """The table of nodes, operators, size, latency and error."""
+    rows = [["nodes", str(report.nodes_before), str(report.nodes_after), _change(report.nodes_before, report.nodes_after)]]
+    for name, before, after in changed_ops(report.ops_before, report.ops_after, _MOST_OPS):
+        rows.append([f"  {name}", str(before), str(after), ""])
+    rows.append(["size", size(report.size_before), size(report.size_after), _change(report.size_before, report.size_after)])
+    baseline, optimized = report.baseline, report.optimized
+    if baseline and optimized and baseline.milliseconds is not None and optimized.milliseconds is not None:
+        change = "" if optimized.speedup is None else f"{optimized.speedup:.2f}x as fast"
+        rows.append(
+            ["latency", f"{milliseconds(baseline.milliseconds)} ms", f"{milliseconds(optimized.milliseconds)} ms", change]
+        )
+    found = report.verification
+    if found.value is not None:
+        floor = f"noise floor {found.noise_floor or 0:.1e}"
+        rows.append(["error", "", "0" if found.value == 0 else f"{found.value:.1e}", floor])
+    return table(["", "before", "after", ""], rows, right=(1, 2))
+
+
+def changed_ops(
+    before: Mapping[str, int], after: Mapping[str, int], most: int | None = None
+) -> list[tuple[str, int, int]]:
+    """Operators whose number changed, the largest change first.
+
+    Args:
+        most: Rows at most; what is left out becomes one row "others".
+    """
+    changed = [
+        (name, before.get(name, 0), after.get(name, 0))
+        for name in sorted({*before, *after})
+        if before.get(name, 0) != after.get(name, 0)
+    ]
+    changed.sort(key=lambda row: (-abs(row[1] - row[2]), row[0]))
+    if most is None or len(changed) <= most:
+        return changed
+    rest = changed[most - 1 :]
+    others = (f"{len(rest)} others", sum(row[1] for row in rest), sum(row[2] for row in rest))
+    return [*changed[: most - 1], others]
+
+
+def _change(before: int, after: int) -> str:
+    if before == 0 or before == after:
+        return ""
+    percent = (after / before - 1) * 100
+    return f"{math.copysign(max(1, abs(round(percent))), percent):+.0f} %"

@@ -1,0 +1,258 @@
+"""``graphopt inspect``: what is in a model or a bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphopt.cli._options import common
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.artifact import Manifest
+
+
+@click.command("inspect", short_help="Show what is in a model or a bundle.")
+@click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
+@click.option("--text", "as_text", is_flag=True, help="Print the graph, one node a line.")
+@click.option("--log", is_flag=True, help="Of a bundle: the pass log with every rewrite, refusal and undoing.")
+@common
+def command(path: Path, as_text: bool, log: bool, as_json: bool) -> None:
+    """Show the interface, operators, sizes and hashes of a model; of a bundle also how it was made and proved.
+
+    \b
+      graphopt inspect rec.onnx
+      graphopt inspect rec.gopt --log
+    """
+    from graphopt.artifact import MANIFEST, check_files, read_manifest
+    from graphopt.cli._console import write, write_json
+    from graphopt.errors import UsageError
+    from graphopt.ir import model as ir_model
+
+    manifest = None
+    model: ir.Model | None = None
+    if path.is_dir() or (path / MANIFEST).exists():
+        manifest = read_manifest(path)
+        check_files(path, manifest)
+        file = manifest.config.get("file")
+        if isinstance(file, str) and file.endswith(".onnx"):
+            model = ir_model.load(path / file)
+    elif path.suffix.lower() == ".pt2":
+        from graphopt.capture import capture
+
+        model = capture(path).original_model
+    else:
+        model = ir_model.load(path)
+    if log and manifest is None:
+        raise UsageError(f"{path} is a model, and only a bundle has a pass log", hint="leave out --log")
+    if as_text:
+        if model is None:
+            raise UsageError(f"{path} holds no graph as ONNX", hint="leave out --text")
+        if as_json:
+            raise UsageError("--text and --json exclude each other", hint="choose one of the two")
+        write(graph_text(model))
+        return
+    facts: dict[str, Any] = {"path": str(path)}
+    if manifest is not None:
+        facts |= bundle_facts(manifest)
+    if model is not None:
+        facts |= model_facts(model, path)
+    if as_json:
+        write_json(facts)
+        return
+    _show(facts, log)
+
+
+def bundle_facts(manifest: Manifest) -> dict[str, Any]:
+    """What a bundle says of itself."""
+    import msgspec
+
+    facts: dict[str, Any] = msgspec.to_builtins(manifest)
+    del facts["measurements"], facts["inputs"], facts["outputs"]
+    return {
+        **facts,
+        "inputs": [str(tensor.spec()) for tensor in manifest.inputs],
+        "outputs": [str(tensor.spec()) for tensor in manifest.outputs],
+    }
+
+
+def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
+    """What the graph holds."""
+    from graphopt.data.interface import inputs_of, optional_inputs_of, outputs_of
+    from graphopt.ir import model as ir_model
+    from graphopt.ir import provenance
+    from graphopt.ir.hash import content_hash
+
+    nodes = list(model.graph.all_nodes())
+    initializers = model.graph.initializers
+    optional = optional_inputs_of(model)
+    made = Counter(maker for node in nodes if (maker := provenance.made_by(node)) is not None)
+    external = sorted({str(tensor.location) for tensor in ir_model.external_tensors(model)})
+    size = path.stat().st_size if path.is_file() else 0
+    base = path.parent
+    return {
+        "ir_version": model.ir_version,
+        "opsets": dict(model.graph.opset_imports),
+        "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
+        "graph": {
+            "inputs": [f"{spec}{' (optional)' if spec.name in optional else ''}" for spec in inputs_of(model)],
+            "outputs": [str(spec) for spec in outputs_of(model)],
+            "nodes": len(nodes),
+            "subgraphs": sum(1 for _ in model.graph.subgraphs()),
+            "functions": len(model.functions),
+            "initializers": len(initializers),
+            "weight_bytes": ir_model.nbytes(model),
+            "file_bytes": size + sum((base / name).stat().st_size for name in external if (base / name).is_file()),
+            "external_data": external,
+            "ops": dict(sorted(ir_model.op_counts(model).items(), key=lambda pair: (-pair[1], pair[0]))),
+            "made_by": dict(made.most_common()),
+            "content_hash": content_hash(model),
+        },
+    }
+
+
+def graph_text(model: ir.Model) -> str:
+    """The graph, one node a line; weights by type and shape."""
+    import onnx_ir as ir
+
+    def shown(value: ir.Value | None) -> str:
+        return "_" if value is None else f"%{value.name}"
+
+    def typed(value: ir.Value) -> str:
+        dtype = "?" if value.dtype is None else value.dtype.name.lower()
+        shape = "?" if value.shape is None else ",".join("?" if dim is None else str(dim) for dim in value.shape)
+        return f"%{value.name}: {dtype}[{shape}]"
+
+    def attribute(attr: ir.Attr) -> str:
+        if attr.is_ref():
+            return f"{attr.name}=@{attr.ref_attr_name}"
+        if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            return f"{attr.name}={{...}}"
+        if attr.type == ir.AttributeType.TENSOR:
+            tensor = attr.as_tensor()
+            return f"{attr.name}={tensor.dtype.name.lower()}{list(tensor.shape.numpy())}"
+        return f"{attr.name}={attr.value!r}"
+
+    lines: list[str] = []
+
+    def graph(name: str, inputs: Any, outputs: Any, nodes: Any, initializers: Any, indent: str) -> None:
+        lines.append(f"{indent}{name}({', '.join(map(typed, inputs))}) -> ({', '.join(map(typed, outputs))})")
+        inner = indent + "  "
+        lines.extend(f"{inner}{typed(value)} = weight" for value in initializers)
+        for node in nodes:
+            attributes = ", ".join(attribute(attr) for attr in node.attributes.values())
+            operator = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+            operands = ", ".join(shown(value) for value in node.inputs)
+            results = ", ".join(typed(value) for value in node.outputs)
+            lines.append(f"{inner}{results} = {operator}{f' <{attributes}>' if attributes else ''}({operands})")
+            for attr in node.attributes.values():
+                if attr.is_ref():
+                    continue
+                if attr.type == ir.AttributeType.GRAPH:
+                    _subgraph(attr.name, attr.as_graph(), inner + "  ")
+                elif attr.type == ir.AttributeType.GRAPHS:
+                    for part in attr.as_graphs():
+                        _subgraph(attr.name, part, inner + "  ")
+
+    def _subgraph(name: str, part: ir.Graph, indent: str) -> None:
+        graph(name, part.inputs, part.outputs, part, part.initializers.values(), indent)
+
+    _subgraph(model.graph.name or "graph", model.graph, "")
+    for function in model.functions.values():
+        graph(f"function {function.domain}.{function.name}", function.inputs, function.outputs, function, (), "")
+    return "\n".join(lines)
+
+
+def _show(facts: dict[str, Any], log: bool) -> None:
+    from graphopt.cli._console import bad, bold, size, table, write
+
+    def line(label: str, value: object) -> None:
+        if value not in ("", None):
+            write(f"{bold(label)}{' ' * max(1, 11 - len(label))}{value}")
+
+    def several(label: str, values: list[str]) -> None:
+        for index, value in enumerate(values):
+            line(label, value) if index == 0 else write(" " * 11 + value)
+
+    graph = facts.get("graph", {})
+    is_bundle = "target" in facts
+    line("bundle" if is_bundle else "model", facts["path"])
+    if is_bundle:
+        line("made", f"by graphopt {facts['graphopt']} from {facts['name']}, for {facts['target']}")
+        line("options", _pairs(facts["options"]))
+        line("needs", _pairs(facts["machine"]))
+    several("inputs", facts.get("inputs") or graph.get("inputs", []))
+    several("outputs", facts.get("outputs") or graph.get("outputs", []))
+    if graph:
+        opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in facts["opsets"].items())
+        line("opset", f"{opsets} · IR version {facts['ir_version']}")
+        line("producer", facts["producer"])
+        inner = f" ({graph['subgraphs']} subgraphs)" if graph["subgraphs"] else ""
+        functions = f" · {graph['functions']} functions" if graph["functions"] else ""
+        line("nodes", f"{graph['nodes']}{inner}{functions}")
+        line("weights", f"{size(graph['weight_bytes'])} in {graph['initializers']} initializers")
+        several("external", graph["external_data"])
+        line("hash", graph["content_hash"])
+    if is_bundle:
+        _show_evidence(facts, line)
+        for warning in facts["warnings"]:
+            line(bad("warning"), warning)
+    if log:
+        write()
+        _show_log(facts["passes"])
+        return
+    if graph:
+        write()
+        made = [f"{name} x{count}" for name, count in graph["made_by"].items()]
+        several("rewritten", made and ["  ".join(made)])
+        write(table(("operator", "count"), [[name, str(count)] for name, count in graph["ops"].items()], right=(1,)))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return "  ".join(f"{key}={value}" for key, value in values.items() if value not in (None, "", [], {}))
+
+
+def _show_evidence(facts: dict[str, Any], line: Any) -> None:
+    from graphopt.cli._console import milliseconds
+
+    found = facts["verification"]
+    if found:
+        kind = "made-up" if found.get("synthetic") else "real"
+        error = ""
+        if found.get("value") is not None:
+            error = f": {found['metric']} {found['value']:.1e}, noise floor {found['noise_floor'] or 0:.1e}"
+        line("verified", f"{found.get('status')} on {len(found.get('trials', []))} {kind} inputs{error}")
+    report = facts["report"]
+    before = report.get("baseline", {}).get("latency_ms")
+    after = report.get("optimized", {}).get("latency_ms")
+    if before is not None and after is not None:
+        low, high = report.get("speedup_interval") or (None, None)
+        interval = f" (95 % interval {low:.2f} to {high:.2f})" if low is not None and high is not None else ""
+        line("speed", f"{milliseconds(before)} -> {milliseconds(after)} ms   {report['speedup']:.2f}x{interval}")
+
+
+def _show_log(passes: list[dict[str, Any]]) -> None:
+    from graphopt.cli._console import bad, bold, dim, write
+
+    for record in passes:
+        nodes = record["nodes"]
+        numbers = record["numerics"]
+        if record["identical"]:
+            numbers = "bit-identical"
+        elif record["error"] is not None:
+            numbers = f"{record['error']:.1e}, noise floor {record['noise_floor'] or 0:.1e}"
+        change = f"{nodes['before']} -> {nodes['after']} nodes" if nodes["before"] != nodes["after"] else ""
+        reason = f": {record['reason']}" if record["reason"] else ""
+        parts = (f"{record['status']}{reason}", change, f"{record['seconds']:.1f} s", numbers)
+        write(f"{bold(record['name'])}  " + "   ".join(filter(None, parts)))
+        for name, count in record["rewrites"].items():
+            write(f"  {name} x{count}")
+        for entry in record["undone"]:
+            repro = f" (repro: {entry['repro']})" if entry.get("repro") else ""
+            write(f"  {bad('undone')} {entry['what']}: {entry['reason']}{repro}")
+        for entry in record["refused"]:
+            write(dim(f"  refused {entry['rewrite']} at {entry['site']}: {entry['reason']}"))

@@ -1,0 +1,53 @@
+"""``graphopt passes``: what passes there are."""
+
+from __future__ import annotations
+
+import click
+
+from graphopt.cli._options import common
+
+
+@click.command("passes", short_help="List passes, groups and pipelines, plugins included.")
+@common
+def command(as_json: bool) -> None:
+    """List passes, groups and pipelines, those of plugins included; a plugin that fails is shown with its error."""
+    from graphopt import catalog
+    from graphopt.cli._console import bad, bold, dim, table, write, write_json
+    from graphopt.pipelines import GROUPS, PIPELINES
+
+    entries = catalog.passes()
+    groups = {
+        name: {
+            "requires": list(group.requires),
+            "stages": [{"name": stage.name, "members": list(stage.members)} for stage in group.stages],
+        }
+        for name, group in GROUPS.items()
+    }
+    if as_json:
+        write_json(
+            {
+                "passes": [vars(entry) for entry in entries],
+                "groups": groups,
+                "pipelines": {name: list(members) for name, members in PIPELINES.items()},
+            }
+        )
+        return
+    rows = []
+    for entry in entries:
+        summary = bad(f"cannot be loaded: {entry.error}") if entry.error else _short(entry.summary)
+        origin = "" if entry.origin == "built-in" else f"  [{entry.origin}]"
+        rows.append([bold(entry.name), entry.numerics, summary + origin])
+    write(table(("pass", "numerics", "what it does"), rows))
+    write()
+    for name, members in PIPELINES.items():
+        write(f"{bold(name)}  {', '.join(members) or 'nothing: the model as it is'}")
+    for name, group in GROUPS.items():
+        after = f" (after {', '.join(group.requires)})" if group.requires else ""
+        write(f"{bold(name)}{after}")
+        for stage in group.stages:
+            inner = "" if stage.members == (stage.name,) else dim(": " + ", ".join(stage.members))
+            write(f"  {stage.name}{inner}")
+
+
+def _short(text: str, width: int = 100) -> str:
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

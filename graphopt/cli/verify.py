@@ -1,0 +1,117 @@
+"""``graphopt verify``: compare a bundle with its original again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphopt.cli._options import common, data_option, seed_option, threads_option
+
+
+@click.command("verify", short_help="Compare a bundle with the original model.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@data_option
+@threads_option
+@seed_option
+@common
+def command(bundle: Path, model: Path, data: Path | None, threads: int, seed: int, as_json: bool) -> None:
+    """Run BUNDLE and the original MODEL on the same inputs and compare the outputs.
+
+    The original runs in ONNX Runtime with its optimisations off, and its own noise floor is measured; the bundle must
+    stay within a small multiple of it. Exits with 1 where it does not.
+
+    \b
+      graphopt verify rec.gopt rec.onnx --data samples.npz
+    """
+    from graphopt.capture import capture
+    from graphopt.cli._console import Progress, write_json
+    from graphopt.cli._subject import open_subject
+    from graphopt.compiler import FORM_MULTIPLE, compare_form
+    from graphopt.errors import UsageError, VerificationError
+    from graphopt.ir.hash import content_hash
+    from graphopt.verify.reference import build_reference
+
+    with Progress() as progress:
+        progress.say(f"reading {bundle}")
+        subject = open_subject(bundle)
+        manifest = subject.manifest
+        if manifest is None:
+            raise UsageError(f"{bundle} is not a bundle", hint="usage: graphopt verify BUNDLE MODEL")
+        progress.say(f"reading {model}")
+        shapes = {name: tuple(dims) for name, dims in manifest.options.get("input_shapes", {}).items()}
+        captured = capture(model, input_shapes=shapes or None)
+        same = content_hash(captured.original_model) == manifest.hashes.get("source")
+        reference = build_reference(
+            captured.original_model,
+            interface=captured.model,
+            data=None if data is None else subject.samples(data),
+            seed=seed,
+            progress=progress.say,
+        )
+        progress.say(f"running {bundle}")
+        comparison = compare_form(subject.form, reference, threads, FORM_MULTIPLE)
+    warnings = []
+    if not same:
+        warnings.append(f"{model} is not the model that {bundle} was compiled from (their content differs)")
+    if reference.synthetic:
+        warnings.append("no real data were seen: verified on made-up inputs (give real ones with --data)")
+    if reference.random_outputs:
+        warnings.append("the model is random: not compared: " + ", ".join(sorted(reference.random_outputs)))
+    result: dict[str, Any] = {
+        "bundle": str(bundle),
+        "model": str(model),
+        "same_source": same,
+        "status": "verified" if comparison.ok else "different",
+        "trials": [dict(trial.sizes) for trial in reference.trials],
+        "synthetic": reference.synthetic,
+        "allowed_multiple": comparison.multiple,
+        "outputs": [
+            {
+                "name": output.name,
+                "status": output.status.value,
+                "relative_error": output.relative_error,
+                "noise_floor": output.noise_floor,
+                "ratio": output.ratio,
+            }
+            for output in comparison.outputs
+        ],
+        "warnings": warnings,
+    }
+    if as_json and comparison.ok:
+        write_json(result)
+    elif not as_json:
+        _show(result)
+    if not comparison.ok:
+        raise VerificationError(
+            f"{bundle} does not compute what {model} does: {comparison.describe()}",
+            hint="compile the model again" if same else "compare it with the model that it was compiled from",
+        )
+
+
+def _show(result: dict[str, Any]) -> None:
+    from graphopt.cli._console import bad, good, table, write
+
+    rows = [
+        [
+            output["name"],
+            (good if output["status"] in ("identical", "within noise") else bad)(output["status"]),
+            f"{output['relative_error']:.1e}",
+            f"{output['noise_floor']:.1e}",
+            f"{output['ratio']:.2g}",
+        ]
+        for output in result["outputs"]
+    ]
+    write(table(("output", "status", "error", "noise floor", "multiple"), rows, right=(2, 3, 4)))
+    write()
+    kind = "made-up" if result["synthetic"] else "real"
+    count = len(result["trials"])
+    verdict = good("verified") if result["status"] == "verified" else bad("different")
+    write(
+        f"{verdict} on {count} {kind} input{'s' if count > 1 else ''}; "
+        f"allowed: {result['allowed_multiple']:g} times the noise floor"
+    )
+    for warning in result["warnings"]:
+        write(f"{bad('warning')}: {warning}")

@@ -1,0 +1,194 @@
+"""any graph  ==>  onnxsim's simplification of it
+
+Forms: whatever onnxsim 0.8's C++ core knows that no pass here does: it propagates shapes and small tensors,
+folds constants and removes what does nothing, in a fixed point (https://github.com/onnxsim/onnxsim). It sees
+a skeleton of the model, in which each constant above 4 KiB is one more graph input, so that weights are
+neither serialised nor copied; they are put back afterwards. Of its optimizers, those that change rounding
+stay off: fusing BatchNormalization, bias and padding into convolutions, MatMul with Add or Transpose into
+Gemm, LogSoftmax, projections of attention, and ArgMax over softmax (rounding makes ties).
+
+Refuses: graphs of more than ``max_nodes`` nodes; a result whose inputs or outputs are not those of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+import onnx_ir.passes.common
+
+from graphopt.ir import provenance
+from graphopt.pipeline.base import Pass, replace_content
+from graphopt.rewrite import Application, Gate, Numerics, Refusal, RewriteLog, allow_all
+
+ROUNDING_OPTIMIZERS = (
+    "eliminate_nop_monotone_argmax",
+    "fuse_add_bias_into_conv",
+    "fuse_bn_into_conv",
+    "fuse_consecutive_log_softmax",
+    "fuse_matmul_add_bias_into_gemm",
+    "fuse_pad_into_conv",
+    "fuse_pad_into_pool",
+    "fuse_qkv",
+    "fuse_transpose_into_gemm",
+)
+
+
+@dataclass(frozen=True)
+class SimplifyOptions:
+    """How far onnxsim goes.
+
+    Args:
+        max_nodes: Larger graphs are left alone.
+        fold_constants: Let it fold constants that are in the skeleton.
+        infer_shapes: Let it infer shapes.
+        max_constant_bytes: Larger constants are kept out of the skeleton, and larger results are not folded.
+        skip_optimizers: Names of more of its optimizers to leave out.
+    """
+
+    max_nodes: int = 20_000
+    fold_constants: bool = True
+    infer_shapes: bool = True
+    max_constant_bytes: int = 4096
+    skip_optimizers: tuple[str, ...] = ()
+
+
+class Simplify(Pass):
+    """onnxsim on a skeleton of the model."""
+
+    name: ClassVar[str] = "onnxsim"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    native: ClassVar[bool] = True
+    Options: ClassVar[type[Any]] = SimplifyOptions
+
+    def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
+        """One application for the whole graph."""
+        site = model.graph.name or "graph"
+        nodes = sum(1 for _ in model.graph.all_nodes())
+        if nodes > self.options.max_nodes:
+            reason = (
+                f"{nodes} nodes are more than max_nodes={self.options.max_nodes}: onnxsim would take too long"
+            )
+            log.refused.append(Refusal(self.name, site, reason))
+            return False
+        application = Application(self.name, site)
+        if not gate(application):
+            return False
+        skeleton, weights = _skeleton(model, self.options.max_constant_bytes)
+        simplified = self._simplify(skeleton)
+        problem = _restore(simplified, model, weights)
+        if problem:
+            log.refused.append(Refusal(self.name, site, problem))
+            return False
+        if _outline(simplified.graph) == _outline(model.graph):
+            return False
+        _keep_provenance(model, simplified, self.name)
+        replace_content(model, simplified)
+        log.applied.append(application)
+        return True
+
+    def _simplify(self, skeleton: ir.Model) -> ir.Model:
+        import onnxsim
+
+        result, _ = onnxsim.simplify(
+            ir.to_proto(skeleton),
+            check_n=0,
+            skipped_optimizers=[*ROUNDING_OPTIMIZERS, *self.options.skip_optimizers],
+            skip_constant_folding=not self.options.fold_constants,
+            skip_shape_inference=not self.options.infer_shapes,
+            tensor_size_threshold=f"{self.options.max_constant_bytes}B",
+        )
+        simplified: ir.Model = ir.from_proto(result)
+        lift = onnx_ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+        lift(simplified)
+        return simplified
+
+
+def _skeleton(model: ir.Model, limit: int) -> tuple[ir.Model, dict[str, ir.Value]]:
+    """A copy with each constant above ``limit`` bytes as an input of the main graph; these constants by name."""
+    skeleton = model.clone()
+    weights: dict[str, ir.Value] = {}
+    for graph in (skeleton.graph, *skeleton.graph.subgraphs()):
+        for name, value in list(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= limit or value.is_graph_input() or value.is_graph_output():
+                continue
+            if name in weights:
+                continue  # Two branches may use a name twice; the second stays inside.
+            placeholder = ir.Value(name=name, type=value.type, shape=value.shape)
+            value.replace_all_uses_with(placeholder)
+            graph.initializers.pop(name)
+            skeleton.graph.inputs.append(placeholder)
+            weights[name] = value
+    return skeleton, weights
+
+
+def _restore(simplified: ir.Model, model: ir.Model, weights: dict[str, ir.Value]) -> str:
+    """Turn the added inputs back into constants; returns what is wrong with the interface, or nothing."""
+    graph = simplified.graph
+    inputs = {value.name: value for value in graph.inputs}
+    missing = [value.name for value in model.graph.inputs if value.name not in inputs]
+    outputs = [value.name for value in graph.outputs]
+    if missing:
+        return f"onnxsim dropped the inputs {missing}"
+    if outputs != [value.name for value in model.graph.outputs]:
+        return f"onnxsim changed the outputs to {outputs}"
+    graph.inputs.clear()
+    graph.inputs.extend(inputs[value.name] for value in model.graph.inputs)
+    for name, original in weights.items():
+        value = inputs.get(name)
+        if value is None or not value.uses():
+            continue
+        value.const_value = original.const_value
+        value.shape, value.type = original.shape, original.type
+        graph.register_initializer(value)
+    for left, right in zip(
+        (*graph.inputs, *graph.outputs), (*model.graph.inputs, *model.graph.outputs), strict=True
+    ):
+        left.type = right.type
+        left.shape = None if right.shape is None else right.shape.copy()
+    simplified.ir_version = model.ir_version
+    simplified.metadata_props.clear()
+    simplified.metadata_props.update(model.metadata_props)
+    graph.metadata_props.update(model.graph.metadata_props)
+    return ""
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def _keep_provenance(model: ir.Model, simplified: ir.Model, maker: str) -> None:
+    """Nodes are known by the name of their first output, which onnxsim keeps."""
+    before = {value.name: value for value in _values(model.graph) if value.name}
+    for node in simplified.graph.all_nodes():
+        origin = None
+        for output in node.outputs:
+            known = before.get(output.name or "")
+            if known is None:
+                continue
+            origin = origin or known.producer()
+            output.type = output.type or known.type
+            if output.shape is None and known.shape is not None:
+                output.shape = known.shape.copy()
+        if origin is not None:
+            node.name = origin.name
+            node.metadata_props.update(origin.metadata_props)
+            node.doc_string = origin.doc_string
+        if origin is None or origin.op_type != node.op_type:
+            provenance.record(node, maker, [origin] if origin is not None else [])
+
+
+def _outline(graph: ir.Graph) -> list[tuple[str, ...]]:
+    """The nodes with what they read and make: equal for graphs of equal structure."""
+    return [
+        (
+            node.op_type,
+            *(value.name or "" if value is not None else "" for value in node.inputs),
+            *(value.name or "" for value in node.outputs),
+        )
+        for node in graph.all_nodes()
+    ]
