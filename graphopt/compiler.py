@@ -32,7 +32,7 @@ from graphopt.report import FormTiming, Report, Verification
 from graphopt.report_html import render
 from graphopt.rewrite import Numerics
 from graphopt.target import Form, Probe, Target
-from graphopt.tune.paired import Timing, Worker, time_forms
+from graphopt.tune.paired import Bench, Timing, Worker
 from graphopt.verify.compare import Comparison
 from graphopt.verify.reference import Reference, build_reference
 
@@ -41,7 +41,7 @@ CAPTURE_MULTIPLE = 8.0
 ORIGINAL = "original"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
-_TIMED_TOGETHER_BYTES = 1 << 30
+_LARGE_BYTES = 1 << 30
 
 
 class Progress(Protocol):
@@ -153,10 +153,13 @@ class Compilation:
         with self._stage("legalize"):
             for target, probe in targets:
                 report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
-        with self._stage("verify"):
-            report.forms = [self._verify_form(form, reference, targets) for form in forms]
-        with self._stage("measure"):
-            chosen = self._choose(forms, report, reference, targets)
+        large = artifact.size_of(forms[-1].folder) > _LARGE_BYTES
+        feeds = reference.trials[0].feeds
+        with Bench(feeds, threads=request.threads, most_loaded=2 if large else 8) as bench:
+            with self._stage("verify"):
+                report.forms = [self._verify_form(bench, form, reference, targets) for form in forms]
+            with self._stage("measure"):
+                chosen = self._choose(bench, forms, report, reference, targets, large)
         report.chosen = chosen.label
         report.target = chosen.target
         final = self._results[chosen.label]
@@ -246,7 +249,7 @@ class Compilation:
 
         def add(label: str, model: ir.Model, folder: Path) -> None:
             folder.mkdir(parents=True)
-            config = target.emit(model, folder, target.variants(model)[0])
+            config = target.emit(model, folder, target.variants(model, None)[0])
             forms.append(Form(prefix + label, target.name, folder, config))
             self._results[prefix + label] = model
 
@@ -263,7 +266,7 @@ class Compilation:
         return records
 
     def _verify_form(
-        self, form: Form, reference: Reference, targets: Sequence[tuple[Target, Probe]]
+        self, bench: Bench, form: Form, reference: Reference, targets: Sequence[tuple[Target, Probe]]
     ) -> FormTiming:
         timing = FormTiming(form.label)
         if not targets_by_name(targets)[form.target][1].runnable:
@@ -274,19 +277,23 @@ class Compilation:
             return timing
         self.progress.stage("verify", form.label)
         try:
-            comparison = compare_form(form, reference, self.request.threads)
+            comparison = reference.compare(bench.worker(form).outputs, FORM_MULTIPLE)
             timing.verified = comparison.ok
             timing.note = "" if comparison.ok else comparison.describe()
         except TargetError as error:
             timing.note = error.message
+        if not timing.verified:
+            bench.drop(form)
         return timing
 
     def _choose(
         self,
+        bench: Bench,
         forms: Sequence[Form],
         report: Report,
         reference: Reference,
         targets: Sequence[tuple[Target, Probe]],
+        large: bool,
     ) -> Form:
         """The fastest verified form; the original unless another is measured to be no slower."""
         by_label = {form.label: form for form in forms}
@@ -298,15 +305,16 @@ class Compilation:
             return candidates[-1]
         best = candidates[0]
         if len(candidates) > 1:
-            best = self._fastest(candidates, report, reference)
-        return self._best_variant(best, candidates[0], report, reference, targets)
+            best = self._fastest(bench, candidates, report, large)
+        return self._best_variant(bench, best, candidates[0], report, reference, targets, large)
 
-    def _fastest(self, candidates: Sequence[Form], report: Report, reference: Reference) -> Form:
-        timings = self._time(candidates, reference, self.request.measure_seconds)
+    def _fastest(self, bench: Bench, candidates: Sequence[Form], report: Report, large: bool) -> Form:
+        original = candidates[0]
+        timings = self._time(bench, [original, *candidates[1:]], large)
         best = max(timings[1:], key=lambda timing: timing.speedup)
         if abs(best.speedup - 1) < 3 * _TIE:
             # Close to a tie: look again, at these two alone, before saying that it is no slower.
-            again = self._time([timings[0].form, best.form], reference, self.request.measure_seconds)
+            again = self._time(bench, [original, best.form], large)
             timings = [again[0], *(timing for timing in timings[1:] if timing.form is not best.form), again[1]]
             best = again[1]
         for timing in timings:
@@ -317,60 +325,57 @@ class Compilation:
             report.warnings.append(
                 f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
             )
-            return candidates[0]
+            return original
         return best.form
 
     def _best_variant(
         self,
+        bench: Bench,
         best: Form,
         original: Form,
         report: Report,
         reference: Reference,
         targets: Sequence[tuple[Target, Probe]],
+        large: bool,
     ) -> Form:
         """Try the target's knobs on the best form; one is taken where its gain is beyond doubt and it verifies."""
         target = targets_by_name(targets)[best.target][0]
+        latency = next((entry.milliseconds for entry in report.forms if entry.label == best.label), None)
         variants = [
             Form(f"{best.label}, {knobs['label']}", best.target, best.folder, {**best.config, **_without_label(knobs)})
-            for knobs in target.variants(self._results[best.label])[1:]
+            for knobs in target.variants(self._results[best.label], latency)[1:]
         ]
-        if not variants:
-            return best
-        group = [original, *([best] if best is not original else []), *variants]
-        timings = self._time(group, reference, self.request.measure_seconds)
-        plain = next(timing for timing in timings if timing.form is best)
-        ranked = sorted(timings, key=lambda timing: timing.speedup, reverse=True)
-        for timing in ranked:
-            gain = timing.speedup / plain.speedup
-            if timing.form is best or timing.form is original or gain < 1 + _KNOB_GAIN or timing.low < plain.high:
-                continue
-            entry = self._verify_form(timing.form, reference, targets)
+        timings = self._time(bench, [best, *variants], large)
+        for timing in sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True):
+            if timing.speedup < 1 + _KNOB_GAIN or timing.low < 1:
+                break
+            entry = self._verify_form(bench, timing.form, reference, targets)
             report.forms.append(entry)
-            self._enter(report, timing)
             if entry.verified:
-                for known in (original, best):
-                    self._enter(report, next(other for other in timings if other.form is known))
+                for confirmed in self._time(bench, [original, timing.form], large):
+                    self._enter(report, confirmed)
                 self._results[timing.form.label] = self._results[best.label]
                 return timing.form
-        if best is original:
-            self._enter(report, plain)
+        if latency is None:
+            self._enter(report, Timing(original, timings[0].milliseconds, 1.0, 1.0, 1.0, timings[0].rounds))
         return best
 
-    def _time(self, forms: Sequence[Form], reference: Reference, seconds: float) -> list[Timing]:
-        feeds = reference.trials[0].feeds
-        together = max(2, len(forms))
-        if artifact.size_of(forms[-1].folder) > _TIMED_TOGETHER_BYTES:
-            together = 2
-        timings: list[Timing] = []
-        others = list(forms[1:])
-        while others:
-            group = [forms[0], *others[: together - 1]]
-            del others[: together - 1]
-            timed = time_forms(
-                group, feeds, threads=self.request.threads, seconds=seconds,
+    def _time(self, bench: Bench, forms: Sequence[Form], large: bool) -> list[Timing]:
+        """Time forms against the first; large ones two at a time, so that memory holds no more than two."""
+
+        def timed(group: Sequence[Form]) -> list[Timing]:
+            return bench.time(
+                group,
+                seconds=self.request.measure_seconds,
                 progress=lambda text: self.progress.stage("measure", text),
-            )  # fmt: skip
-            timings += timed if not timings else timed[1:]
+            )
+
+        if not large:
+            return timed(forms)
+        timings: list[Timing] = []
+        for form in forms[1:]:
+            pair = timed([forms[0], form])
+            timings += pair if not timings else pair[1:]
         return timings
 
     @staticmethod

@@ -57,7 +57,12 @@ def _template() -> jinja2.Template:
 def _speed(report: Report) -> dict[str, Any] | None:
     """Latencies of the original and of the chosen form; None where nothing was timed."""
     baseline, optimized = report.baseline, report.optimized
-    if baseline is None or optimized is None or baseline.milliseconds is None or optimized.milliseconds is None:
+    if (
+        baseline is None
+        or optimized is None
+        or baseline.milliseconds is None
+        or optimized.milliseconds is None
+    ):
         return None
     return {
         "before": baseline.milliseconds,

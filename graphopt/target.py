@@ -29,8 +29,12 @@ class Target(Runtime, Protocol):
     def allowed_domains(self) -> frozenset[str]:
         """Operator domains besides ONNX's that may appear after legalisation."""
 
-    def variants(self, model: ir.Model) -> Sequence[Mapping[str, Any]]:
-        """Knob settings worth measuring for this graph, the default first; each has a ``label``."""
+    def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
+        """Knob settings worth measuring for this graph, the default first; each has a ``label``.
+
+        Args:
+            milliseconds: Of a run with the default, where it was measured.
+        """
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write the model into ``folder``; returns the configuration that :meth:`load` needs.

@@ -124,8 +124,8 @@ def _slice(node: ir.Node, lookup: Lookup) -> Elements | None:
             return None
         bounds.append(elements.numbers[0])
     start, end, step = bounds
-    if step == 0:
-        return None
+    if step == 0 or (step < 0 and end >= 2**31 - 1):
+        return None  # Backwards to "the end" means nothing to NumPy, everything to ONNX Runtime.
     # Below the front, going backwards, is "all the way" in Python only when written as None.
     stop = None if step < 0 and end < -len(found.items) else end
     return Elements(1, found.items[start:stop:step])

@@ -31,6 +31,17 @@ _NATIVE = frozenset(
 )
 
 
+# What one element of text is reckoned as.
+TEXT_BYTES = 16
+
+
+def constant_nbytes(value: ir.Value) -> int:
+    """Size of a constant in bytes, roughly so for text."""
+    if value.dtype == ir.DataType.STRING:
+        return TEXT_BYTES * (value.const_value.size if value.const_value is not None else 0)
+    return facts.constant_nbytes(value)
+
+
 class EvaluationError(Exception):
     """ONNX Runtime does not run these nodes."""
 
@@ -144,7 +155,11 @@ def _supply(
 
     assert isinstance(graph, onnx.GraphProto) and value.name
     tensor = value.const_value
-    if content is None and tensor is not None and (tensor.nbytes <= _SMALL_BYTES or not is_native(value)):
+    if (
+        content is None
+        and tensor is not None
+        and (constant_nbytes(value) <= _SMALL_BYTES or not is_native(value))
+    ):
         initializer = ir.serde.serialize_tensor(tensor)
         initializer.name = value.name
         graph.initializer.append(initializer)
@@ -171,7 +186,7 @@ def infer_outputs(model: ir.Model, node: ir.Node) -> bool:
         if value is None or not value.name or value.type is None:
             continue
         types[value.name] = ir.serde.serialize_value(value).type
-        if facts.is_constant(value) and facts.constant_nbytes(value) <= _SMALL_BYTES:
+        if facts.is_constant(value) and constant_nbytes(value) <= _SMALL_BYTES:
             assert value.const_value is not None
             data[value.name] = ir.serde.serialize_tensor(value.const_value)
     try:

@@ -23,8 +23,10 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.passes._evaluate import (
+    TEXT_BYTES,
     EvaluationError,
     captured,
+    constant_nbytes,
     evaluate,
     infer_outputs,
     inner_nodes,
@@ -64,10 +66,9 @@ _WEIGHTS: dict[str, tuple[int, ...] | None] = {
     "RNN": (1, 2, 3),
 }
 _ROUNDS = 16
+_MOST_TRIPS = 4096
 _BATCH_BYTES = 256 << 20
-_GROWS = frozenset(
-    {"ConstantOfShape", "Expand", "EyeLike", "If", "Loop", "OneHot", "Pad", "Range", "Resize", "Scan", "Tile"}
-)
+_GROWS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile"})
 _INTEGERS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8)
 
 
@@ -186,7 +187,15 @@ class _Round:
         assert node is not None and node.graph is not None and isinstance(node.graph, ir.Graph)
         build = Builder(node, self._name)
         constant = build.constant(content, name=f"{value.name}/constant")
+        if value.dtype == ir.DataType.STRING:
+            # The general tensor class cannot be written to a file when it holds text.
+            encoded = [str(text).encode() for text in content.reshape(-1)]
+            constant.const_value = ir.StringTensor(encoded, shape=ir.Shape(content.shape), name=constant.name)
         self._log.applied.append(Application(self._name, value.name or ""))
+        if value.is_graph_output():
+            # An Identity will carry the name of the output; everything else reads the constant itself.
+            for use in list(value.uses()):
+                use.node.replace_input_with(use.idx, constant)
         new = [constant if output is value else None for output in node.outputs]
         commit(node.graph, node, new, build, self._name)
 
@@ -219,8 +228,8 @@ class _Round:
             # Its size shows when it is computed: only where little goes in, and nothing is still to compute before it.
             if any(value in results for value in node.inputs if value is not None):
                 return None
-            nbytes = sum(facts.constant_nbytes(value) for value in node.inputs)
-            if node.op_type in _GROWS or nbytes > self._options.max_growth_bytes:
+            nbytes = sum(constant_nbytes(value) for value in _operands(node))
+            if _may_grow(node) or nbytes > self._options.max_growth_bytes:
                 return None
         sizes: list[int] = []
         for output in node.outputs:
@@ -234,7 +243,8 @@ class _Round:
             count = 1
             for dim in shape or ():
                 count *= dim
-            sizes.append(int(count * output.dtype.itemsize) if shape is not None else 0)
+            itemsize = TEXT_BYTES if output.dtype == ir.DataType.STRING else output.dtype.itemsize
+            sizes.append(int(count * itemsize) if shape is not None else 0)
         return sizes if sum(sizes) <= self._options.max_bytes else None
 
     def _choose(self, results: dict[ir.Value, _Result]) -> dict[ir.Value, None]:
@@ -288,13 +298,26 @@ class _Round:
         return batches
 
 
+def _may_grow(node: ir.Node) -> bool:
+    """Whether a result may be much larger than what a node reads."""
+    if node.op_type in _GROWS:
+        return True
+    inner = list(inner_nodes(node))
+    if node.op_type in ("Loop", "Scan"):
+        trips = facts.scalar(node.inputs[0])
+        if node.op_type == "Loop" and (trips is None or trips > _MOST_TRIPS):
+            return True
+        return any(each.op_type in _GROWS or each.op_type == "Concat" for each in inner)
+    return any(each.op_type in _GROWS for each in inner)
+
+
 def _operands(node: ir.Node) -> list[ir.Value]:
     """What a node reads, its subgraphs included."""
     return [value for value in node.inputs if value is not None] + captured(node)
 
 
 def _source_bytes(value: ir.Value, results: dict[ir.Value, _Result]) -> int:
-    return results[value].source_bytes if value in results else facts.constant_nbytes(value)
+    return results[value].source_bytes if value in results else constant_nbytes(value)
 
 
 def _is_result(node: ir.Node, results: dict[ir.Value, _Result]) -> bool:

@@ -96,7 +96,7 @@ class _Merger:
                 for value in graph.initializers.values()
                 if facts.is_constant(value)
                 and not value.is_graph_output()
-                and (not most_bytes or facts.constant_nbytes(value) <= most_bytes)
+                and (not most_bytes or _nbytes(value) <= most_bytes)
             ]
         for key in (_kind, _sample, self._digest):
             candidates = _with_twin(candidates, key)
@@ -214,6 +214,10 @@ def _with_twin(values: Iterable[ir.Value], key: Callable[[ir.Value], Hashable]) 
     for _, found in keyed:
         count[found] = count.get(found, 0) + 1
     return [value for value, found in keyed if count[found] > 1]
+
+
+def _nbytes(value: ir.Value) -> int:
+    return 0 if value.dtype == ir.DataType.STRING else facts.constant_nbytes(value)
 
 
 def _kind(value: ir.Value) -> Hashable:

@@ -1,4 +1,4 @@
-"""x * 1, x / 1, x - 0, x ** 1, and(x, true), or(x, false), neg(neg(x)), not(not(x)), max(x), clip(x)  ==>  x
+"""x * 1, x / 1, x - 0, x ** 1, and(x, true), or(x, false), neg(neg(x)), not(not(x)), max(x)  ==>  x
 
 Forms: exporters write these for parameters that happen to be neutral (a scale of 1, a bias of 0), for ``Sum``
 or ``Max`` of a list of one, for double negation in masks. The constant may have any shape that does not
@@ -68,7 +68,7 @@ class NoOpArithmetic(Rewrite):
     """Arithmetic and logic with neutral operands, bit for bit."""
 
     name: ClassVar[str] = "no-op-arithmetic"
-    roots: ClassVar[tuple[str, ...]] = (*_NEUTRAL, *_LISTS, *_INVOLUTIONS, "Clip")
+    roots: ClassVar[tuple[str, ...]] = (*_NEUTRAL, *_LISTS, *_INVOLUTIONS)
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def apply(self, node: ir.Node, build: Builder) -> ir.Value | None:
@@ -78,8 +78,6 @@ class NoOpArithmetic(Rewrite):
             return _without_neutral_operand(node, positive_zero=False)
         if node.op_type in _LISTS:
             return node.inputs[0] if len(node.inputs) == 1 else None
-        if node.op_type == "Clip":
-            return node.inputs[0] if all(bound is None for bound in node.inputs[1:]) else None
         inner = None if node.inputs[0] is None else node.inputs[0].producer()
         if inner is None or inner.domain != "" or inner.op_type != node.op_type:
             return None

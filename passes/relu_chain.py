@@ -1,4 +1,4 @@
-"""two of Relu, Clip, Max(x, c), Min(x, c) in a row  ==>  one Relu or Clip
+"""two of Relu, Clip, Max(x, c), Min(x, c) in a row  ==>  one of them
 
 Forms: ``Clip(Relu(x), 0, 6)`` of TensorFlow's ReLU6, ``Min(Max(x, a), b)`` of Paddle and tf2onnx,
 ``Relu(Relu(x))`` where a block ends and the next one begins with an activation, ``Max(x, 0)``. Bounds are
@@ -47,6 +47,14 @@ def _number(value: ir.Value | None) -> Number | None:
     return int(element) if array.dtype.kind in "iu" else float(element)
 
 
+def _range(dtype: ir.DataType) -> tuple[Number, Number]:
+    """What an absent bound of Clip stands for: the finite numbers only, so that infinity is clamped too."""
+    kind = dtype.numpy()
+    if kind.kind in "iu":
+        return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+    return float(np.finfo(kind).min), float(np.finfo(kind).max)
+
+
 def clamp(node: ir.Node | None) -> tuple[ir.Value, Number, Number] | None:
     """What a node clamps, and between which bounds; None where it does not clamp between constants."""
     if node is None or node.domain != "" or node.op_type not in _CLAMPS or node.inputs[0] is None:
@@ -54,12 +62,15 @@ def clamp(node: ir.Node | None) -> tuple[ir.Value, Number, Number] | None:
     low: Number | None = -math.inf
     high: Number | None = math.inf
     x = node.inputs[0]
+    if x.dtype not in _TYPES:
+        return None
     if node.op_type == "Relu":
         low = 0
     elif node.op_type == "Clip":
         bounds = [*node.inputs[1:], None, None]
-        low = _number(bounds[0]) if bounds[0] is not None else low
-        high = _number(bounds[1]) if bounds[1] is not None else high
+        least, most = _range(x.dtype)
+        low = _number(bounds[0]) if bounds[0] is not None else least
+        high = _number(bounds[1]) if bounds[1] is not None else most
     else:
         if len(node.inputs) != 2:
             return None
@@ -87,7 +98,7 @@ class ReluChain(Rewrite):
     def apply(self, node: ir.Node, build: Builder) -> ir.Value | None:
         """Clamping is monotone, so the outer one maps the bounds of the inner one to those of both."""
         outer = clamp(node)
-        if outer is None or outer[0].dtype not in _TYPES or facts.is_constant(outer[0]):
+        if outer is None or facts.is_constant(outer[0]):
             return None
         inner = clamp(outer[0].producer())
         if inner is None:
@@ -99,12 +110,19 @@ class ReluChain(Rewrite):
         high = min(max(high, outer[1]), outer[2])
         out = node.outputs[0]
         dtype = outer[0].dtype
+        assert dtype is not None
         if low == 0 and high == math.inf and dtype in _RELU_TYPES:
             return build.op("Relu", x, like=out)
-        numpy_dtype = dtype.numpy()
+        kind = dtype.numpy()
+        if high == math.inf:
+            return build.op("Max", x, np.array(low, dtype=kind), like=out)
+        if low == -math.inf:
+            return build.op("Min", x, np.array(high, dtype=kind), like=out)
+        least, most = _range(dtype)
         bounds = [
-            None if abs(bound) == math.inf else np.array(bound, dtype=numpy_dtype) for bound in (low, high)
+            None if low == least else np.array(low, dtype=kind),
+            None if high == most else np.array(high, dtype=kind),
         ]
-        if bounds[1] is None:
+        while bounds and bounds[-1] is None:
             bounds.pop()
         return build.op("Clip", x, *bounds, like=out)

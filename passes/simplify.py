@@ -113,7 +113,13 @@ def _skeleton(model: ir.Model, limit: int) -> tuple[ir.Model, dict[str, ir.Value
     for graph in (skeleton.graph, *skeleton.graph.subgraphs()):
         for name, value in list(graph.initializers.items()):
             tensor = value.const_value
-            if tensor is None or tensor.nbytes <= limit or value.is_graph_input() or value.is_graph_output():
+            if (
+                tensor is None
+                or tensor.dtype == ir.DataType.STRING
+                or tensor.nbytes <= limit
+                or value.is_graph_input()
+                or value.is_graph_output()
+            ):
                 continue
             if name in weights:
                 continue  # Two branches may use a name twice; the second stays inside.

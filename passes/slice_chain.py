@@ -4,8 +4,8 @@ Forms: ``x[a:b][:, c:d]`` and ``x[a:b][c:d]`` in PyTorch, StridedSlice cascades 
 different axes join; along the same axis they compose where the dimension is static, or where all bounds count
 from the front in steps of 1.
 
-Refuses: bounds, axes or steps that are not constant; an inner value that something else reads; composed
-bounds that depend on a dynamic dimension.
+Refuses: bounds, axes or steps that are not constant, or go backwards without an end; an inner value that
+something else reads; composed bounds that depend on a dynamic dimension.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 _LAST = 2**63 - 1
 _FIRST = -(2**63)
+_UNBOUNDED = 2**31 - 1
 Bounds = tuple[int, int, int]
 
 
@@ -38,6 +39,9 @@ def bounds_by_axis(node: ir.Node, rank: int | None) -> dict[int, Bounds] | None:
             return None
         axes = tuple(axis % rank for axis in axes)
     if len(set(axes)) != len(axes) or 0 in steps:
+        return None
+    # Going backwards to "the end": NumPy takes nothing, ONNX Runtime everything.
+    if any(step < 0 and end >= _UNBOUNDED for end, step in zip(ends, steps, strict=True)):
         return None
     return dict(zip(axes, zip(starts, ends, steps, strict=True), strict=True))
 
@@ -82,7 +86,7 @@ class SliceChain(Rewrite):
         rank = None if shape is None else len(shape)
         first, second = bounds_by_axis(inner, rank), bounds_by_axis(node, rank)
         if first is None or second is None:
-            raise Refuse("bounds are not constant")
+            raise Refuse("bounds are not constant or not clear")
         if facts.sole_consumer(middle) is None:
             raise Refuse(f"the inner value {middle.name!r} is used elsewhere")
         merged = dict(first)

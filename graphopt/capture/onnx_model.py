@@ -123,7 +123,12 @@ def _uses_onnx(model: ir.Model) -> bool:
 
 def _check(model: ir.Model) -> None:
     try:
-        check.check(model, allow_domains=upgrade.STANDARD_DOMAINS, unique_node_names=False)
+        check.check(
+            model,
+            allow_domains=upgrade.STANDARD_DOMAINS,
+            unique_node_names=False,
+            allow_withdrawn=True,
+        )
     except InvalidGraphError as error:
         if not error.hint:
             error.hint = "the model breaks a rule of ONNX: export it again, or correct this node"

@@ -107,7 +107,7 @@ def capture_module(
     training = module.training
     module.eval()
     try:
-        args, kwargs = _arguments(example_inputs)
+        args, kwargs = _arguments(module, example_inputs)
         model, notes = _export(module, args, kwargs, dynamic_shapes)
     finally:
         module.train(training)
@@ -118,9 +118,13 @@ def capture_module(
     )
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(module: torch.nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
-        return (), {name: _tensor(value) for name, value in example_inputs.items()}
+        # In the order of the signature: the exporter numbers inputs in the order in which they are passed.
+        order = list(inspect.signature(module.forward).parameters)
+        rank = {name: index for index, name in enumerate(order)}
+        names = sorted(example_inputs, key=lambda name: rank.get(name, len(rank)))
+        return (), {name: _tensor(example_inputs[name]) for name in names}
     if isinstance(example_inputs, tuple | list):
         return tuple(_tensor(value) for value in example_inputs), {}
     return (_tensor(example_inputs),), {}
@@ -154,11 +158,10 @@ def _input_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
             found.append(base)
         elif value is not None and not isinstance(value, bool | int | float | str):
             return []  # A nested structure: keep the exporter's names.
-    order = {parameter.name: index for index, parameter in enumerate(parameters)}
-    for name in sorted(kwargs, key=lambda key: order.get(key, len(order))):
-        if isinstance(kwargs[name], torch.Tensor):
+    for name, value in kwargs.items():
+        if isinstance(value, torch.Tensor):
             found.append(name)
-        elif kwargs[name] is not None and not isinstance(kwargs[name], bool | int | float | str):
+        elif value is not None and not isinstance(value, bool | int | float | str):
             return []
     return found
 
@@ -166,12 +169,13 @@ def _input_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's progress lines and deprecation warnings."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.fx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    sink = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
@@ -199,7 +203,30 @@ def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir
         ) from error
     assert program is not None
     captured: ir.Model = program.model
+    names = _output_names(program.exported_program)
+    outputs = list(captured.graph.outputs)
+    if len(names) == len(outputs) == len(set(outputs)):
+        for value, name in zip(outputs, names, strict=True):
+            if not value.is_graph_input() and not value.is_initializer():
+                value.name = name
     return captured, []
+
+
+def _output_names(program: Any) -> list[str]:
+    """The keys, where the model returns a dictionary of tensors."""
+    spec = getattr(getattr(program, "call_spec", None), "out_spec", None)
+    context = getattr(spec, "context", None)
+    children = list(spec.children()) if spec is not None and callable(getattr(spec, "children", None)) else None
+    if children is None:
+        children = list(getattr(spec, "children_specs", ()))
+    if (
+        isinstance(context, list)
+        and len(context) == len(children)
+        and all(isinstance(key, str) for key in context)
+        and all(child.is_leaf() for child in children)
+    ):
+        return context
+    return []
 
 
 def _cause(error: BaseException) -> str:

@@ -23,6 +23,18 @@ INTERNAL_OPSET = 26
 """The newest opset that ONNX Runtime 1.31 takes."""
 OLDEST_OPSET = 7
 
+NEWEST_WITH_KERNEL = {
+    "GlobalLpPool": 21,
+    "MaxRoiPool": 21,
+    "Multinomial": 21,
+    "RandomNormal": 21,
+    "RandomNormalLike": 21,
+    "RandomUniform": 21,
+    "RandomUniformLike": 21,
+    "RoiAlign": 21,
+}
+"""Operators that ONNX Runtime 1.31 implements up to this opset only. A model with one of them stays there."""
+
 STANDARD_DOMAINS = frozenset({"", "ai.onnx.ml"}) | RUNTIME_DOMAINS
 
 
@@ -120,8 +132,21 @@ def _too_new(node: ir.Node, opset: int) -> UnsupportedModelError:
     )
 
 
+def target_opset(model: ir.Model) -> int:
+    """The opset to raise ``model`` to: the internal one, or the newest at which the reference can run it."""
+    limits = [
+        NEWEST_WITH_KERNEL[node.op_type]
+        for node in model.graph.all_nodes()
+        if node.domain == "" and node.op_type in NEWEST_WITH_KERNEL
+    ]
+    newest_node = max(
+        (node.version for node in model.graph.all_nodes() if node.version is not None), default=0
+    )
+    return max(source_opset(model), newest_node, min(limits)) if limits else INTERNAL_OPSET
+
+
 def upgrade(model: ir.Model) -> dict[str, int]:
-    """Raise ``model`` to the internal opset, in place. Constants must be initializers already.
+    """Raise ``model`` to its target opset, in place. Constants must be initializers already.
 
     Returns:
         How many nodes of each operator were rewritten.
@@ -130,6 +155,7 @@ def upgrade(model: ir.Model) -> dict[str, int]:
         UnsupportedModelError: A node whose old meaning has no form in the internal opset.
     """
     opset = source_opset(model)
+    target = target_opset(model)
     rewritten: dict[str, int] = {}
     for graph in [model.graph, *model.graph.subgraphs()]:
         for node in list(graph):
@@ -141,13 +167,13 @@ def upgrade(model: ir.Model) -> dict[str, int]:
                 WITHOUT_KERNEL[node.op_type](_Site(model.graph, graph, node, version))
                 continue
             for changed_in, adapter in ADAPTERS.get(node.op_type, ()):
-                if version < changed_in:
+                if version < changed_in <= target:
                     before = node.op_type
                     adapter(_Site(model.graph, graph, node, version))
                     rewritten[before] = rewritten.get(before, 0) + 1
                     if node.graph is None:
                         break
-    model.graph.opset_imports[""] = INTERNAL_OPSET
+    model.graph.opset_imports[""] = target
     return rewritten
 
 

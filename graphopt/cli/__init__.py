@@ -170,12 +170,16 @@ def _explain(error: BaseException, settings: Settings) -> tuple[str, str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message(), "", error.exit_code
     if isinstance(error, MemoryError):
-        return "out of memory", "compile on a machine with more, or fix large dynamic sizes with --input-shape", 1
+        return "out of memory", "use a machine with more, or fix large dynamic sizes with --input-shape", 1
     if isinstance(error, OSError) and error.strerror:
         what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         return what, "" if settings.debug else "--debug shows where", 1
     summary = " ".join(str(error).split())[:300]
-    hint = "please report this" if settings.debug else "this is a bug: run it again with --debug and report what it prints"
+    hint = (
+        "please report this"
+        if settings.debug
+        else "a bug: run it again with --debug and report what it prints"
+    )
     return f"{type(error).__name__}: {summary}", hint, 1
 
 

@@ -74,7 +74,8 @@ def table(
     """
     content = [list(map(str, row)) for row in rows]
     widths = [
-        max(len(click.unstyle(cell)) for cell in column) for column in zip(list(headings), *content, strict=True)
+        max(len(click.unstyle(cell)) for cell in column)
+        for column in zip(list(headings), *content, strict=True)
     ]
     flush = frozenset(right)
 

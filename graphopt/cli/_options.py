@@ -83,6 +83,6 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int | None, ...]] | 
     for text in texts:
         name, dims = parse_input_shape(text)
         if name in shapes:
-            raise SpecError(f"the shape of input {name!r} is given twice", hint="give --input-shape once for each input")
+            raise SpecError(f"the shape of input {name!r} is given twice", hint="give it once for each input")
         shapes[name] = tuple(dims)
     return shapes or None

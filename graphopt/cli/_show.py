@@ -43,7 +43,9 @@ def _continued(text: str) -> str:
 
 
 def _captured(report: Report) -> str:
-    opset = f"opset {report.source_opset} -> {report.opset}" if report.source_opset else f"opset {report.opset}"
+    opset = f"opset {report.opset}"
+    if report.source_opset and report.source_opset != report.opset:
+        opset = f"opset {report.source_opset} -> {report.opset}"
     name = report.source.replace("\\", "/").rpartition("/")[2] or report.name
     return f"{name} · {opset} · {report.nodes_before} nodes · {size(report.size_before)}"
 
@@ -123,7 +125,12 @@ def _verified(report: Report) -> str:
 
 def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | None:
     """Latencies and speedup with its interval; None where nothing was timed."""
-    if baseline is None or optimized is None or baseline.milliseconds is None or optimized.milliseconds is None:
+    if (
+        baseline is None
+        or optimized is None
+        or baseline.milliseconds is None
+        or optimized.milliseconds is None
+    ):
         return None
     before, after = milliseconds(baseline.milliseconds), milliseconds(optimized.milliseconds)
     if optimized is baseline:
@@ -141,16 +148,17 @@ def _speed(report: Report) -> str:
 
 def before_and_after(report: Report) -> str:
     """The table of nodes, operators, size, latency and error."""
-    rows = [["nodes", str(report.nodes_before), str(report.nodes_after), _change(report.nodes_before, report.nodes_after)]]
-    for name, before, after in changed_ops(report.ops_before, report.ops_after, _MOST_OPS):
-        rows.append([f"  {name}", str(before), str(after), ""])
-    rows.append(["size", size(report.size_before), size(report.size_after), _change(report.size_before, report.size_after)])
+    nodes = (report.nodes_before, report.nodes_after)
+    rows = [["nodes", str(nodes[0]), str(nodes[1]), _change(*nodes)]]
+    changed = changed_ops(report.ops_before, report.ops_after, _MOST_OPS)
+    rows += [[f"  {name}", str(count), str(now), ""] for name, count, now in changed]
+    sizes = (report.size_before, report.size_after)
+    rows.append(["size", size(sizes[0]), size(sizes[1]), _change(*sizes)])
     baseline, optimized = report.baseline, report.optimized
     if baseline and optimized and baseline.milliseconds is not None and optimized.milliseconds is not None:
         change = "" if optimized.speedup is None else f"{optimized.speedup:.2f}x as fast"
-        rows.append(
-            ["latency", f"{milliseconds(baseline.milliseconds)} ms", f"{milliseconds(optimized.milliseconds)} ms", change]
-        )
+        before, after = milliseconds(baseline.milliseconds), milliseconds(optimized.milliseconds)
+        rows.append(["latency", f"{before} ms", f"{after} ms", change])
     found = report.verification
     if found.value is not None:
         floor = f"noise floor {found.noise_floor or 0:.1e}"

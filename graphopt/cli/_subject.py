@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphopt.artifact import MANIFEST, Manifest, check_files, read_manifest
 from graphopt.data.interface import Feeds, TensorSpec, check_feeds, inputs_of, optional_inputs_of, outputs_of
@@ -15,8 +15,6 @@ from graphopt.machine import Form
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-Run = Callable[[Feeds], Mapping[str, Any]]
 
 
 @dataclass
@@ -87,31 +85,37 @@ class Subject:
 
         return samples(data, self.inputs, optional=self.optional)
 
-    def made_up(self, run: Run, seed: int) -> Feeds:
-        """The first made-up inputs that the model accepts.
-
-        Args:
-            run: Tries them; raises a TargetError where the model does not accept them.
+    def made_up(self, threads: int, seed: int) -> Feeds:
+        """The first made-up inputs that the model accepts; tried in a process of its own.
 
         Raises:
             DataError: It accepts none.
+            TargetError: It does not load.
         """
         from graphopt.data.synthesize import feeds_for, size_candidates
+        from graphopt.tune.paired import Worker
 
         model = self.graph if self.graph is not None else _interface_only(self.inputs)
         failure: GraphoptError | None = None
-        for plain in (False, True):
-            for sizes in size_candidates(model):
-                try:
-                    feeds = check_feeds(feeds_for(model, sizes, seed, plain=plain), self.inputs, optional=self.optional)
-                    run(feeds)
-                except (TargetError, DataError) as error:
-                    failure = failure or error
-                else:
-                    return feeds
+        worker = Worker(self.form, None, threads)
+        try:
+            worker.wait_ready()
+            for plain in (False, True):
+                for sizes in size_candidates(model):
+                    feeds = feeds_for(model, sizes, seed, plain=plain)
+                    try:
+                        checked = check_feeds(feeds, self.inputs, optional=self.optional)
+                        worker.outputs(checked)
+                    except (TargetError, DataError) as error:
+                        failure = failure or error
+                    else:
+                        return checked
+        finally:
+            worker.close()
         reason = failure.message if failure is not None else "no size of its dynamic dimensions was accepted"
         raise DataError(
-            f"{self.path} runs with none of the made-up inputs: {reason}", hint="give real inputs with --data FILE.npz"
+            f"{self.path} runs with none of the made-up inputs: {reason}",
+            hint="give real inputs with --data FILE.npz",
         )
 
 

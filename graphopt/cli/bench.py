@@ -11,12 +11,11 @@ from graphopt.cli._options import common, data_option, seed_option, threads_opti
 
 if TYPE_CHECKING:
     from graphopt.cli._subject import Subject
-    from graphopt.data.interface import Feeds
 
 
 @click.command("bench", short_help="Time bundles and models against each other.")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--seconds", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Time to spend on rounds.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Of timing.")
 @data_option
 @threads_option
 @seed_option
@@ -34,7 +33,7 @@ def command(
     """
     from graphopt.cli._console import Progress, write_json
     from graphopt.cli._subject import open_subject
-    from graphopt.tune.paired import time_forms
+    from graphopt.tune.paired import Bench
 
     with Progress() as progress:
         progress.say("reading the models")
@@ -44,10 +43,14 @@ def command(
         for subject in ordered[1:]:
             _check_same_inputs(ordered[0], subject)
         progress.say("preparing the inputs")
-        feeds = next(iter(ordered[0].samples(data))) if data is not None else _made_up(ordered[0], threads, seed)
-        timings = time_forms(
-            [subject.form for subject in ordered], feeds, threads=threads, seconds=seconds, progress=progress.say
+        feeds = (
+            next(iter(ordered[0].samples(data))) if data is not None else ordered[0].made_up(threads, seed)
         )
+        progress.say("timing")
+        with Bench(feeds, threads=threads, most_loaded=len(ordered)) as bench:
+            timings = bench.time(
+                [subject.form for subject in ordered], seconds=seconds, progress=progress.say
+            )
     result = {
         "baseline": str(ordered[0].path),
         "inputs": "made up" if data is None else str(data),
@@ -82,17 +85,6 @@ def _check_same_inputs(baseline: Subject, other: Subject) -> None:
             f"{baseline.path} and {other.path} have different inputs: ({shown[0]}) and ({shown[1]})",
             hint="time models with the same inputs against each other",
         )
-
-
-def _made_up(subject: Subject, threads: int, seed: int) -> Feeds:
-    from graphopt.tune.paired import Worker
-
-    worker = Worker(subject.form, None, threads)
-    try:
-        worker.wait_ready()
-        return subject.made_up(worker.outputs, seed)
-    finally:
-        worker.close()
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -23,7 +23,12 @@ def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> N
     """Take the ``[compile]`` table of a TOML file as defaults; options on the command line win."""
     del param
     if value is not None:
-        known = {entry.name for entry in ctx.command.params if entry.name} - {"model", "config", "debug", "as_json"}
+        known = {entry.name for entry in ctx.command.params if entry.name} - {
+            "model",
+            "config",
+            "debug",
+            "as_json",
+        }
         ctx.default_map = {**read_config(value, known), **(ctx.default_map or {})}
 
 
@@ -46,7 +51,9 @@ def read_config(path: Path, known: set[str]) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint="check the path given as --config") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", hint="check the path given as --config"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="correct it at that place") from error
     section = content.get("compile")
@@ -170,7 +177,9 @@ def command(
         write("\n".join(lines(compiled.report)))
 
 
-def _typed(shapes: Mapping[str, tuple[int | None, ...]] | None) -> dict[str, tuple[int | str | None, ...]] | None:
+def _typed(
+    shapes: Mapping[str, tuple[int | None, ...]] | None,
+) -> dict[str, tuple[int | str | None, ...]] | None:
     return None if shapes is None else {name: tuple(dims) for name, dims in shapes.items()}
 
 

@@ -13,7 +13,18 @@ import click
 
 from graphopt.cli._options import common
 
-REQUIRED = ("numpy", "onnx", "onnx-ir", "onnxsim", "networkx", "click", "rich", "msgspec", "jinja2", "platformdirs")
+REQUIRED = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxsim",
+    "networkx",
+    "click",
+    "rich",
+    "msgspec",
+    "jinja2",
+    "platformdirs",
+)
 EXTRAS = {
     "cpu": ("onnxruntime",),
     "cuda": ("onnxruntime-gpu",),
@@ -71,7 +82,9 @@ def examine() -> dict[str, Any]:
         if entry["origin"] != "built-in"
     ]
     problems = [
-        f"{name} is missing: pip install --force-reinstall graphopt" for name, version in packages.items() if not version
+        f"{name} is missing: pip install --force-reinstall graphopt"
+        for name, version in packages.items()
+        if not version
     ]
     if runtime["error"]:
         problems.append(f"{runtime['error']}: pip install 'graphopt[cpu]'")
@@ -129,12 +142,14 @@ def _onnxruntime() -> dict[str, Any]:
         return {"version": "", "providers": [], "error": what}
     if not hasattr(onnxruntime, "InferenceSession"):
         return {"version": "", "providers": [], "error": "the installed onnxruntime is damaged"}
-    both = _version("onnxruntime") and _version("onnxruntime-gpu")
+    note = ""
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        note = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall one"
     return {
         "version": onnxruntime.__version__,
         "providers": list(onnxruntime.get_available_providers()),
         "error": "",
-        "note": "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall one" if both else "",
+        "note": note,
     }
 
 
@@ -157,13 +172,16 @@ def _cache() -> dict[str, Any]:
     return {
         "folder": str(folder),
         "writable": os.access(existing, os.W_OK),
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.exists() else 0,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if folder.exists()
+        else 0,
         "free_bytes": shutil.disk_usage(existing).free,
     }
 
 
 def _show(facts: dict[str, Any]) -> None:
     from graphopt.cli._console import bad, bold, dim, good, size, table, write
+    from graphopt.cli.targets import state
 
     def line(label: str, value: str) -> None:
         write(f"{bold(label)}{' ' * max(1, 13 - len(label))}{value}")
@@ -171,13 +189,20 @@ def _show(facts: dict[str, Any]) -> None:
     processor = facts["cpu"]
     line("graphopt", f"{facts['graphopt']} · Python {facts['python']} ({sys.executable})")
     line("system", facts["system"])
-    line("processor", f"{processor['name']} · {processor['cores']} cores · {size(facts['memory_bytes'])} memory")
+    line(
+        "processor",
+        f"{processor['name']} · {processor['cores']} cores · {size(facts['memory_bytes'])} memory",
+    )
     line("features", " ".join(processor["features"]) or processor["machine"])
     cache = facts["cache"]
     writable = "" if cache["writable"] else bad("  not writable: set GRAPHOPT_CACHE to another folder")
-    line("cache", f"{cache['folder']} · {size(cache['bytes'])} used, {size(cache['free_bytes'])} free{writable}")
+    line(
+        "cache",
+        f"{cache['folder']} · {size(cache['bytes'])} used, {size(cache['free_bytes'])} free{writable}",
+    )
     runtime = facts["onnxruntime"]
-    line("onnxruntime", f"{runtime['version']} · {', '.join(runtime['providers'])}" if runtime["version"] else bad(runtime["error"]))
+    providers = f"{runtime['version']} · {', '.join(runtime['providers'])}"
+    line("onnxruntime", bad(runtime["error"]) if runtime["error"] else providers)
     if runtime.get("note"):
         line("", bad(runtime["note"]))
     write()
@@ -191,11 +216,11 @@ def _show(facts: dict[str, Any]) -> None:
     write(table(("package", "version", ""), rows))
     write()
     for entry in facts["targets"]:
-        state = good("runs here") if entry["runnable"] else bad("compiles, does not run here") if entry["available"] else bad("not available")
         remark = " ".join((entry["error"] or entry["reason"]).split())
-        line(entry["name"], f"{state}  {remark}".rstrip())
+        line(entry["name"], f"{state(entry)}  {remark}".rstrip())
     for plugin in facts["plugins"]:
-        line("plugin", f"{plugin['kind']} {plugin['name']} [{plugin['origin']}] {bad(plugin['error']) if plugin['error'] else good('loads')}")
+        outcome = bad(plugin["error"]) if plugin["error"] else good("loads")
+        line("plugin", f"{plugin['kind']} {plugin['name']} [{plugin['origin']}] {outcome}")
     write()
     for problem in facts["problems"]:
         line(bad("problem"), problem)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.command("inspect", short_help="Show what is in a model or a bundle.")
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--text", "as_text", is_flag=True, help="Print the graph, one node a line.")
-@click.option("--log", is_flag=True, help="Of a bundle: the pass log with every rewrite, refusal and undoing.")
+@click.option(
+    "--log", is_flag=True, help="Of a bundle: the pass log with every rewrite, refusal and undoing."
+)
 @common
 def command(path: Path, as_text: bool, log: bool, as_json: bool) -> None:
     """Show the interface, operators, sizes and hashes of a model; of a bundle also how it was made and proved.
@@ -99,14 +101,17 @@ def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
         "opsets": dict(model.graph.opset_imports),
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
         "graph": {
-            "inputs": [f"{spec}{' (optional)' if spec.name in optional else ''}" for spec in inputs_of(model)],
+            "inputs": [
+                f"{spec}{' (optional)' if spec.name in optional else ''}" for spec in inputs_of(model)
+            ],
             "outputs": [str(spec) for spec in outputs_of(model)],
             "nodes": len(nodes),
             "subgraphs": sum(1 for _ in model.graph.subgraphs()),
             "functions": len(model.functions),
             "initializers": len(initializers),
             "weight_bytes": ir_model.nbytes(model),
-            "file_bytes": size + sum((base / name).stat().st_size for name in external if (base / name).is_file()),
+            "file_bytes": size
+            + sum((base / name).stat().st_size for name in external if (base / name).is_file()),
             "external_data": external,
             "ops": dict(sorted(ir_model.op_counts(model).items(), key=lambda pair: (-pair[1], pair[0]))),
             "made_by": dict(made.most_common()),
@@ -124,7 +129,9 @@ def graph_text(model: ir.Model) -> str:
 
     def typed(value: ir.Value) -> str:
         dtype = "?" if value.dtype is None else value.dtype.name.lower()
-        shape = "?" if value.shape is None else ",".join("?" if dim is None else str(dim) for dim in value.shape)
+        shape = (
+            "?" if value.shape is None else ",".join("?" if dim is None else str(dim) for dim in value.shape)
+        )
         return f"%{value.name}: {dtype}[{shape}]"
 
     def attribute(attr: ir.Attr) -> str:
@@ -148,7 +155,9 @@ def graph_text(model: ir.Model) -> str:
             operator = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
             operands = ", ".join(shown(value) for value in node.inputs)
             results = ", ".join(typed(value) for value in node.outputs)
-            lines.append(f"{inner}{results} = {operator}{f' <{attributes}>' if attributes else ''}({operands})")
+            lines.append(
+                f"{inner}{results} = {operator}{f' <{attributes}>' if attributes else ''}({operands})"
+            )
             for attr in node.attributes.values():
                 if attr.is_ref():
                     continue
@@ -163,7 +172,9 @@ def graph_text(model: ir.Model) -> str:
 
     _subgraph(model.graph.name or "graph", model.graph, "")
     for function in model.functions.values():
-        graph(f"function {function.domain}.{function.name}", function.inputs, function.outputs, function, (), "")
+        graph(
+            f"function {function.domain}.{function.name}", function.inputs, function.outputs, function, (), ""
+        )
     return "\n".join(lines)
 
 
@@ -172,7 +183,7 @@ def _show(facts: dict[str, Any], log: bool) -> None:
 
     def line(label: str, value: object) -> None:
         if value not in ("", None):
-            write(f"{bold(label)}{' ' * max(1, 11 - len(label))}{value}")
+            write(f"{bold(label)}{' ' * max(1, 11 - len(click.unstyle(label)))}{value}")
 
     def several(label: str, values: list[str]) -> None:
         for index, value in enumerate(values):
@@ -209,7 +220,13 @@ def _show(facts: dict[str, Any], log: bool) -> None:
         write()
         made = [f"{name} x{count}" for name, count in graph["made_by"].items()]
         several("rewritten", made and ["  ".join(made)])
-        write(table(("operator", "count"), [[name, str(count)] for name, count in graph["ops"].items()], right=(1,)))
+        write(
+            table(
+                ("operator", "count"),
+                [[name, str(count)] for name, count in graph["ops"].items()],
+                right=(1,),
+            )
+        )
 
 
 def _pairs(values: dict[str, Any]) -> str:
@@ -222,17 +239,22 @@ def _show_evidence(facts: dict[str, Any], line: Any) -> None:
     found = facts["verification"]
     if found:
         kind = "made-up" if found.get("synthetic") else "real"
+        inputs = f"{len(found.get('trials', []))} {kind} inputs"
+        status = f"on {inputs}" if found.get("status") == "verified" else f"{found.get('status')} ({inputs})"
         error = ""
         if found.get("value") is not None:
             error = f": {found['metric']} {found['value']:.1e}, noise floor {found['noise_floor'] or 0:.1e}"
-        line("verified", f"{found.get('status')} on {len(found.get('trials', []))} {kind} inputs{error}")
+        line("verified", f"{status}{error}")
     report = facts["report"]
     before = report.get("baseline", {}).get("latency_ms")
     after = report.get("optimized", {}).get("latency_ms")
     if before is not None and after is not None:
         low, high = report.get("speedup_interval") or (None, None)
         interval = f" (95 % interval {low:.2f} to {high:.2f})" if low is not None and high is not None else ""
-        line("speed", f"{milliseconds(before)} -> {milliseconds(after)} ms   {report['speedup']:.2f}x{interval}")
+        line(
+            "speed",
+            f"{milliseconds(before)} -> {milliseconds(after)} ms   {report['speedup']:.2f}x{interval}",
+        )
 
 
 def _show_log(passes: list[dict[str, Any]]) -> None:

@@ -42,13 +42,11 @@ def command(
     with Progress() as progress:
         progress.say(f"loading {model}")
         subject = open_subject(model)
+        samples = subject.samples(data) if data is not None else iter([subject.made_up(threads, seed)])
         run = _runner(subject, threads)
-        if data is None:
-            results.append(run(subject.made_up(run, seed)))
-        else:
-            for feeds in subject.samples(data):
-                results.append(run(feeds))
-                progress.say(f"sample {len(results)}")
+        for feeds in samples:
+            results.append(run(feeds))
+            progress.say(f"sample {len(results)}")
         if output is not None:
             save(output, results)
     outputs = [_summary(name, value) for name, value in results[0].items()]
@@ -63,7 +61,11 @@ def command(
             }
         )
         return
-    what = "made-up inputs" if data is None else f"{len(results)} sample{'s' if len(results) > 1 else ''} of {data}"
+    what = (
+        "made-up inputs"
+        if data is None
+        else f"{len(results)} sample{'s' if len(results) > 1 else ''} of {data}"
+    )
     write(f"ran {model} on {what}" + ("; of the first sample:" if len(results) > 1 else ""))
     write()
     columns = ("name", "dtype", "shape", "min", "mean", "max")
@@ -79,8 +81,12 @@ def _runner(subject: Any, threads: int) -> Any:
 
     if subject.manifest is not None:
         return runtime.load(subject.path, threads=threads, check=False).run
-    assert subject.graph is not None  # read and checked, so that a file that is no model is answered in our words
-    return catalog.runtime("ort-cpu").load(subject.path.parent, {"file": subject.path.name}, threads=threads).run
+    assert (
+        subject.graph is not None
+    )  # read and checked, so that a file that is no model is answered in our words
+    return (
+        catalog.runtime("ort-cpu").load(subject.path.parent, {"file": subject.path.name}, threads=threads).run
+    )
 
 
 def check_place(output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from graphopt.cli._options import common
 def command(as_json: bool) -> None:
     """List targets, those of plugins included, and whether this machine can compile for them and run them."""
     from graphopt import catalog
-    from graphopt.cli._console import bad, bold, dim, good, table, write, write_json
+    from graphopt.cli._console import bold, dim, table, write, write_json
 
     entries = listing()
     if as_json:
@@ -23,19 +24,25 @@ def command(as_json: bool) -> None:
         return
     rows = []
     for entry in entries:
-        if entry["error"]:
-            state = bad("cannot be loaded")
-        elif entry["runnable"]:
-            state = good("runs here")
-        else:
-            state = bad("compiles, does not run here" if entry["available"] else "not available")
         origin = "" if entry["origin"] == "built-in" else f"[{entry['origin']}] "
         remark = " ".join((entry["error"] or entry["reason"]).split())
-        rows.append([bold(entry["name"]), entry["version"], state, origin + remark])
+        rows.append([bold(entry["name"]), entry["version"], state(entry), origin + remark])
     write(table(("target", "version", "", ""), rows))
     write()
     for name, members in catalog.TARGET_GROUPS.items():
-        write(f"{bold(name)}  {dim('the fastest of')} {', '.join(members)}" if len(members) > 1 else f"{bold(name)}  {members[0]}")
+        fastest = dim("the fastest of ") if len(members) > 1 else ""
+        write(f"{bold(name)}  {fastest}{', '.join(members)}")
+
+
+def state(entry: Mapping[str, Any]) -> str:
+    """In words, whether a target of :func:`listing` can be used here."""
+    from graphopt.cli._console import bad, good
+
+    if entry["error"]:
+        return bad("cannot be loaded")
+    if entry["runnable"]:
+        return good("runs here")
+    return bad("compiles, does not run here" if entry["available"] else "not available")
 
 
 def listing() -> list[dict[str, Any]]:
@@ -44,16 +51,14 @@ def listing() -> list[dict[str, Any]]:
 
     entries: list[dict[str, Any]] = []
     for name, origin in catalog.target_names():
-        entry: dict[str, Any] = {
-            "name": name, "origin": origin, "version": "", "available": False, "runnable": False, "reason": "", "error": "",
-        }  # fmt: skip
+        entry: dict[str, Any] = {"name": name, "origin": origin, "version": "", "reason": "", "error": ""}
+        entry |= {"available": False, "runnable": False}
         try:
             probe = catalog.target(name).probe()
         except Exception as error:  # a plugin may raise anything; it is listed, and breaks nothing else
             entry["error"] = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
         else:
-            entry |= {
-                "version": probe.version, "available": probe.available, "runnable": probe.runnable, "reason": probe.reason,
-            }  # fmt: skip
+            entry |= {"version": probe.version, "reason": probe.reason}
+            entry |= {"available": probe.available, "runnable": probe.runnable}
         entries.append(entry)
     return entries

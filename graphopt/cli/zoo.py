@@ -35,7 +35,9 @@ def list_models(as_json: bool) -> None:
 
 @command.command("fetch")
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Copy the model here as well (one MODEL only).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Copy the model here as well (one MODEL only)."
+)
 @common
 def fetch(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Bring models to the cache, check their hashes, and print where they lie.

@@ -32,17 +32,19 @@ def check(
     *,
     allow_domains: Collection[str] = frozenset(),
     unique_node_names: bool = True,
+    allow_withdrawn: bool = False,
 ) -> None:
     """Verify the structure of ``model``, its subgraphs and its functions.
 
     Args:
         allow_domains: Domains whose operators are accepted though ``onnx.defs`` does not know them.
         unique_node_names: Demand that no two nodes of the model have the same name, as in the internal form.
+        allow_withdrawn: Accept operators that the model's opset has marked as deprecated.
 
     Raises:
         InvalidGraphError: Names the first broken rule and shows the node and what is around it.
     """
-    checker = _Checker(model, frozenset(allow_domains), unique_node_names)
+    checker = _Checker(model, frozenset(allow_domains), unique_node_names, allow_withdrawn)
     checker.graph(model.graph, {}, is_main=True)
     for function in model.functions.values():
         checker.opsets = {**function.opset_imports}
@@ -125,8 +127,11 @@ def _known_domains() -> frozenset[str]:
 
 
 class _Checker:
-    def __init__(self, model: ir.Model, allow_domains: frozenset[str], unique_node_names: bool) -> None:
+    def __init__(
+        self, model: ir.Model, allow_domains: frozenset[str], unique_node_names: bool, allow_withdrawn: bool
+    ) -> None:
         self.model = model
+        self.allow_withdrawn = allow_withdrawn
         self.allow_domains = allow_domains
         self.unique_node_names = unique_node_names
         self.opsets: dict[str, int] = dict(model.graph.opset_imports)
@@ -248,7 +253,7 @@ class _Checker:
                     f"opset {version} of domain {domain or 'ai.onnx'!r} has no operator {node.op_type!r}", node
                 )
             raise _error(f"unknown domain {domain!r} of operator {node.op_type!r}", node)
-        if schema.deprecated:
+        if schema.deprecated and not self.allow_withdrawn:
             raise _error(f"{node.op_type} was withdrawn from ONNX in opset {schema.since_version}", node)
         self.arity(node, schema)
         self.attributes(node, schema)

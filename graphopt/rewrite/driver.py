@@ -157,10 +157,10 @@ class Driver:
                 build.discard()
                 continue
             application = Application(rewrite.name, site, occurrence)
-            self._occurrences[rewrite.name, site] += 1
             if not self._gate(application):
                 build.discard()
                 continue
+            self._occurrences[rewrite.name, site] += 1
             replacements = [result] if isinstance(result, ir.Value) else list(result)
             self.log.applied.append(application)
             replaced = _between(_pairs(node, replacements, build), build.nodes)

@@ -34,6 +34,7 @@ _LOAD_TIMEOUT = 120.0
 _ROUND_SECONDS = 0.06
 _MOST_RUNS = 60
 _SPIN_SECONDS = 0.15
+_SLOW_SECONDS = 0.1
 _SETTLED_ROUNDS = 12
 _SETTLED_WIDTH = 0.02
 
@@ -67,6 +68,8 @@ class Worker:
 
     def __init__(self, form: Form, feeds: Path | None, threads: int) -> None:
         self.form = form
+        self.once = 0.0
+        self._ready = False
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "graphopt.tune.worker"],
@@ -90,7 +93,17 @@ class Worker:
         Raises:
             TargetError: It does not load.
         """
-        self._receive(_LOAD_TIMEOUT)
+        if not self._ready:
+            self._receive(_LOAD_TIMEOUT)
+            self._ready = True
+
+    def warm_up(self) -> None:
+        """Wait until the form is loaded and run it a few times; measures :attr:`once`, seconds of a run."""
+        if self.once:
+            return
+        self.wait_ready()
+        first = self.run(2, 0.0)
+        self.once = first[-1] if first[-1] > _SLOW_SECONDS else statistics.median(self.run(3, 0.1))
 
     def run(self, count: int, seconds: float, timeout: float = 300.0) -> list[float]:
         """Seconds of each of up to ``count`` runs; afterwards the process rests."""
@@ -120,8 +133,9 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             source, result = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
             save_feeds(source, feeds)
-            self._send({"outputs": {"feeds": str(source), "to": str(result)}})
-            self._receive(timeout)
+            with self._awake():
+                self._send({"outputs": {"feeds": str(source), "to": str(result)}})
+                self._receive(timeout)
             return load_feeds(result)
 
     def close(self) -> None:
@@ -157,52 +171,55 @@ class Worker:
         return answer
 
 
-@contextlib.contextmanager
-def workers(forms: Sequence[Form], feeds: Feeds, threads: int) -> Iterator[list[Worker]]:
-    """A loaded worker for each form; all end with the block."""
-    started: list[Worker] = []
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        path = Path(folder) / "feeds.npz"
-        save_feeds(path, feeds)
-        try:
-            for form in forms:
-                worker = Worker(form, path, threads)
-                started.append(worker)
-                worker.wait_ready()
-            yield started
-        finally:
-            for worker in started:
-                worker.close()
-
-
-def time_forms(
-    forms: Sequence[Form],
-    feeds: Feeds,
-    *,
-    threads: int = 0,
-    seconds: float = 4.0,
-    least_rounds: int = 5,
-    most_rounds: int = 40,
-    progress: Callable[[str], None] = lambda text: None,
-) -> list[Timing]:
-    """Time forms of one model against the first of them.
+class Bench:
+    """Workers that stay loaded from one comparison to the next; all end with the ``with`` block.
 
     Args:
-        forms: The baseline first.
         feeds: Inputs of every run.
         threads: Of an operator, the same for all.
-        seconds: Time to spend on rounds, after loading and warming up.
-        least_rounds, most_rounds: Bounds on the number of rounds, whatever the time.
-
-    Raises:
-        TargetError: A form does not load or run.
+        most_loaded: Forms kept loaded at once; the least recently timed are unloaded first.
     """
-    with workers(forms, feeds, threads) as running:
-        once = []
+
+    def __init__(self, feeds: Feeds, *, threads: int = 0, most_loaded: int = 8) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="graphopt-")
+        self._feeds = Path(self._folder.name) / "feeds.npz"
+        save_feeds(self._feeds, feeds)
+        self._threads = threads
+        self._most_loaded = max(2, most_loaded)
+        self._workers: dict[str, Worker] = {}
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+        self._folder.cleanup()
+
+    def time(
+        self,
+        forms: Sequence[Form],
+        *,
+        seconds: float = 4.0,
+        least_rounds: int = 5,
+        most_rounds: int = 40,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> list[Timing]:
+        """Time forms against the first of them.
+
+        Args:
+            forms: The baseline first; at most ``most_loaded``.
+            seconds: Time to spend on rounds, after loading and warming up.
+            least_rounds, most_rounds: Bounds on the number of rounds, whatever the time.
+
+        Raises:
+            TargetError: A form does not load or run.
+        """
+        running = [self.worker(form, forms) for form in forms]
         for worker in running:
-            worker.run(2, 0.0)
-            once.append(statistics.median(worker.run(3, 0.2)))
-        counts = [max(1, min(_MOST_RUNS, round(_ROUND_SECONDS / max(value, 1e-6)))) for value in once]
+            worker.warm_up()
+        counts = [max(1, min(_MOST_RUNS, round(_ROUND_SECONDS / max(worker.once, 1e-6)))) for worker in running]
         medians: list[list[float]] = [[] for _ in running]
         started = time.monotonic()
         number = 0
@@ -217,7 +234,47 @@ def time_forms(
                 medians[index].append(statistics.median(times))
             number += 1
             progress(f"round {number}")
-    return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
+        return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
+
+    def worker(self, form: Form, wanted: Sequence[Form] = ()) -> Worker:
+        """The loaded worker of a form.
+
+        Args:
+            wanted: Forms that must stay loaded where others have to go.
+
+        Raises:
+            TargetError: It does not load.
+        """
+        worker = self._workers.pop(form.label, None)
+        if worker is None:
+            keep = {other.label for other in wanted}
+            for label in [label for label in self._workers if label not in keep]:
+                if len(self._workers) >= self._most_loaded:
+                    self._workers.pop(label).close()
+            worker = Worker(form, self._feeds, self._threads)
+        self._workers[form.label] = worker
+        worker.wait_ready()
+        return worker
+
+    def drop(self, form: Form) -> None:
+        """Unload a form that will not be looked at again."""
+        worker = self._workers.pop(form.label, None)
+        if worker is not None:
+            worker.close()
+
+
+def time_forms(
+    forms: Sequence[Form],
+    feeds: Feeds,
+    *,
+    threads: int = 0,
+    seconds: float = 4.0,
+    least_rounds: int = 5,
+    most_rounds: int = 40,
+) -> list[Timing]:
+    """Time forms of one model against the first of them; see :meth:`Bench.time`."""
+    with Bench(feeds, threads=threads, most_loaded=len(forms)) as bench:
+        return bench.time(forms, seconds=seconds, least_rounds=least_rounds, most_rounds=most_rounds)
 
 
 def _settled(medians: Sequence[Sequence[float]]) -> bool:

@@ -8,6 +8,7 @@ by at most half a unit in the last place. It is measured, not assumed, for each 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from graphopt.verify.session import Session
 _MOST_TRIALS = 8
 _LARGE_WEIGHTS = 512 << 20
 _PERTURBATIONS = 2
+_TRIAL_SECONDS = 1.0
 _MOST_LAYOUT_STEPS = 8
 _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Cast"})
 _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Tanh"})
@@ -140,7 +142,7 @@ def build_reference(
         if moved.any()
     )
     progress("noise floor")
-    _measure_noise(model, session, found, seed)
+    _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
     return Reference(found, random_outputs, bounded_outputs(model))
 
 
@@ -156,6 +158,7 @@ def _synthetic_trials(
         for index in range(wanted) if static else range(len(rounds)):
             sizes = rounds[0 if static else index]
             feeds = feeds_for(model, sizes, seed + index, plain=plain)
+            started = time.monotonic()
             try:
                 check_feeds(feeds, specs, optional=optional)
                 outputs = session.run(feeds)
@@ -166,7 +169,8 @@ def _synthetic_trials(
                 continue
             found += 1
             yield Trial(feeds, outputs, sizes=sizes)
-            if found == wanted:
+            # The reference is slow by nature (no fusion, no packing): a heavy model is tried on fewer inputs.
+            if found == wanted or (found + 1) * (time.monotonic() - started) > _TRIAL_SECONDS:
                 return
         if found:
             return
@@ -177,7 +181,9 @@ def _synthetic_trials(
     )
 
 
-def _measure_noise(model: ir.Model, session: Session, trials: list[Trial], seed: int) -> None:
+def _measure_noise(
+    model: ir.Model, session: Session, trials: list[Trial], seed: int, perturbations: int
+) -> None:
     def absorb(trial: Trial, outputs: Mapping[str, Array]) -> None:
         for name, moved in deviation(trial.outputs, outputs).items():
             known = trial.noise.get(name)
@@ -185,7 +191,7 @@ def _measure_noise(model: ir.Model, session: Session, trials: list[Trial], seed:
 
     rng = np.random.default_rng(seed + 1)
     for trial in trials:
-        for _ in range(_PERTURBATIONS):
+        for _ in range(perturbations):
             moved = {name: _perturb(array, rng) for name, array in trial.feeds.items()}
             absorb(trial, session.run(moved))
     variants: list[dict[str, Any]] = [{"threads": 1, "prepack": False}]

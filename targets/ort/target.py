@@ -18,6 +18,7 @@ from graphopt.targets.ort.executable import OrtRuntime
 from graphopt.targets.ort.splat import SplatConstants
 
 MODEL_FILE = "model.onnx"
+_ONE_THREAD_BELOW = 3.0
 SLOW_FUSIONS = ["MatMulAddFusion", "SkipLayerNormFusion", "BiasGeluFusion"]
 """Optimisers of ONNX Runtime 1.31 whose results were measured slower than what they replace (docs/onnxruntime.md)."""
 
@@ -39,21 +40,21 @@ class OrtTarget(OrtRuntime):
         """ONNX Runtime's contributed operators."""
         return frozenset({"com.microsoft"})
 
-    def variants(self, model: ir.Model) -> Sequence[Mapping[str, Any]]:
+    def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
         """The default first; then, on the CPU, the session options that were ever measured to win on a real model.
 
         The denormal mode is that of a whole process, and one thread serves models of a few hundred microseconds.
         """
-        del model
         default: dict[str, Any] = {"label": "default"}
         if self.name != "ort-cpu":
             return (default,)
-        return (
-            default,
-            {"label": "without slow fusions", "disabled_optimizers": SLOW_FUSIONS},
-            {"label": "one thread", "threads": 1},
-            {"label": "denormals flushed", "flush_denormals": True},
-        )
+        found: list[Mapping[str, Any]] = [default]
+        if {"MatMul", "LayerNormalization"} & ir_model.op_counts(model).keys():
+            found.append({"label": "without slow fusions", "disabled_optimizers": SLOW_FUSIONS})
+        if milliseconds is None or milliseconds < _ONE_THREAD_BELOW:
+            found.append({"label": "one thread", "threads": 1})
+        found.append({"label": "denormals flushed", "flush_denormals": True})
+        return found
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write ``model.onnx`` (weights beside it where large)."""

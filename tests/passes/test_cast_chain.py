@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from graphopt.passes.cast_chain import CastChain
 from graphopt.testing import apply, check, check_ignores, check_refuses, model_from_text, run
 
-CODES = {name: int(ir.DataType[name]) for name in ("FLOAT", "FLOAT16", "DOUBLE", "INT32", "INT64", "BOOL", "INT8", "UINT8")}
+CODES = {
+    name: int(ir.DataType[name])
+    for name in ("FLOAT", "FLOAT16", "DOUBLE", "INT32", "INT64", "BOOL", "INT8", "UINT8")
+}
 TEXT = {"FLOAT": "float", "DOUBLE": "double"}
 
 
@@ -92,9 +95,7 @@ def test_refuses_loss(source: str, middle: str, target: str) -> None:
 
 
 def test_ignores_text() -> None:
-    check_ignores(
-        CastChain(), "g (float[N] x) => (float[N] y) { a = Cast<to=8>(x) y = Cast<to=1>(a) }"
-    )
+    check_ignores(CastChain(), "g (float[N] x) => (float[N] y) { a = Cast<to=8>(x) y = Cast<to=1>(a) }")
 
 
 NAMES = st.sampled_from(sorted(CODES))

@@ -27,7 +27,10 @@ def test_fires(body: str, after: str) -> None:
 
 
 def test_ignores_another_axis() -> None:
-    check_ignores(ConcatChain(), f"{HEAD} {{ a = Concat<axis=0>(p, p, p) b = Concat<axis=0>(q, q, q) y = Concat<axis=1>(a, b) }}")
+    check_ignores(
+        ConcatChain(),
+        f"{HEAD} {{ a = Concat<axis=0>(p, p, p) b = Concat<axis=0>(q, q, q) y = Concat<axis=1>(a, b) }}",
+    )
 
 
 def test_refuses_a_shared_inner_concat() -> None:

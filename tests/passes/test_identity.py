@@ -98,8 +98,6 @@ def test_refuses_a_mask_that_is_read() -> None:
 def test_any_chain(ops: list[str]) -> None:
     hypothesis.assume(set(ops) & {"Identity", "Dropout"} and set(ops) & {"Neg", "Relu"})
     body = " ".join(f"v{index + 1} = {op}(v{index})" for index, op in enumerate(ops))
-    model = check(
-        EliminateIdentity(), f"g (float[N] v0) => (float[N] v{len(ops)}) {{ {body} }}", exact=True
-    )
+    model = check(EliminateIdentity(), f"g (float[N] v0) => (float[N] v{len(ops)}) {{ {body} }}", exact=True)
     kept = [op for op in ops if op in ("Neg", "Relu")]
     assert [node.op_type for node in model.graph] == kept

@@ -26,14 +26,14 @@ CONSTANTS = """<int64[1] zero={0}, int64[1] one={1}, int64[1] minus={-1}, int64[
         "Slice(p, zero, big, one)",
         "Slice(p, zero, eight, three, one)",
         "Pad(p, pads)",
-        "Pad<mode=\"reflect\">(p, pads)",
+        'Pad<mode="reflect">(p, pads)',
         "Tile(p, ones)",
         "Concat<axis=1>(p)",
         "Split<axis=1, num_outputs=1>(p)",
         "Resize(p, , scales)",
-        "Resize<mode=\"linear\", coordinate_transformation_mode=\"align_corners\">(p, , scales)",
+        'Resize<mode="linear", coordinate_transformation_mode="align_corners">(p, , scales)',
         "MaxPool<kernel_shape=[1,1]>(p)",
-        "MaxPool<kernel_shape=[1,1], strides=[1,1], auto_pad=\"SAME_UPPER\">(p)",
+        'MaxPool<kernel_shape=[1,1], strides=[1,1], auto_pad="SAME_UPPER">(p)',
         "AveragePool<kernel_shape=[1,1], pads=[0,0,0,0], ceil_mode=1>(p)",
         "ReduceMean(p, axis2)",
         "ReduceSum<noop_with_empty_axes=1>(p)",
@@ -139,7 +139,9 @@ def test_ignores_indices_that_are_read() -> None:
 @hypothesis.given(st.permutations([0, 1, 2]), st.lists(st.integers(1, 4), min_size=3, max_size=3), st.data())
 def test_never_changes_numbers(perm: list[int], shape: list[int], data: st.DataObject) -> None:
     starts = [data.draw(st.sampled_from([0, 0, size - 1])) for size in shape]
-    ends = [data.draw(st.sampled_from([start + 1, size, 9])) for start, size in zip(starts, shape, strict=True)]
+    ends = [
+        data.draw(st.sampled_from([start + 1, size, 9])) for start, size in zip(starts, shape, strict=True)
+    ]
     target = data.draw(st.sampled_from([[0, 0, 0], [0, 0, -1], shape, [-1, 1, shape[2]]]))
     graph = f"""g (float{shape} x) => (float y) <int64[3] s={{{str(starts)[1:-1]}}}, int64[3] e={{{str(ends)[1:-1]}}},
         int64[3] t={{{str(target)[1:-1]}}}> {{

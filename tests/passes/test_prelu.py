@@ -25,7 +25,9 @@ OPERATOR = "y = PRelu(x, a)"
 
 def graph(body: str, slopes: list[float], shape: str, x: str = "N,2,3", outputs: str = "") -> str:
     plus, minus = (",".join(str(sign * slope) for slope in slopes) for sign in (1, -1))
-    constants = f"<float{shape} a={{{plus}}}, float{shape} b={{{minus}}}, float zero={{0}}, float half={{0.5}}>"
+    constants = (
+        f"<float{shape} a={{{plus}}}, float{shape} b={{{minus}}}, float zero={{0}}, float half={{0.5}}>"
+    )
     return f"g (float[{x}] x) => ({outputs or f'float[{x}] y'}) {constants} {{ {body} }}"
 
 

@@ -21,7 +21,9 @@ def test_fires() -> None:
 
 @pytest.mark.parametrize("exponent", ["m = Mul(x, k) n = Neg(m)", "n = Mul(minus_k, x)"])
 def test_fires_with_a_factor(exponent: str) -> None:
-    after = "g (float[N,4] x) => (float[N,4] y) <float k={1.702}> { m = Mul(x, k) s = Sigmoid(m) y = Mul(x, s) }"
+    after = (
+        "g (float[N,4] x) => (float[N,4] y) <float k={1.702}> { m = Mul(x, k) s = Sigmoid(m) y = Mul(x, s) }"
+    )
     check(Silu(), graph(f"{exponent} e = Exp(n) d = Add(one, e) y = Div(x, d)"), after)
 
 

@@ -41,6 +41,7 @@ def test_fires(body: str, after: str) -> None:
     ("body", "reason"),
     [
         ("a = Slice(x, s, i5) y = Slice(a, i1, i3)", "bounds are not constant"),
+        ("a = Slice(x, i0, max, i0, m1) y = Slice(a, i1, i3)", "not clear"),
         ("a = Slice(x, i1, m1) y = Slice(a, i1, i3)", "dynamic dimension"),
         ("a = Slice(x, i0, max, i0, i2) y = Slice(a, i1, i3)", "dynamic dimension"),
     ],
@@ -60,8 +61,11 @@ BOUND = st.one_of(st.integers(-9, 9), st.sampled_from([2**63 - 1, -(2**63), 2**3
 STEP = st.sampled_from([1, 1, 1, 2, 3, -1, -2])
 
 
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
-@hypothesis.given(st.lists(st.tuples(BOUND, BOUND, STEP, st.sampled_from([0, 1, -1])), min_size=2, max_size=3), st.booleans())
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=40)
+@hypothesis.given(
+    st.lists(st.tuples(BOUND, BOUND, STEP, st.sampled_from([0, 1, -1])), min_size=2, max_size=3),
+    st.booleans(),
+)
 def test_any_chain(slices: list[tuple[int, int, int, int]], static: bool) -> None:
     constants, body = [], []
     for index, parts in enumerate(slices):
@@ -74,6 +78,6 @@ def test_any_chain(slices: list[tuple[int, int, int, int]], static: bool) -> Non
         f"{{ {' '.join(body)} y = Relu(v{len(slices)}) }}"
     )
     model, _ = apply(SliceChain(), text)
-    if static:
+    if static and all(step > 0 or end < 2**31 - 1 for _, end, step, _ in slices):
         assert len(model.graph) == 2
     assert_same_numbers(model_from_text(text), model, random_feeds(model, {"N": 7}), exact=True)

@@ -1,0 +1,119 @@
+"""onnxsim on a skeleton of the model."""
+
+import hypothesis
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import strategies as st
+
+from graphopt.passes.simplify import ROUNDING_OPTIMIZERS, Simplify, SimplifyOptions
+from graphopt.rewrite import RewriteLog
+from graphopt.testing import apply, assert_same_numbers, check, check_ignores, model_from_text, text_of
+
+
+def test_fires() -> None:
+    check(
+        Simplify(),
+        """g (float[2,3,4] x) => (float[2,12] y) <int64 i0={0}, int64[1] a0={0}, int64[1] m={-1}> {
+            s = Shape(x) n = Gather(s, i0) u = Unsqueeze(n, a0) t = Concat<axis=0>(u, m)
+            d = Dropout(x) e = Identity(d) y = Reshape(e, t) }""",
+        "g (float[2,3,4] x) => (float[2,12] y) <int64[2] t={2,-1}> { y = Reshape(x, t) }",
+        exact=True,
+    )
+
+
+def _with_weight() -> ir.Model:
+    model = model_from_text(
+        """g (float[1,8,9,9] x, float[8,8,5,5] w, float[8] b) => (float[1,8,5,5] y) <float[8] s={1,2,3,4,5,6,7,8}> {
+        i = Identity(w) c = Conv(x, i, b) n = BatchNormalization(c, s, b, b, s) p = Identity(n) y = Relu(p) }"""
+    )
+    rng = np.random.default_rng(0)
+    for value in list(model.graph.inputs)[1:]:
+        shape = [int(dim) for dim in value.shape or ()]
+        value.const_value = ir.tensor(rng.random(shape).astype(np.float32), name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    return model
+
+
+def test_weights_are_shared_and_nothing_is_fused() -> None:
+    model = _with_weight()
+    before = model.clone()
+    weight = model.graph.initializers["w"].const_value
+    log = RewriteLog()
+    next(node for node in model.graph if node.op_type == "Conv").metadata_props["graphopt.pass"] = "earlier"
+    assert Simplify().run(model, log)
+    assert [node.op_type for node in model.graph] == ["Conv", "BatchNormalization", "Relu"]
+    assert model.graph.initializers["w"].const_value is weight
+    assert next(iter(model.graph)).metadata_props["graphopt.pass"] == "earlier"
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert_same_numbers(before, model, exact=True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = MatMul(x, w) y = Add(a, b)",
+        "a = Softmax(x) y = Log(a)",
+        "a = Transpose(w) y = Gemm(x, a, b)",
+        "a = MatMul(x, w) c = Mul(a, b) y = Add(c, b)",
+    ],
+)
+def test_rounding_does_not_change(body: str) -> None:
+    check_ignores(
+        Simplify(),
+        f"g (float[2,2] x) => (float[2,2] y) <float[2,2] w={{1,2,3,4}}, float[2] b={{1,2}}> {{ {body} }}".replace(
+            "a = Transpose(w) ", "a = Transpose(x) "
+        ).replace("Gemm(x, a, b)", "Gemm(a, w, b)"),
+    )
+
+
+def test_the_optimizers_that_stay_off_exist() -> None:
+    """A name that onnxsim does not know would be ignored without a word."""
+    import onnxsim.onnxsim_cpp2py_export as native
+
+    assert set(ROUNDING_OPTIMIZERS) <= set(native._list_optimizers())
+
+
+def test_refuses_large_graphs() -> None:
+    text = "g (float[N] x) => (float[N] y) { a = Identity(x) b = Neg(a) y = Neg(b) }"
+    model, log = model_from_text(text), RewriteLog()
+    assert not Simplify(SimplifyOptions(max_nodes=2)).run(model, log)
+    assert "max_nodes=2" in log.refused[0].reason
+    assert text_of(model) == text_of(model_from_text(text))
+
+
+def test_the_gate_is_asked() -> None:
+    text = "g (float[N] x) => (float[N] y) { a = Identity(x) y = Neg(a) }"
+    model, log = model_from_text(text), RewriteLog()
+    assert not Simplify().run(model, log, lambda application: False)
+    assert not log.applied and text_of(model) == text_of(model_from_text(text))
+
+
+def test_branches_and_outer_weights() -> None:
+    values = ",".join(["1.5"] * 1200)
+    text = f"""g (float[N,1200] x, bool c) => (float[N,1200] y) <float[1200] w={{{values}}}> {{
+        i = Identity(x)
+        y = If(c) <then_branch = t () => (float[N,1200] a) {{ p = Identity(w) a = Add(i, p) }},
+                   else_branch = e () => (float[N,1200] b) <float[1200] v={{{values}}}> {{ b = Mul(i, v) }}> }}"""
+    model, _ = apply(Simplify(), text)
+    assert len(model.graph) == 1
+    assert_same_numbers(model_from_text(text), model, exact=True)
+
+
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=20)
+@hypothesis.given(
+    st.lists(
+        st.sampled_from(["Identity", "Neg", "Transpose", "Relu", "Dropout", "Abs", "Exp", "Add", "Mul"]),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_any_chain(ops: list[str]) -> None:
+    body = []
+    for index, op in enumerate(ops):
+        operands = f"v{index}, c" if op in ("Add", "Mul") else f"v{index}"
+        body.append(f"v{index + 1} = {op}({operands})")
+    text = f"g (float[N,N] v0) => (float[N,N] v{len(ops)}) <float c={{2}}> {{ {' '.join(body)} }}"
+    model, _ = apply(Simplify(), text)
+    assert_same_numbers(model_from_text(text), model, exact=True)
