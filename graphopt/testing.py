@@ -34,6 +34,8 @@ def model_from_text(text: str) -> ir.Model:
     model = ir.from_onnx_text(text)
     onnx_ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     onnx_ir.passes.common.ShapeInferencePass()(model)
+    for index, node in enumerate(model.graph.all_nodes()):
+        node.name = node.name or f"{node.op_type}_{index}"
     return model
 
 

@@ -59,7 +59,7 @@ class Simplify(Pass):
     """onnxsim on a skeleton of the model."""
 
     name: ClassVar[str] = "onnxsim"
-    numerics: ClassVar[Numerics] = Numerics.EXACT
+    numerics: ClassVar[Numerics] = Numerics.REASSOCIATES
     native: ClassVar[bool] = True
     Options: ClassVar[type[Any]] = SimplifyOptions
 

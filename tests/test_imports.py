@@ -35,7 +35,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """Lowest first. A module imports from its own package and from lower layers."""
 
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-HEAVY = set(["torch", "tvm", "onnxruntime", "openvino", "onnx", "onnxsim", "onnxscript", "ray", "transformers", "networkx"])
+HEAVY = {
+    *("torch", "transformers", "tvm", "openvino", "ray", "networkx"),
+    *("onnx", "onnxruntime", "onnxsim", "onnxscript"),
+}
 PASSES_MAY_IMPORT = tuple(
     f"graphopt.{name}" for name in ("errors", "ir", "rewrite", "pipeline.base", "passes._")
 )

@@ -138,7 +138,12 @@ class _Parser:
 def _show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(_show(element) for element in value) + "]"
-    return value if isinstance(value, str) and _BARE.fullmatch(value) else json.dumps(value)
+    if isinstance(value, str) and _BARE.fullmatch(value):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return json.dumps(value)
 
 
 def make_options(options_class: type[Any], given: Mapping[str, Any], owner: str) -> Any:
