@@ -32,7 +32,6 @@ PASSES: Mapping[str, str] = {
     "einsum": "graphopt.passes.einsum:Einsum",
     "elementwise-constants": "graphopt.passes.elementwise_constants:ElementwiseConstants",
     "expand-before-broadcast": "graphopt.passes.mask_expand:MaskExpand",
-    "expand-broadcast": "graphopt.passes.expand_broadcast:ExpandBroadcast",
     "gelu": "graphopt.passes.gelu:Gelu",
     "gelu-tanh": "graphopt.passes.gelu_tanh:GeluTanh",
     "groupnorm": "graphopt.passes.groupnorm:GroupNorm",
@@ -141,7 +140,6 @@ _NO_OPS = (
     "concat-chain",
     "relu-chain",
     "where-constant",
-    "expand-broadcast",
     "expand-before-broadcast",
 )
 

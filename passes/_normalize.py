@@ -111,8 +111,8 @@ def by_channel(array: facts.Array, channels: int, rank: int) -> facts.Array | No
     """``array`` as one number for each channel of an [N, C, ...] tensor of ``rank``; None where it is not that."""
     if array.ndim > rank:
         return None
-    full = array.reshape((1,) * (rank - array.ndim) + array.shape)
-    if full.shape[1] not in (1, channels) or full.size != full.shape[1]:
+    full: facts.Array = array.reshape([1] * (rank - array.ndim) + list(array.shape))
+    if full.size not in (1, channels) or full.size != full.shape[1]:
         return None
     return np.broadcast_to(full.reshape(-1), (channels,))
 

@@ -63,11 +63,13 @@ class _Plan:
             self.obstacle = f"{value.name!r} is an output of the graph"
             return
         for use in value.uses():
-            # A second way to the same node means two factors there, or a sum of scaled and unscaled terms.
-            elsewhere = use.node.graph is not self._graph or use.node in self._seen
-            if elsewhere or len(self._seen) >= _affine.MOST_READERS:
-                self.obstacle = self.obstacle or f"{value.name!r} has readers that cannot be followed"
+            if len(self._seen) >= _affine.MOST_READERS:
+                self.obstacle = self.obstacle or f"{value.name!r} has more readers than are followed"
                 return
+            # A second way to the same node means two factors there, or a sum of scaled and unscaled terms.
+            if use.node.graph is not self._graph or use.node in self._seen:
+                self.obstacle = self.obstacle or f"{use.node.op_type} reads the product in two ways or in a subgraph"
+                continue
             self._seen.add(use.node)
             self._reader(use.node, use.idx, value, affine)
 

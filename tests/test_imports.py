@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version", "machine"),
     ("ir",),
     ("rewrite", "data", "capture"),
-    ("verify",),
+    ("verify", "models"),
     ("pipeline",),
     ("target", "report", "pipelines", "testing"),
     ("passes", "targets"),
@@ -93,7 +93,7 @@ def owner(path: Path) -> str:
 
 
 def test_every_part_has_a_layer() -> None:
-    assert {owner(path) for path in modules()} - {"models"} <= set(RANK)
+    assert {owner(path) for path in modules()} <= set(RANK)
 
 
 def test_links_are_followed() -> None:

@@ -13,7 +13,7 @@ import onnx_ir.passes.common as common_passes
 from graphopt.errors import InvalidGraphError
 from graphopt.ir import names
 from graphopt.ir.check import all_reads, describe_cycle, find_cycle, neighbourhood
-from graphopt.ir.model import all_graphs
+from graphopt.ir.model import all_graphs, clone, subgraphs_of, with_subgraphs
 
 MAX_IR_VERSION = 13
 
@@ -70,7 +70,7 @@ def clone_unsorted(model: ir.Model) -> ir.Model:
     if all(
         _is_sorted(graph) for graph in (model.graph, *(each.graph for each in model.functions.values()))
     ):
-        return model.clone()
+        return clone(model)
     copy = ir.from_proto(ir.to_proto(model))
     for name, value in copy.graph.initializers.items():
         value.const_value = model.graph.initializers[name].const_value
@@ -81,7 +81,7 @@ def _sort(model: ir.Model) -> None:
     for graph in [model.graph, *(function.graph for function in model.functions.values())]:
         if _is_sorted(graph):
             continue
-        for inner in (graph, *graph.subgraphs()):
+        for inner in with_subgraphs(graph):
             cycle = find_cycle(inner)
             if cycle:
                 raise InvalidGraphError(
@@ -94,7 +94,7 @@ def _sort(model: ir.Model) -> None:
 
 def _is_sorted(graph: ir.Graph) -> bool:
     """Whether each node comes after the producers of all that it and its subgraphs read."""
-    for inner in (graph, *graph.subgraphs()):
+    for inner in with_subgraphs(graph):
         members = set(inner)
         seen: set[ir.Node] = set()
         for node in inner:
@@ -115,7 +115,7 @@ def _return_outer_values_by_identity(model: ir.Model) -> None:
         for value in own:
             scope[value.name or ""] = value
         for node in graph:
-            for inner in _subgraphs_of(node):
+            for inner in subgraphs_of(node):
                 visit(inner, scope, False)
             for value in node.outputs:
                 own.add(value)
@@ -134,20 +134,8 @@ def _return_outer_values_by_identity(model: ir.Model) -> None:
             graph.append(node)
             graph.outputs[index] = node.outputs[0]
 
-    if any(True for _ in model.graph.subgraphs()):
+    if len(with_subgraphs(model.graph)) > 1:
         visit(model.graph, {}, True)
-
-
-def _subgraphs_of(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found += attribute.as_graphs()
-    return found
 
 
 def _fix_default_inputs(model: ir.Model, keep: bool) -> list[str]:
@@ -183,7 +171,7 @@ def _has_duplicate_names(model: ir.Model) -> bool:
                 return True
             scope.add(value.name)
         for node in graph:
-            for inner in _subgraphs_of(node):
+            for inner in subgraphs_of(node):
                 if visit(inner, scope):
                     return True
             for value in node.outputs:
@@ -214,7 +202,7 @@ def normalize(model: ir.Model) -> None:
 
 def _inline_functions(model: ir.Model) -> None:
     for function in model.functions.values():
-        for graph in (function.graph, *function.subgraphs()):
+        for graph in with_subgraphs(function.graph):
             for node in graph:
                 version = function.opset_imports.get(node.domain)
                 if version is not None and node.version is None:
@@ -230,7 +218,7 @@ def _inline_functions(model: ir.Model) -> None:
 def _lift_constants(model: ir.Model) -> None:
     """Constant nodes and initializers of subgraphs become initializers of the main graph; Identity of one goes away."""
     main = model.graph
-    for graph in list(main.subgraphs()):
+    for graph in with_subgraphs(main)[1:]:
         for name, value in list(graph.initializers.items()):
             if value.is_graph_input():
                 continue
@@ -242,7 +230,7 @@ def _lift_constants(model: ir.Model) -> None:
                 _return_by_identity(graph, value, replacement)
                 value = replacement
             _register(main, value)
-    for graph in [main, *main.subgraphs()]:
+    for graph in with_subgraphs(main):
         for node in list(graph):
             if node.domain != "":
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,22 @@ def capture_ir(
         UnsupportedModelError: An operator, domain or opset that graphopt cannot take.
         UsageError: ``input_shapes`` do not fit.
     """
-    noted = list(warnings)
+    with ir_model.paused_collection():
+        return _capture(
+            model,
+            Captured(original, model, model, 0, kind, list(warnings), name or model.graph.name or "model"),
+            input_shapes,
+            keep_default_inputs,
+        )
+
+
+def _capture(
+    model: ir.Model,
+    about: Captured,
+    input_shapes: Mapping[str, Sequence[int | None]] | None,
+    keep_default_inputs: bool,
+) -> Captured:
+    noted = about.warnings
     noted += normalize.repair(model, keep_default_inputs=keep_default_inputs)
     if "" not in model.graph.opset_imports and _uses_onnx(model):
         raise InvalidGraphError(
@@ -94,27 +110,22 @@ def capture_ir(
         noted.append(f"opset {source_opset} is read as {upgrade.INTERNAL_OPSET}: no operator in it changed since")
     given = model
     model = ir_model.clone(given)
+    inlined = bool(model.functions)
     normalize.normalize(model)
     shapes.infer(model)
-    upgrade.upgrade(model)
+    rewritten = upgrade.upgrade(model)
     for domain in {node.domain for node in model.graph.all_nodes()}:
         model.graph.opset_imports.setdefault(domain, upgrade.INTERNAL_OPSET if domain == "" else 1)
     model.graph.opset_imports.setdefault("", upgrade.INTERNAL_OPSET)
     model.ir_version = normalize.MAX_IR_VERSION
-    names.make_unique(model)
-    shapes.infer(model)
+    if rewritten:
+        names.make_unique(model)
     if input_shapes:
         shapes.specialize(model, input_shapes)
+    elif rewritten or inlined:
+        shapes.infer(model)
     check.check(model, allow_domains=check.RUNTIME_DOMAINS)
-    return Captured(
-        original=original,
-        model=model,
-        original_model=given,
-        source_opset=source_opset,
-        kind=kind,
-        warnings=noted,
-        name=name or model.graph.name or "model",
-    )
+    return dataclasses.replace(about, model=model, original_model=given, source_opset=source_opset)
 
 
 def _uses_onnx(model: ir.Model) -> bool:

@@ -58,7 +58,7 @@ def capture_pt2(
     if not path.is_file():
         raise ModelError(f"there is no file {path}", hint="check the path")
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.load(str(path))
     except Exception as error:  # torch raises whatever its archive reader meets
         raise ModelError(
@@ -167,7 +167,7 @@ def _input_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's progress lines and deprecation warnings."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.fx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -187,7 +187,7 @@ def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir
     import torch
 
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 model,
                 args if args is not None else (),

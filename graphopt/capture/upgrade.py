@@ -18,6 +18,7 @@ import onnx_ir as ir
 from graphopt.errors import InvalidGraphError, UnsupportedModelError
 from graphopt.ir import check, facts
 from graphopt.ir.check import RUNTIME_DOMAINS, describe, schema_of
+from graphopt.ir.model import with_subgraphs
 
 INTERNAL_OPSET = 26
 """The newest opset that ONNX Runtime 1.31 takes."""
@@ -157,7 +158,7 @@ def upgrade(model: ir.Model) -> dict[str, int]:
     opset = source_opset(model)
     target = target_opset(model)
     rewritten: dict[str, int] = {}
-    for graph in [model.graph, *model.graph.subgraphs()]:
+    for graph in with_subgraphs(model.graph):
         for node in list(graph):
             if node.domain != "":
                 continue

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -88,20 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
     settings = Settings()
     args = list(sys.argv[1:] if arguments is None else arguments)
-    _handle_termination()
-    if not sys.warnoptions:
-        import warnings
-
-        # What libraries warn of is for developers; what a user must know is in the report.
-        warnings.simplefilter("ignore")
     try:
-        try:
-            code = app.main(args, prog_name="graphopt", standalone_mode=False, obj=settings)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except BaseException as error:
-            return _fail(error, settings)
+        with _termination_unwinds(), _quiet_warnings():
+            try:
+                code = app.main(args, prog_name="graphopt", standalone_mode=False, obj=settings)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except BaseException as error:
+                return _fail(error, settings)
     except BrokenPipeError:
         # The reader of stdout has gone (graphopt passes | head); Python must not fail again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,17 +107,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _handle_termination() -> None:
+@contextlib.contextmanager
+def _termination_unwinds() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that nothing half-written is left behind."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame
         raise SystemExit(TERMINATED)
 
-    import threading
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+
+@contextlib.contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    """What libraries warn of is for developers; what a user must know is in the report. ``python -W`` shows them."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _fail(error: BaseException, settings: Settings) -> int:

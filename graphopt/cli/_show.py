@@ -9,7 +9,7 @@ from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, tabl
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import FormTiming, Report
 
-_LABEL = 11
+_LABEL = 12
 _WIDTH = 100
 _MOST_OPS = 10
 
@@ -156,7 +156,9 @@ def before_and_after(report: Report) -> str:
     rows.append(["size", size(sizes[0]), size(sizes[1]), _change(*sizes)])
     baseline, optimized = report.baseline, report.optimized
     if baseline and optimized and baseline.milliseconds is not None and optimized.milliseconds is not None:
-        change = "" if optimized.speedup is None else f"{optimized.speedup:.2f}x as fast"
+        change = (
+            "" if optimized is baseline or optimized.speedup is None else f"{optimized.speedup:.2f}x as fast"
+        )
         before, after = milliseconds(baseline.milliseconds), milliseconds(optimized.milliseconds)
         rows.append(["latency", f"{before} ms", f"{after} ms", change])
     found = report.verification

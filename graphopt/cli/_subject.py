@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.artifact import MANIFEST, Manifest, check_files, read_manifest
+from graphopt.artifact import SUFFIX, Manifest, check_files, read_manifest
 from graphopt.data.interface import Feeds, TensorSpec, check_feeds, inputs_of, optional_inputs_of, outputs_of
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError
 from graphopt.machine import Form
@@ -127,7 +127,7 @@ def open_subject(path: Path) -> Subject:
         UsageError: Neither of the two.
         ModelError: No such file.
     """
-    if path.is_dir() or (path / MANIFEST).exists():
+    if path.is_dir() or path.suffix == SUFFIX:
         manifest = read_manifest(path)
         check_files(path, manifest)
         return Subject(path, manifest)

@@ -165,7 +165,7 @@ def _cache() -> dict[str, Any]:
 
     from graphopt import zoo
 
-    folder = Path(zoo.cache_dir())
+    folder = Path(zoo.cache_folder())
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

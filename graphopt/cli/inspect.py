@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect", short_help="Show what is in a model or a bundle.")
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
-@click.option("--text", "as_text", is_flag=True, help="Print the graph, one node a line.")
+@click.option("--text", "as_text", is_flag=True, help="Print the graph in ONNX's text syntax.")
 @click.option(
     "--log", is_flag=True, help="Of a bundle: the pass log with every rewrite, refusal and undoing."
 )
@@ -30,14 +30,15 @@ def command(path: Path, as_text: bool, log: bool, as_json: bool) -> None:
       graphopt inspect rec.onnx
       graphopt inspect rec.gopt --log
     """
-    from graphopt.artifact import MANIFEST, check_files, read_manifest
+    from graphopt.artifact import SUFFIX, check_files, read_manifest
     from graphopt.cli._console import write, write_json
     from graphopt.errors import UsageError
     from graphopt.ir import model as ir_model
+    from graphopt.ir.text import to_text
 
     manifest = None
     model: ir.Model | None = None
-    if path.is_dir() or (path / MANIFEST).exists():
+    if path.is_dir() or path.suffix == SUFFIX:
         manifest = read_manifest(path)
         check_files(path, manifest)
         file = manifest.config.get("file")
@@ -56,7 +57,7 @@ def command(path: Path, as_text: bool, log: bool, as_json: bool) -> None:
             raise UsageError(f"{path} holds no graph as ONNX", hint="leave out --text")
         if as_json:
             raise UsageError("--text and --json exclude each other", hint="choose one of the two")
-        write(graph_text(model))
+        write(to_text(model))
         return
     facts: dict[str, Any] = {"path": str(path)}
     if manifest is not None:
@@ -118,64 +119,6 @@ def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
             "content_hash": content_hash(model),
         },
     }
-
-
-def graph_text(model: ir.Model) -> str:
-    """The graph, one node a line; weights by type and shape."""
-    import onnx_ir as ir
-
-    def shown(value: ir.Value | None) -> str:
-        return "_" if value is None else f"%{value.name}"
-
-    def typed(value: ir.Value) -> str:
-        dtype = "?" if value.dtype is None else value.dtype.name.lower()
-        shape = (
-            "?" if value.shape is None else ",".join("?" if dim is None else str(dim) for dim in value.shape)
-        )
-        return f"%{value.name}: {dtype}[{shape}]"
-
-    def attribute(attr: ir.Attr) -> str:
-        if attr.is_ref():
-            return f"{attr.name}=@{attr.ref_attr_name}"
-        if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            return f"{attr.name}={{...}}"
-        if attr.type == ir.AttributeType.TENSOR:
-            tensor = attr.as_tensor()
-            return f"{attr.name}={tensor.dtype.name.lower()}{list(tensor.shape.numpy())}"
-        return f"{attr.name}={attr.value!r}"
-
-    lines: list[str] = []
-
-    def graph(name: str, inputs: Any, outputs: Any, nodes: Any, initializers: Any, indent: str) -> None:
-        lines.append(f"{indent}{name}({', '.join(map(typed, inputs))}) -> ({', '.join(map(typed, outputs))})")
-        inner = indent + "  "
-        lines.extend(f"{inner}{typed(value)} = weight" for value in initializers)
-        for node in nodes:
-            attributes = ", ".join(attribute(attr) for attr in node.attributes.values())
-            operator = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-            operands = ", ".join(shown(value) for value in node.inputs)
-            results = ", ".join(typed(value) for value in node.outputs)
-            lines.append(
-                f"{inner}{results} = {operator}{f' <{attributes}>' if attributes else ''}({operands})"
-            )
-            for attr in node.attributes.values():
-                if attr.is_ref():
-                    continue
-                if attr.type == ir.AttributeType.GRAPH:
-                    _subgraph(attr.name, attr.as_graph(), inner + "  ")
-                elif attr.type == ir.AttributeType.GRAPHS:
-                    for part in attr.as_graphs():
-                        _subgraph(attr.name, part, inner + "  ")
-
-    def _subgraph(name: str, part: ir.Graph, indent: str) -> None:
-        graph(name, part.inputs, part.outputs, part, part.initializers.values(), indent)
-
-    _subgraph(model.graph.name or "graph", model.graph, "")
-    for function in model.functions.values():
-        graph(
-            f"function {function.domain}.{function.name}", function.inputs, function.outputs, function, (), ""
-        )
-    return "\n".join(lines)
 
 
 def _show(facts: dict[str, Any], log: bool) -> None:

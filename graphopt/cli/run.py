@@ -42,8 +42,8 @@ def command(
     with Progress() as progress:
         progress.say(f"loading {model}")
         subject = open_subject(model)
-        samples = subject.samples(data) if data is not None else iter([subject.made_up(threads, seed)])
         run = _runner(subject, threads)
+        samples = subject.samples(data) if data is not None else iter([subject.made_up(threads, seed)])
         for feeds in samples:
             results.append(run(feeds))
             progress.say(f"sample {len(results)}")

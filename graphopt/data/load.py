@@ -63,7 +63,7 @@ def _raw(
     path = Path(source)
     if path.is_dir():
         yield from _folder(path)
-    elif path.suffix == ".npz":
+    elif path.exists() and path.suffix == ".npz":
         yield str(path), _read_npz(path)
     elif path.exists():
         raise DataError(f"{path} is neither a .npz file nor a folder", hint="save it with numpy.savez")

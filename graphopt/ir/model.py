@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -315,13 +315,48 @@ def _owned(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(array, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
-def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+def all_graphs(model: ir.Model) -> list[ir.Graph]:
     """The graph, its subgraphs, and those of the model's functions."""
-    yield model.graph
-    yield from model.graph.subgraphs()
+    found = with_subgraphs(model.graph)
     for function in model.functions.values():
-        yield function.graph
-        yield from function.subgraphs()
+        found += with_subgraphs(function.graph)
+    return found
+
+
+def with_subgraphs(graph: ir.Graph) -> list[ir.Graph]:
+    """``graph`` and all graphs inside it, outer ones first."""
+    found = [graph]
+    for node in graph:
+        for inner in subgraphs_of(node):
+            found += with_subgraphs(inner)
+    return found
+
+
+def subgraphs_of(node: ir.Node) -> tuple[ir.Graph, ...]:
+    """The graphs that are attributes of ``node``."""
+    if not node.attributes:
+        return ()
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
+            found += attribute.as_graphs()
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def paused_collection() -> Iterator[None]:
+    """Without Python's cyclic garbage collector, which walks all of a growing graph again and again."""
+    import gc
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -397,8 +432,87 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def clone(model: ir.Model) -> ir.Model:
-    """A copy with nodes and values of its own that shares the weights."""
-    return model.clone()
+    """A copy with nodes and values of its own that shares the weights.
+
+    As ``Model.clone``, in half the time; types are copied as well, so that setting a value's ``dtype`` in one of the
+    two leaves the other alone. Nodes must be in topological order.
+    """
+    with paused_collection():
+        copy = ir.Model(
+            _clone_graph(model.graph, {}),
+            ir_version=model.ir_version,
+            producer_name=model.producer_name,
+            producer_version=model.producer_version,
+            domain=model.domain,
+            model_version=model.model_version,
+            doc_string=model.doc_string,
+            functions=[function.clone() for function in model.functions.values()],
+            metadata_props=dict(model.metadata_props),
+            device_configurations=model.device_configurations,
+        )
+    return copy
+
+
+def _clone_graph(graph: ir.Graph, values: dict[ir.Value, ir.Value]) -> ir.Graph:
+    for value in graph.inputs:
+        values[value] = _describe_as(value, ir.Value(name=value.name))
+    for value in graph.initializers.values():
+        if value not in values:
+            values[value] = _describe_as(value, ir.Value(name=value.name))
+    nodes: list[ir.Node] = []
+    for node in graph:
+        attributes: list[ir.Attr] = []
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+                inner = _clone_graph(attribute.as_graph(), values)
+                attribute = ir.AttrGraph(attribute.name, inner, doc_string=attribute.doc_string)
+            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
+                inners = [_clone_graph(inner, values) for inner in attribute.as_graphs()]
+                attribute = ir.AttrGraphs(attribute.name, inners, doc_string=attribute.doc_string)
+            attributes.append(attribute)
+        outputs = [_describe_as(value, ir.Value(name=value.name)) for value in node.outputs]
+        values.update(zip(node.outputs, outputs, strict=True))
+        made = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else values[value] for value in node.inputs],
+            attributes,
+            overload=node.overload,
+            outputs=outputs,
+            version=node.version,
+            name=node.name,
+            doc_string=node.doc_string,
+            metadata_props=dict(node.metadata_props) if node.metadata_props else None,
+            device_configurations=node.device_configurations,
+        )
+        if node.meta:
+            made.meta.update(node.meta)
+        nodes.append(made)
+    return ir.Graph(
+        [values[value] for value in graph.inputs],
+        [values[value] for value in graph.outputs],
+        nodes=nodes,
+        initializers=[values[value] for value in graph.initializers.values()],
+        doc_string=graph.doc_string,
+        opset_imports=dict(graph.opset_imports),
+        name=graph.name,
+        metadata_props=dict(graph.metadata_props),
+    )
+
+
+def _describe_as(value: ir.Value, copy: ir.Value) -> ir.Value:
+    """Give ``copy`` what is known of ``value``."""
+    type_, shape = value.type, value.shape
+    copy.type = ir.TensorType(type_.dtype) if type(type_) is ir.TensorType else type_
+    if shape is not None:
+        copy.shape = shape if shape.frozen else shape.copy()
+    copy.const_value = value.const_value
+    copy.doc_string = value.doc_string
+    if value.metadata_props:
+        copy.metadata_props.update(value.metadata_props)
+    if value.meta:
+        copy.meta.update(value.meta)
+    return copy
 
 
 def nbytes(model: ir.Model) -> int:
@@ -419,25 +533,119 @@ def op_counts(model: ir.Model) -> dict[str, int]:
 def skeleton(model: ir.Model, limit_bytes: int = 1024) -> tuple[onnx.ModelProto, frozenset[str]]:
     """The model without its large weights, for ONNX's C++ functions.
 
+    Documentation and metadata are left out as well.
+
     Args:
         limit_bytes: Initializers of more bytes become inputs of the same name, type and shape.
 
     Returns:
         The message, and the names of the initializers that became inputs. ``model`` stays as it was.
     """
-    small: list[ir.Value] = []
-    inputs = list(model.graph.inputs)
-    given = set(inputs)
-    left_out: set[str] = set()
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes <= limit_bytes and not isinstance(tensor, ir.ExternalTensor):
-            small.append(value)
-            continue
-        left_out.add(name)
-        if value not in given:
-            inputs.append(_as_input(value))
-    return _serialize(model, inputs, small), frozenset(left_out)
+    import onnx
+
+    left_out = {
+        name
+        for name, value in model.graph.initializers.items()
+        if value.const_value is None or value.const_value.nbytes > limit_bytes
+    }
+    proto = onnx.ModelProto(ir_version=model.ir_version or 8)
+    for domain, version in model.graph.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    for function in model.functions.values():
+        proto.functions.append(ir.to_proto(function))
+    _Outline().graph(model.graph, proto.graph, left_out)
+    return proto, frozenset(left_out)
+
+
+class _Outline:
+    """Writes graphs into messages: operators, names, types, shapes and small constants."""
+
+    def __init__(self) -> None:
+        self._types: dict[tuple[object, ...], onnx.TypeProto] = {}
+
+    def graph(self, graph: ir.Graph, proto: onnx.GraphProto, left_out: Container[str]) -> None:
+        proto.name = graph.name or "graph"
+        given = set(graph.inputs)
+        for value in graph.inputs:
+            self.value(value, proto.input.add())
+        for name, value in graph.initializers.items():
+            if name in left_out:
+                if value not in given:
+                    self.value(_as_input(value), proto.input.add())
+            else:
+                _add_tensor(value, proto)
+        for node in graph:
+            message = proto.node.add()
+            message.op_type = node.op_type
+            if node.domain:
+                message.domain = node.domain
+            if node.overload:
+                message.overload = node.overload
+            message.name = node.name or ""
+            message.input.extend([value.name or "" if value is not None else "" for value in node.inputs])
+            message.output.extend([value.name or "" for value in node.outputs])
+            if node.attributes:
+                self.attributes(node, message)
+            for value in node.outputs:
+                if value.type is not None and value.name and not value.is_graph_output():
+                    self.value(value, proto.value_info.add())
+        for value in graph.outputs:
+            self.value(value, proto.output.add())
+
+    def attributes(self, node: ir.Node, message: onnx.NodeProto) -> None:
+        for attribute in node.attributes.values():
+            target = message.attribute.add()
+            inner = subgraphs_of_attribute(attribute)
+            if not inner:
+                target.CopyFrom(_attribute_message(attribute))
+                continue
+            target.name = attribute.name
+            if attribute.type == ir.AttributeType.GRAPH:
+                target.type = target.GRAPH
+                self.graph(inner[0], target.g, ())
+            else:
+                target.type = target.GRAPHS
+                for graph in inner:
+                    self.graph(graph, target.graphs.add(), ())
+
+    def value(self, value: ir.Value, proto: onnx.ValueInfoProto) -> None:
+        proto.name = value.name or ""
+        if value.type is None:
+            return
+        key = (value.type, None if value.shape is None else value.shape.dims)
+        known = self._types.get(key)
+        if known is None:
+            message = ir.to_proto(ir.Value(name="v", type=value.type, shape=value.shape))
+            known = self._types[key] = message.type
+        proto.type.CopyFrom(known)
+
+
+def subgraphs_of_attribute(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    """The graphs that an attribute holds."""
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
+
+
+def _attribute_message(attribute: ir.Attr) -> onnx.AttributeProto:
+    if attribute.is_ref():
+        return ir.serde.serialize_reference_attribute(attribute)
+    return ir.serde.serialize_attribute(attribute)
+
+
+def _add_tensor(value: ir.Value, proto: onnx.GraphProto) -> None:
+    tensor = value.const_value
+    if tensor is None:
+        return
+    if tensor.dtype == ir.DataType.STRING:
+        message = ir.serde.serialize_tensor(tensor)
+        message.name = value.name or ""
+    else:
+        message = _tensor_header(value)
+        message.raw_data = tensor.tobytes()
+    proto.initializer.append(message)
 
 
 def _as_input(value: ir.Value) -> ir.Value:

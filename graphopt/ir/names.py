@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from graphopt.ir.model import with_subgraphs
+
 
 def make_unique(model: ir.Model) -> dict[str, str]:
     """Give every value and node a name of its own, in place. Inputs and outputs of the model keep theirs.
@@ -39,7 +41,7 @@ def make_unique(model: ir.Model) -> dict[str, str]:
             pending.append((value, new))
             renamed[new] = old
 
-    graphs = [model.graph, *model.graph.subgraphs()]
+    graphs = with_subgraphs(model.graph)
     for value in [*model.graph.inputs, *model.graph.outputs]:
         # First, so that no inner value takes their names. One value may be both.
         if value.name and value not in done:

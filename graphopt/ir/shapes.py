@@ -27,64 +27,77 @@ def infer(model: ir.Model) -> bool:
     """
     import onnx
 
-    try:
-        proto, _ = ir_model.skeleton(model)
-        inferred = onnx.shape_inference.infer_shapes(
-            proto, check_type=False, strict_mode=False, data_prop=True
-        )
-    except Exception:  # the C++ side raises several unrelated classes; by contract nothing is lost
-        return False
-    del proto
-    _merge_graph(model.graph, inferred.graph)
+    with ir_model.paused_collection():
+        try:
+            proto, _ = ir_model.skeleton(model)
+            inferred = onnx.shape_inference.infer_shapes(
+                proto, check_type=False, strict_mode=False, data_prop=True
+            )
+        except Exception:  # the C++ side raises several unrelated classes; by contract nothing is lost
+            return False
+        del proto
+        _Merge().graph(model.graph, inferred.graph)
     return True
 
 
-def _merge_graph(graph: ir.Graph, proto: onnx.GraphProto) -> None:
-    """Take over what was inferred. Nodes are in the same order on both sides, so subgraphs pair up."""
-    infos = {info.name: info.type for info in proto.value_info}
-    infos.update((info.name, info.type) for info in proto.output)
-    for node, message in zip(graph, proto.node, strict=True):
-        for value in node.outputs:
-            info = infos.get(value.name or "")
-            if info is not None:
-                _merge_value(value, info)
-        if any(attribute.HasField("g") or attribute.graphs for attribute in message.attribute):
-            _merge_subgraphs(node, message)
+class _Merge:
+    """Takes over what was inferred. Nodes are in the same order on both sides, so subgraphs pair up."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[int | str | None, ...], ir.Shape] = {}
+
+    def graph(self, graph: ir.Graph, proto: onnx.GraphProto) -> None:
+        infos = {info.name: info.type for info in proto.value_info}
+        infos.update((info.name, info.type) for info in proto.output)
+        for node, message in zip(graph, proto.node, strict=True):
+            for value in node.outputs:
+                info = infos.get(value.name or "")
+                if info is not None:
+                    self.value(value, info)
+            if node.attributes:
+                self.subgraphs(node, message)
+
+    def subgraphs(self, node: ir.Node, message: onnx.NodeProto) -> None:
+        for attribute in message.attribute:
+            mine = node.attributes.get(attribute.name)
+            inner = () if mine is None else ir_model.subgraphs_of_attribute(mine)
+            if not inner:
+                continue
+            protos = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+            for graph, proto in zip(inner, protos, strict=True):
+                for value, info in zip(graph.inputs, proto.input, strict=True):
+                    self.value(value, info.type)
+                self.graph(graph, proto)
+
+    def value(self, value: ir.Value, inferred: onnx.TypeProto) -> None:
+        if not inferred.HasField("tensor_type"):
+            type_ = ir.serde.deserialize_type_proto_for_type(inferred)
+            if type_ is not None and value.type is None:
+                value.type = type_
+            return
+        tensor = inferred.tensor_type
+        if tensor.elem_type and (value.dtype is None or value.dtype != tensor.elem_type):
+            known = value.dtype not in (None, ir.DataType.UNDEFINED)
+            # What the model's caller was promised stays, even where it is wrong: the verifier reports the clash.
+            if not (known and value.is_graph_output()):
+                value.type = ir.TensorType(ir.DataType(tensor.elem_type))
+        if not tensor.HasField("shape"):
+            return
+        dims = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim
+        )
+        new = self._shapes.get(dims)
+        if new is None:
+            new = self._shapes[dims] = ir.Shape(dims, frozen=True)
+        old = value.shape
+        if old is None or len(old) != len(new):
+            value.shape = new
+        elif old.dims != new.dims:
+            value.shape = _better(old, new)
 
 
-def _merge_subgraphs(node: ir.Node, message: onnx.NodeProto) -> None:
-    for attribute in message.attribute:
-        mine = node.attributes.get(attribute.name)
-        if mine is None or mine.is_ref():
-            continue
-        pairs: list[tuple[ir.Graph, onnx.GraphProto]] = []
-        if attribute.HasField("g"):
-            pairs = [(mine.as_graph(), attribute.g)]
-        elif attribute.graphs:
-            pairs = list(zip(mine.as_graphs(), attribute.graphs, strict=True))
-        for inner, proto in pairs:
-            for value, info in zip(inner.inputs, proto.input, strict=True):
-                _merge_value(value, info.type)
-            _merge_graph(inner, proto)
-
-
-def _merge_value(value: ir.Value, inferred: onnx.TypeProto) -> None:
-    type_ = ir.serde.deserialize_type_proto_for_type(inferred)
-    if type_ is not None and (type_.dtype != ir.DataType.UNDEFINED):
-        if value.type is None or value.dtype in (None, ir.DataType.UNDEFINED):
-            value.type = type_
-        elif value.type != type_ and not value.is_graph_output():
-            value.type = type_
-    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
-    if shape is None:
-        return
-    value.shape = _better(value.shape, shape)
-
-
-def _better(known: ir.Shape | None, inferred: ir.Shape) -> ir.Shape:
+def _better(known: ir.Shape, inferred: ir.Shape) -> ir.Shape:
     """Each dimension as precisely as either side knows it; inference wins where both name a size."""
-    if known is None or len(known) != len(inferred):
-        return inferred.copy()
     return ir.Shape(
         [
             new if isinstance(new, int) or (not isinstance(old, int) and old.value is None) else old

@@ -44,12 +44,12 @@ def test_float16(casts: bool) -> None:
 
 
 def test_ignores_a_cast_to_an_integer() -> None:
-    body = "a = Div(x, root) e = Erf(a) i = Cast<to=6>(e) f = Cast<to=1>(i) b = Add(f, one) c = Mul(x, b)"
+    body = "a = Div(x, root) w = Cast<to=6>(a) f = Erf(w) e = Cast<to=1>(f) b = Add(e, one) c = Mul(x, b)"
     check_ignores(Gelu(), graph(f"{body} y = Mul(c, half)"))
 
 
 def test_inside_a_subgraph_with_constants_outside() -> None:
-    branch = f"inner () => (float[3,4] b) {{ {BODIES[0].replace(' y = ', ' b = ')} }}"
+    branch = f"inner () => (float[3,4] t) {{ {BODIES[0].replace(' y = ', ' t = ')} }}"
     other = "other () => (float[3,4] i) { i = Neg(x) }"
     body = f"y = If(on) <then_branch = {branch}, else_branch = {other}>"
     before = f"g (float[3,4] x, bool on) => (float[3,4] y) {CONSTANTS} {{ {body} }}"

@@ -32,6 +32,8 @@ def test_ignores_other_axes(axes: str) -> None:
 
 def test_ignores_dropped_axes_other_readers_and_float64() -> None:
     check_ignores(SqueezeExcite(), graph("p = ReduceMean(x, ax) y = Mul(x, p)"))
+    kernel = graph("p = ReduceMean(x, ax) y = Conv(x, p)").replace("N,2,H,3", "2,2,3,3")
+    check_ignores(SqueezeExcite(), kernel)
     dropped = "p = ReduceMean<keepdims=0>(x, ax) q = Unsqueeze(p, ax) y = Mul(x, q)"
     check_ignores(SqueezeExcite(), graph(dropped))
     check_ignores(SqueezeExcite(), graph(f"p = ReduceMean(x, ax) {EXCITE}").replace("float", "double"))

@@ -51,9 +51,9 @@ class OnnxReference:
         """None but ONNX's."""
         return frozenset()
 
-    def variants(self, model: ir.Model) -> Sequence[Mapping[str, Any]]:
+    def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
         """There is nothing to set."""
-        del model
+        del model, milliseconds
         return ({"label": "default"},)
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
