@@ -27,6 +27,7 @@ _MOST_TRIALS = 8
 _LARGE_WEIGHTS = 512 << 20
 _PERTURBATIONS = 2
 _TRIAL_SECONDS = 1.0
+_MANY_NODES = 20_000
 _MOST_LAYOUT_STEPS = 8
 _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Cast"})
 _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Tanh"})
@@ -195,7 +196,7 @@ def _measure_noise(
             moved = {name: _perturb(array, rng) for name, array in trial.feeds.items()}
             absorb(trial, session.run(moved))
     variants: list[dict[str, Any]] = [{"threads": 1, "prepack": False}]
-    if _packs(model):
+    if _packs(model) and len(model.graph) < _MANY_NODES:
         variants += [{"optimize": "all"}, {"perturbed": True}]
     for variant in variants:
         try:
