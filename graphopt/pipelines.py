@@ -17,6 +17,7 @@ PASSES: Mapping[str, str] = {
     "add-into-bias": "graphopt.passes.add_into_bias:AddIntoBias",
     "add-zero": "graphopt.passes.no_op_arithmetic:AddZero",
     "affine-after-pool": "graphopt.passes.affine_after_pool:AffineAfterPool",
+    "affine-to-batchnorm": "graphopt.passes.affine_to_batchnorm:AffineToBatchNorm",
     "attention": "graphopt.passes.attention:Attention",
     "attention-bias": "graphopt.passes.attention_bias:AttentionBias",
     "attention-scale": "graphopt.passes.attention_scale:AttentionScale",
@@ -157,23 +158,25 @@ _FOLD = (
 
 _FUSE = (
     Stage(
-        "activations",
+        "activations and norms",
         (
-            "hardswish",
-            "hardsigmoid",
-            "gelu",
-            "gelu-tanh",
-            "mish",
-            "softplus",
-            "softsign",
             "sigmoid",
             "silu",
+            "gelu",
+            "gelu-tanh",
+            "hardswish",
+            "hardsigmoid",
+            "softplus",
+            "mish",
+            "softsign",
             "prelu",
+            "softmax",
+            "instancenorm",
+            "layernorm",
+            "rmsnorm",
+            "groupnorm",
+            "squeeze-excite",
         ),
-    ),
-    Stage(
-        "norms",
-        ("layernorm", "rmsnorm", "groupnorm", "instancenorm", "softmax", "squeeze-excite"),
     ),
     Stage(
         "attention",
@@ -183,10 +186,10 @@ _FUSE = (
             "attention",
             "attention-scale",
             "attention-bias",
-            "softmax-guard",
             "residual-bias",
         ),
     ),
+    Stage("softmax-guard", ("softmax-guard",)),
     Stage(
         "affine",
         (

@@ -46,6 +46,16 @@ class EvaluationError(Exception):
     """ONNX Runtime does not run these nodes."""
 
 
+def breaks_range(value: ir.Value) -> bool:
+    """Whether a Range reads ``value``, which is no scalar: that runs, but not with a constant.
+
+    The check that Range's operands are scalars is made where they are known, that is, for constants.
+    """
+    if facts.rank(value) == 0:
+        return False
+    return any(use.node.op_type == "Range" and use.node.domain == "" for use in value.uses())
+
+
 def is_native(value: ir.Value) -> bool:
     """Whether ONNX Runtime can give this tensor to NumPy."""
     return isinstance(value.type, ir.TensorType) and value.dtype in _NATIVE

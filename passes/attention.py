@@ -11,6 +11,9 @@ between Flatten and Reshape. Heads may be split by Reshape and Transpose (these 
 A row whose mask is -inf throughout is NaN without the guard, but zero in Attention: where that cannot be excluded, such
 rows of the mask are set to NaN first. The guard goes, so NaN in q or k is no longer turned into zero.
 
+On ONNX Runtime's CPU kernels merged heads are 1.17 to 1.73 times as fast as the pieces, heads first 0.97 to 1.18,
+grouped queries 1.20 to 1.25 (one thread, 16 to 512 tokens, interleaved, separate processes).
+
 Refuses: inner values that are read elsewhere (attention weights as an output); element types other than float16
 and float32 (ONNX Runtime has no other kernel); a scale that is not positive; batches or heads not known to be
 equal; a mask that may enlarge the scores; a row that may be wholly masked where the mask is as large as the scores.

@@ -1,12 +1,12 @@
 """(x @ w + b) * c, with only layout in between  ==>  x @ (w * c) + (b * c)
 
-Forms: the scale of attention scores, Mul or Div by a constant on the query after Reshape and Transpose (Hugging Face, timm,
-PaddleOCR), or on the product of queries and keys; the projection is MatMul with or without an Add, Gemm or Conv.
-Where attention becomes one operator the scale is an attribute of it already; this serves what stays in pieces, and any
-other constant factor behind a layer.
+Forms: the scale of attention scores, Mul or Div by a constant on the query after Reshape and Transpose (Hugging
+Face, timm, PaddleOCR), or on the product of queries and keys; the projection is MatMul with or without an Add,
+Gemm or Conv. Where attention becomes one operator the scale is an attribute of it already; this serves what stays
+in pieces, and any other constant factor behind a layer.
 
-Refuses: weights that something else reads (a second copy would be needed); inner values that are read elsewhere; a factor of
-zero, or one that makes a weight overflow.
+Refuses: weights that something else reads (a second copy would be needed); inner values that are read elsewhere; a
+factor of zero, or one that makes a weight overflow.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _factor(node: ir.Node) -> tuple[float | None, ir.Value | None]:
 
 
 def _chain(value: ir.Value | None) -> list[ir.Node] | None:
-    """From the node that makes ``value`` up to the layer; through queries where the layer is a product of activations."""
+    """From the node that makes ``value`` up to the layer; through the left operand of a product of activations."""
     chain: list[ir.Node] = []
     for _ in range(_LONGEST):
         node = None if value is None else value.producer()

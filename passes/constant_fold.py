@@ -25,6 +25,7 @@ from graphopt.ir import facts
 from graphopt.passes._evaluate import (
     TEXT_BYTES,
     EvaluationError,
+    breaks_range,
     captured,
     constant_nbytes,
     evaluate,
@@ -268,7 +269,9 @@ class _Round:
         return dict.fromkeys(reversed(chosen))
 
     def _fits(self, value: ir.Value, result: _Result) -> bool:
-        if _widens_weight(result.node) and result.nbytes > self._options.max_growth_bytes:
+        if breaks_range(value) or (
+            _widens_weight(result.node) and result.nbytes > self._options.max_growth_bytes
+        ):
             return False
         if result.nbytes <= result.source_bytes + self._options.max_growth_bytes:
             return True

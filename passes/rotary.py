@@ -6,6 +6,8 @@ rest (``rotary_embedding_dim``); GPT-J and RoFormer rotate neighbours (``interle
 Unsqueeze, Concat, Reshape). x is [batch, heads, length, size] or [batch, length, heads, size]; a Transpose between
 the two is put after the rotation, where attention takes it.
 
+Twice as fast as the pieces on ONNX Runtime's CPU kernels, 1.57 for one token (interleaved, separate processes).
+
 Refuses: cos and sin whose halves are not provably equal; one that varies with the head; element types without a kernel
 in ONNX Runtime (double); inner values that are read elsewhere.
 """

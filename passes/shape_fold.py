@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.passes._elements import MOST_ELEMENTS, Element, Elements, evaluate
+from graphopt.passes._evaluate import breaks_range
 from graphopt.passes._shapes import Dim, known_dims, reshape_target
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
@@ -138,6 +139,8 @@ def _worth_replacing(node: ir.Node, known: _Known) -> bool:
     """Only what is read by something that stays: the rest falls away with it."""
     out = node.outputs[0]
     if node.op_type == "Identity" and out.is_graph_output():
+        return False
+    if breaks_range(out):
         return False
     if out.is_graph_output():
         return True

@@ -3,7 +3,8 @@
 Forms: whatever onnxsim 0.8's C++ core knows that no pass here does: it propagates shapes and small tensors,
 folds constants and removes what does nothing, in a fixed point (https://github.com/onnxsim/onnxsim). It sees
 a skeleton of the model, in which each constant above 4 KiB is one more graph input, so that weights are
-neither serialised nor copied; they are put back afterwards. Of its optimizers, those that change rounding stay off: fusing BatchNormalization, bias, scale and padding into
+neither serialised nor copied; they are put back afterwards.
+Of its optimizers, those that change rounding stay off: fusing BatchNormalization, bias, scale and padding into
 convolutions, MatMul with Add or Transpose into Gemm, LayerNormalization, Gelu, attention and so on, which are
 passes of their own here.
 
@@ -69,7 +70,7 @@ class SimplifyOptions:
     """
 
     max_nodes: int = 20_000
-    fold_constants: bool = True
+    fold_constants: bool = False
     infer_shapes: bool = True
     max_constant_bytes: int = 4096
     skip_optimizers: tuple[str, ...] = ()

@@ -86,7 +86,7 @@ def table(
             padded.append(space + cell if index in flush else cell + space)
         return (" " * indent + "  ".join(padded)).rstrip()
 
-    head = [dim(heading) for heading in headings]
+    head = [dim(heading) if heading else "" for heading in headings]
     return "\n".join(line(row) for row in ([head] if any(headings) else []) + content)
 
 

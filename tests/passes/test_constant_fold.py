@@ -215,6 +215,18 @@ def test_sizes_that_depend_on_contents() -> None:
     assert [node.op_type for node in model.graph] == ["Concat"]
 
 
+def test_a_range_whose_operand_is_no_scalar_stays_valid() -> None:
+    """ONNX Runtime computes it, but rejects the model once that operand is a constant."""
+    text = """g (float[N] x, int64 n) => (float[M] y) <int64[1] a={1}, int64 one={1}> {
+        b = Add(a, a) r = Range(b, n, one) f = Cast<to=1>(r) y = Concat<axis=0>(x, f) }"""
+    feeds = {"x": np.ones(2, np.float32), "n": np.array(5)}
+    model = model_from_text(text)
+    ConstantFold().run(model, RewriteLog())
+    assert (
+        run(model, feeds)["y"].tolist() == run(model_from_text(text), feeds)["y"].tolist() == [1, 1, 2, 3, 4]
+    )
+
+
 def test_the_gate_is_asked() -> None:
     text = """g (float[2] x) => (float[2] y) <float[2] a={1,4}> {
         p = Sqrt(a) q = Neg(p) r = Exp(q) s = Mul(x, r) y = Add(s, q) }"""

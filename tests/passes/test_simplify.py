@@ -56,19 +56,15 @@ def test_weights_are_shared_and_nothing_is_fused() -> None:
     [
         "a = MatMul(x, w) y = Add(a, b)",
         "a = Softmax(x) y = Log(a)",
-        "a = Transpose(w) y = Gemm(x, a, b)",
+        "a = Transpose(x) y = Gemm(a, w, b)",
         "a = MatMul(x, w) c = Mul(a, b) y = Add(c, b)",
         "a = Mul(x, b) y = Mul(a, b)",
         "a = Mul(x, x) m = ReduceMean(a, axis) e = Add(m, b) r = Sqrt(e) y = Div(x, r)",
     ],
 )
 def test_rounding_does_not_change(body: str) -> None:
-    check_ignores(
-        Simplify(),
-        f"g (float[2,2] x) => (float[2,2] y) <float[2,2] w={{1,2,3,4}}, float[2] b={{1,2}}, int64[1] axis={{-1}}> {{ {body} }}".replace(
-            "a = Transpose(w) ", "a = Transpose(x) "
-        ).replace("Gemm(x, a, b)", "Gemm(a, w, b)"),
-    )
+    head = "g (float[2,2] x) => (float[2,2] y) <float[2,2] w={1,2,3,4}, float[2] b={1,2}, int64[1] axis={-1}>"
+    check_ignores(Simplify(), f"{head} {{ {body} }}")
 
 
 ALLOWED = {

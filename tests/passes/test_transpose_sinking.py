@@ -157,6 +157,32 @@ def test_an_output_of_the_graph_keeps_its_name() -> None:
     assert transposes(model) == 1
 
 
+def test_a_value_read_before_another_leaf_is_made_stays() -> None:
+    """The sum reads two Transposes; one of its operands is read earlier, where the other does not exist yet."""
+    check_ignores(
+        TransposeSinking(),
+        "g (float[2,3,4,5] x) => (float[2,3,A,B] y, float[C,D,E,F] z) <int64 axis={1}> "
+        f"{{ t = {TO_LAST}(x) r = Relu(t) k = CumSum(r, axis) z = Tanh(k) q = {TO_FIRST}(k) "
+        f"u = {TO_LAST}(q) s = Add(r, u) h = CumSum(s, axis) y = {TO_FIRST}(h) }}",
+    )
+
+
+def test_a_bound_that_is_computed_later_stays_outside() -> None:
+    check_ignores(
+        TransposeSinking(),
+        "g (float[2,3,4,5] x, float m) => (float[2,3,A,B] y) "
+        f"{{ t = {TO_LAST}(x) low = Neg(m) c = Clip(t, low) y = {TO_FIRST}(c) }}",
+    )
+
+
+def test_shapes_inside_are_those_of_the_new_order() -> None:
+    model = check(
+        TransposeSinking(), f"{HEAD} {{ t = {TO_LAST}(x) r = Relu(t) s = Exp(r) y = {TO_FIRST}(s) }}"
+    )
+    inner = next(node for node in model.graph if node.op_type == "Relu").outputs[0]
+    assert inner.shape == [2, 3, 4, 5]
+
+
 @given(
     st.lists(
         st.sampled_from(
