@@ -309,12 +309,14 @@ def _page(wanted: Recipe, rng: np.random.Generator) -> dict[str, Array]:
 def _photo(wanted: Recipe, rng: np.random.Generator) -> dict[str, Array]:
     """Smooth shading, a few coloured rectangles and sensor noise, normalised with ImageNet's mean and deviation."""
     ((name, (batch, channels, height, width)),) = wanted.input_shapes.items()
-    down, across = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     images = np.empty((batch, channels, height, width), dtype=np.float32)
     for image in images:
         for channel in image:
             waves = rng.uniform(0.5, 3, 2)
-            channel[:] = 0.5 + 0.3 * np.sin(waves[0] * 6 * down + rng.uniform(0, 6)) * np.cos(waves[1] * 6 * across)
+            channel[:] = 0.5 + 0.3 * np.sin(waves[0] * 6 * down + rng.uniform(0, 6)) * np.cos(
+                waves[1] * 6 * across
+            )
         for _ in range(6):
             y, x = rng.integers(0, height - 8), rng.integers(0, width - 8)
             h, w = rng.integers(8, height // 2), rng.integers(8, width // 2)
@@ -336,8 +338,8 @@ def _sound(rng: np.random.Generator, samples: int) -> Array:
     phase = 2 * np.pi * np.cumsum(pitch) / 16000
     voice = sum(np.sin(k * phase + rng.uniform(0, 6)) / k for k in range(1, 12))
     envelope = 0.2 + 0.8 * np.abs(np.sin(np.pi * rng.uniform(1, 4) * time + rng.uniform(0, 3)))
-    sound: Array = 0.1 * envelope * voice + 0.005 * rng.standard_normal(samples)
-    return sound.astype(np.float32)
+    sound: Array = np.asarray(0.1 * envelope * voice + 0.005 * rng.standard_normal(samples), dtype=np.float32)
+    return sound
 
 
 def _voice(wanted: Recipe, rng: np.random.Generator) -> dict[str, Array]:

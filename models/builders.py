@@ -295,7 +295,7 @@ def dynamic_net(seed: int = 0) -> Any:
 
 
 def branch_and_loop(seed: int = 0) -> Any:
-    """An If whose branches capture outer values and hold constants, and a Loop. Inputs ``x`` [3], ``c`` (bool), ``k``."""
+    """An If whose branches capture outer values and hold constants, then a Loop. Inputs ``x`` [3], ``c``, ``k``."""
     from onnx import TensorProto, helper
 
     graph = _Graph(seed)

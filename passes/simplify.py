@@ -63,7 +63,8 @@ class SimplifyOptions:
 
     Args:
         max_nodes: Larger graphs are left alone.
-        fold_constants: Let it fold constants that are in the skeleton.
+        fold_constants: Let it fold constants that are in the skeleton. It computes them with ONNX Runtime's
+            optimisations on, which rounds float16 differently; ``constant-fold`` does not.
         infer_shapes: Let it infer shapes.
         max_constant_bytes: Larger constants are kept out of the skeleton, and larger results are not folded.
         skip_optimizers: Names of more of its optimizers to leave out.

@@ -77,4 +77,3 @@ def capture(
         f"cannot capture an object of type {type(model).__module__}.{type(model).__qualname__}",
         hint="pass a path, an onnx.ModelProto, an onnx_ir.Model, or a torch module with example inputs",
     )
-

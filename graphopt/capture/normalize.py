@@ -13,7 +13,7 @@ import onnx_ir.passes.common as common_passes
 from graphopt.errors import InvalidGraphError
 from graphopt.ir import names
 from graphopt.ir.check import all_reads, describe_cycle, find_cycle, neighbourhood
-from graphopt.ir.model import all_graphs, clone, subgraphs_of, with_subgraphs
+from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
 
 MAX_IR_VERSION = 13
 
@@ -57,9 +57,7 @@ def _forget_placeholder_dims(graph: ir.Graph) -> None:
             continue
         value.shape = ir.Shape(
             [
-                None
-                if (dim < 0 if isinstance(dim, int) else dim.value in _PLACEHOLDER_DIMS)
-                else dim
+                None if (dim < 0 if isinstance(dim, int) else dim.value in _PLACEHOLDER_DIMS) else dim
                 for dim in shape
             ]
         )
@@ -67,9 +65,7 @@ def _forget_placeholder_dims(graph: ir.Graph) -> None:
 
 def clone_unsorted(model: ir.Model) -> ir.Model:
     """A copy of a model whose nodes may be in any order (``Model.clone`` needs them sorted)."""
-    if all(
-        _is_sorted(graph) for graph in (model.graph, *(each.graph for each in model.functions.values()))
-    ):
+    if all(_is_sorted(graph) for graph in (model.graph, *(each.graph for each in model.functions.values()))):
         return clone(model)
     copy = ir.from_proto(ir.to_proto(model))
     for name, value in copy.graph.initializers.items():

@@ -107,7 +107,9 @@ def _capture(
     upgrade.require_known(model)
     _check(model)
     if upgrade.relabel_down(model):
-        noted.append(f"opset {source_opset} is read as {upgrade.INTERNAL_OPSET}: no operator in it changed since")
+        noted.append(
+            f"opset {source_opset} is read as {upgrade.INTERNAL_OPSET}: no operator in it changed since"
+        )
     given = model
     model = ir_model.clone(given)
     inlined = bool(model.functions)

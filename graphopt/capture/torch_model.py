@@ -113,9 +113,7 @@ def capture_module(
         module.train(training)
     if training:
         notes.append("the module was in training mode; it was captured in evaluation mode")
-    return _finish(
-        model, _input_names(module, args, kwargs), type(module).__name__, notes, input_shapes
-    )
+    return _finish(model, _input_names(module, args, kwargs), type(module).__name__, notes, input_shapes)
 
 
 def _arguments(module: torch.nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -169,7 +167,9 @@ def _input_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporter's progress lines and deprecation warnings."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.fx", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.fx", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     sink = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
@@ -216,7 +216,9 @@ def _output_names(program: Any) -> list[str]:
     """The keys, where the model returns a dictionary of tensors."""
     spec = getattr(getattr(program, "call_spec", None), "out_spec", None)
     context = getattr(spec, "context", None)
-    children = list(spec.children()) if spec is not None and callable(getattr(spec, "children", None)) else None
+    children = (
+        list(spec.children()) if spec is not None and callable(getattr(spec, "children", None)) else None
+    )
     if children is None:
         children = list(getattr(spec, "children_specs", ()))
     if (

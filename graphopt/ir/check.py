@@ -77,7 +77,7 @@ class _Schema:
     since_version: int
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def schema_of(domain: str, op_type: str, version: int) -> _Schema | None:
     """The schema of an operator at an opset version, or None where ``onnx.defs`` has none."""
     from onnx import defs
@@ -112,14 +112,14 @@ def schema_of(domain: str, op_type: str, version: int) -> _Schema | None:
         schema.max_input,
         schema.min_output,
         schema.max_output,
-        {name: attribute.type.name for name, attribute in schema.attributes.items()},
+        {name: str(attribute.type).rpartition(".")[2] for name, attribute in schema.attributes.items()},
         tuple(name for name, attribute in schema.attributes.items() if attribute.required),
         schema.deprecated,
         schema.since_version,
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _known_domains() -> frozenset[str]:
     from onnx import defs
 
@@ -250,7 +250,8 @@ class _Checker:
                 return
             if domain in _known_domains():
                 raise _error(
-                    f"opset {version} of domain {domain or 'ai.onnx'!r} has no operator {node.op_type!r}", node
+                    f"opset {version} of domain {domain or 'ai.onnx'!r} has no operator {node.op_type!r}",
+                    node,
                 )
             raise _error(f"unknown domain {domain!r} of operator {node.op_type!r}", node)
         if schema.deprecated and not self.allow_withdrawn:
@@ -266,7 +267,8 @@ class _Checker:
             count -= 1
         if not schema.least_inputs <= count <= schema.most_inputs:
             raise _error(
-                f"{node.op_type} takes {_span(schema.least_inputs, schema.most_inputs)} inputs, not {count}", node
+                f"{node.op_type} takes {_span(schema.least_inputs, schema.most_inputs)} inputs, not {count}",
+                node,
             )
         for formal, value in zip(schema.inputs, node.inputs, strict=False):
             if formal.required and value is None:
@@ -332,7 +334,7 @@ def _span(least: int, most: int) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _tensor_text(dtype: ir.DataType) -> str | None:
     if dtype == ir.DataType.UNDEFINED:
         return None

@@ -95,9 +95,7 @@ def is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype in _FLOATS
 
 
-_FLOATS = frozenset(
-    {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
-)
+_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:

@@ -5,8 +5,8 @@ inputs (a Merkle tree, in the sense of hash-consing). So it does not depend on t
 inner names, on documentation, or on where weights are stored. A second walk from the outputs back to the inputs adds
 who reads each node, so that it does depend on what is shared.
 
-It depends on: names, order, types and shapes of inputs and outputs; operators, domains, opsets and attributes; the bytes
-of all constants; which nodes and constants are shared.
+It depends on: names, order, types and shapes of inputs and outputs; operators, domains, opsets and attributes; the
+bytes of all constants; which nodes and constants are shared.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _graph(
         for index, value in enumerate(node.outputs):
             known[value] = _digest("output", own, index, bool(value.name))
     used = _uses(graph, nodes, reads)
-    everything = sorted(_digest(own, used.get(node, b"")) for node, own in nodes)
+    everything = sorted(_digest(own, used[node]) for node, own in nodes)
     constants = sorted(
         _digest(known[value], sorted(used.get(value, ()))) for value in graph.initializers.values()
     )
@@ -172,7 +172,7 @@ class _Scope:
 def _node(node: ir.Node, opsets: Mapping[str, int], scope: _Scope) -> tuple[bytes, list[ir.Value]]:
     """The hash of a node, and the values of this graph that its subgraphs read."""
     inner: list[ir.Value] = []
-    attributes = []
+    attributes: list[tuple[object, ...]] = []
     for name, attribute in sorted(node.attributes.items()):
         if attribute.is_ref():
             attributes.append((name, "reference", attribute.ref_attr_name))
@@ -186,9 +186,7 @@ def _node(node: ir.Node, opsets: Mapping[str, int], scope: _Scope) -> tuple[byte
     return own, inner
 
 
-def _attribute(
-    attribute: ir.Attr, opsets: Mapping[str, int], scope: _Scope, inner: list[ir.Value]
-) -> object:
+def _attribute(attribute: ir.Attr, opsets: Mapping[str, int], scope: _Scope, inner: list[ir.Value]) -> object:
     kind = attribute.type
     if kind == ir.AttributeType.TENSOR:
         return tensor_hash(attribute.as_tensor())
@@ -214,16 +212,16 @@ def _attribute(
 
 def _uses(
     graph: ir.Graph, nodes: list[tuple[ir.Node, bytes]], reads: Mapping[ir.Node, list[ir.Value]]
-) -> dict[object, object]:
+) -> dict[ir.Node | ir.Value, list[bytes]]:
     """For each node a hash of all that reads it, directly or not; for each input and initializer, of its readers."""
     readers: dict[ir.Value, list[bytes]] = {}
     for index, value in enumerate(graph.outputs):
         readers.setdefault(value, []).append(_digest("returned", index))
-    below: dict[object, object] = {}
+    below: dict[ir.Node | ir.Value, list[bytes]] = {}
     for node, own in reversed(nodes):
         uses = [(index, sorted(readers.get(value, ()))) for index, value in enumerate(node.outputs)]
         summary = _digest("uses", uses)
-        below[node] = summary
+        below[node] = [summary]
         mine = _digest(own, summary)
         for index, source in enumerate(node.inputs):
             if source is not None:

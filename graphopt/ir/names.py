@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphopt.ir.model import with_subgraphs
+from graphopt.ir.graphs import with_subgraphs
 
 
 def make_unique(model: ir.Model) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx_ir as ir
 
 from graphopt.errors import SpecError, UnknownNameError, UsageError
-from graphopt.ir import model as ir_model
+from graphopt.ir.graphs import paused_collection, subgraphs_of_attribute
+from graphopt.ir.outline import skeleton
 
 if TYPE_CHECKING:
     import onnx
@@ -27,9 +28,9 @@ def infer(model: ir.Model) -> bool:
     """
     import onnx
 
-    with ir_model.paused_collection():
+    with paused_collection():
         try:
-            proto, _ = ir_model.skeleton(model)
+            proto, _ = skeleton(model)
             inferred = onnx.shape_inference.infer_shapes(
                 proto, check_type=False, strict_mode=False, data_prop=True
             )
@@ -60,7 +61,7 @@ class _Merge:
     def subgraphs(self, node: ir.Node, message: onnx.NodeProto) -> None:
         for attribute in message.attribute:
             mine = node.attributes.get(attribute.name)
-            inner = () if mine is None else ir_model.subgraphs_of_attribute(mine)
+            inner = () if mine is None else subgraphs_of_attribute(mine)
             if not inner:
                 continue
             protos = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
@@ -187,9 +188,7 @@ def specialize(model: ir.Model, shapes: Mapping[str, Sequence[int | None]]) -> N
         infer(model)
 
 
-def _check_shape(
-    value: ir.Value, dims: Sequence[int | None], sizes: dict[str, tuple[int, str]]
-) -> None:
+def _check_shape(value: ir.Value, dims: Sequence[int | None], sizes: dict[str, tuple[int, str]]) -> None:
     name = value.name
     for axis, size in enumerate(dims):
         if size is not None and size <= 0:
@@ -200,7 +199,8 @@ def _check_shape(
     if len(dims) != len(value.shape):
         raise UsageError(
             f"input {name!r} has {len(value.shape)} dimensions {shown}, but {len(dims)} sizes are given",
-            hint=f"write {name}:" + ",".join(str(dim) if isinstance(dim, int) else "?" for dim in value.shape)
+            hint=f"write {name}:"
+            + ",".join(str(dim) if isinstance(dim, int) else "?" for dim in value.shape)
             + " with a size in place of each ?",
         )
     for axis, (size, dim) in enumerate(zip(dims, value.shape, strict=True)):
@@ -228,9 +228,7 @@ def _shown(shape: ir.Shape) -> str:
 def _bind(value: ir.Value, bindings: Mapping[str, int]) -> None:
     if value.shape is None or not bindings or value.shape.is_static():
         return
-    value.shape = ir.Shape(
-        [dim if isinstance(dim, int) else _evaluate(dim, bindings) for dim in value.shape]
-    )
+    value.shape = ir.Shape([dim if isinstance(dim, int) else _evaluate(dim, bindings) for dim in value.shape])
 
 
 def _evaluate(dim: ir.SymbolicDim, bindings: Mapping[str, int]) -> int | ir.SymbolicDim:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.errors import SpecError
-from graphopt.ir import model as ir_model
+from graphopt.ir.load import from_proto
+from graphopt.ir.outline import skeleton
 
 SMALL_BYTES = 256
 
@@ -17,7 +18,7 @@ def to_text(model: ir.Model, *, small_bytes: int = SMALL_BYTES) -> str:
     """
     import onnx
 
-    proto, left_out = ir_model.skeleton(model, limit_bytes=small_bytes)
+    proto, left_out = skeleton(model, limit_bytes=small_bytes)
     inputs = {value.name for value in model.graph.inputs}
     kept = [info for info in proto.graph.input if info.name in inputs]
     del proto.graph.input[:]
@@ -50,4 +51,4 @@ def from_text(text: str) -> ir.Model:
         proto = onnx.parser.parse_model(body)
     except onnx.parser.ParseError as error:
         raise SpecError(f"cannot parse the text of a model: {' '.join(str(error).split())[:300]}") from error
-    return ir_model.from_proto(proto, name="the text")
+    return from_proto(proto, name="the text")

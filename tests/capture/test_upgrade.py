@@ -3,6 +3,7 @@ against the history of ONNX's schemas."""
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -82,9 +83,7 @@ def one(
     names = [f"y{index}" for index in range(outputs)]
     node = helper.make_node(op_type, ["x", *(constants or {})], names, **attributes)
     kinds = [FLOAT] + [INT64 if op_type == "TopK" else FLOAT] * (outputs - 1)
-    return make(
-        opset, [node], {"x": (FLOAT, shape)}, dict(zip(names, kinds, strict=True)), constants
-    )
+    return make(opset, [node], {"x": (FLOAT, shape)}, dict(zip(names, kinds, strict=True)), constants)
 
 
 ONES = {"scales": np.array([1, 1, 2, 2], dtype=np.float32)}
@@ -124,10 +123,18 @@ CASES = {
         7, "BatchNormalization", [2, 3, 4], {n: np.array([1, 2, 3], dtype=np.float32) for n in "sbmv"}
     ),
     "batch-norm-spatial-1": one(
-        7, "BatchNormalization", [2, 3, 4], {n: np.array([1, 2, 3], dtype=np.float32) for n in "sbmv"}, spatial=1
+        7,
+        "BatchNormalization",
+        [2, 3, 4],
+        {n: np.array([1, 2, 3], dtype=np.float32) for n in "sbmv"},
+        spatial=1,
     ),
     "batch-norm-9": one(
-        9, "BatchNormalization", [2, 3, 4], {n: np.array([1, 2, 3], dtype=np.float32) for n in "sbmv"}, epsilon=0.1
+        9,
+        "BatchNormalization",
+        [2, 3, 4],
+        {n: np.array([1, 2, 3], dtype=np.float32) for n in "sbmv"},
+        epsilon=0.1,
     ),
     "softmax-default": one(9, "Softmax", [2, 3, 4]),
     "softmax-last": one(11, "Softmax", [2, 3, 4], axis=2),
@@ -142,7 +149,9 @@ CASES = {
     "upsample-7": one(7, "Upsample", [1, 2, 3, 4], scales=[1.0, 1.0, 2.0, 3.0]),
     "upsample-7-linear": one(7, "Upsample", [1, 2, 3, 4], scales=[1.0, 1.0, 2.0, 3.0], mode="linear"),
     "upsample-9": one(9, "Upsample", [1, 2, 3, 4], ONES),
-    "upsample-fraction": one(9, "Upsample", [1, 2, 3, 4], {"s": np.array([1, 1, 1.3, 1.7], dtype=np.float32)}),
+    "upsample-fraction": one(
+        9, "Upsample", [1, 2, 3, 4], {"s": np.array([1, 1, 1.3, 1.7], dtype=np.float32)}
+    ),
     "resize-10": one(10, "Resize", [1, 2, 3, 4], ONES),
     "resize-10-linear": one(10, "Resize", [1, 2, 3, 4], ONES, mode="linear"),
     "resize-10-shrink": one(10, "Resize", [1, 2, 7, 9], {"s": np.array([1, 1, 0.4, 0.6], dtype=np.float32)}),
@@ -260,7 +269,7 @@ def test_every_change_of_form_since_the_oldest_opset_has_an_adapter() -> None:
     unlisted = []
     for name, schemas in history.items():
         schemas.sort(key=lambda schema: schema.since_version)
-        for old, new in zip(schemas, schemas[1:], strict=False):
+        for old, new in itertools.pairwise(schemas):
             if not OLDEST_OPSET < new.since_version <= INTERNAL_OPSET:
                 continue
             old_inputs, old_attributes = _form(old)
@@ -269,8 +278,14 @@ def test_every_change_of_form_since_the_oldest_opset_has_an_adapter() -> None:
                 "Optional" in option for option in new_inputs[len(old_inputs) :]
             )
             kept = all(new_attributes.get(key) == value for key, value in old_attributes.items())
-            safe = gained and kept and all(
-                not required for key, (_, required, _) in new_attributes.items() if key not in old_attributes
+            safe = (
+                gained
+                and kept
+                and all(
+                    not required
+                    for key, (_, required, _) in new_attributes.items()
+                    if key not in old_attributes
+                )
             )
             if (not safe or new.deprecated) and not any(
                 changed == new.since_version for changed, _ in ADAPTERS.get(name, ())
@@ -284,6 +299,7 @@ def test_every_change_of_form_since_the_oldest_opset_has_an_adapter() -> None:
 
 def test_constants_are_upgraded_inside_subgraphs() -> None:
     """Both branches use the form of opset 11 and the attribute form of Constant."""
+
     def branch(name: str, axis: int) -> onnx.GraphProto:
         return helper.make_graph(
             [helper.make_node("Unsqueeze", ["x"], [name], axes=[axis])],
@@ -311,7 +327,9 @@ def test_dropout_mask_keeps_its_old_type() -> None:
 def test_training_batch_normalization_is_refused() -> None:
     constants = {name: np.ones(3, dtype=np.float32) for name in "sbmv"}
     model = one(9, "BatchNormalization", [2, 3, 4], constants, outputs=5)
-    with pytest.raises(UnsupportedModelError, match=r"BatchNormalization of opset 9.*batch statistics are used"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"BatchNormalization of opset 9.*batch statistics are used"
+    ):
         capture(model)
 
 
@@ -343,7 +361,9 @@ def test_newer_opsets_are_read_as_the_internal_one(opset: int) -> None:
     assert captured.source_opset == opset
     assert captured.model.graph.opset_imports[""] == INTERNAL_OPSET
     assert captured.original_model.graph.opset_imports[""] == INTERNAL_OPSET
-    assert captured.warnings == [f"opset {opset} is read as {INTERNAL_OPSET}: no operator in it changed since"]
+    assert captured.warnings == [
+        f"opset {opset} is read as {INTERNAL_OPSET}: no operator in it changed since"
+    ]
 
 
 def test_an_operator_newer_than_the_internal_opset_is_refused_by_name() -> None:
@@ -377,12 +397,12 @@ def test_softmax_of_any_axis(shape: list[int], axis: int, op_type: str, dynamic:
     size=st.tuples(st.integers(2, 9), st.integers(2, 9)),
     mode=st.sampled_from(["nearest", "linear"]),
 )
-def test_resize_of_opset_10_at_any_scale(scales: tuple[float, float], size: tuple[int, int], mode: str) -> None:
+def test_resize_of_opset_10_at_any_scale(
+    scales: tuple[float, float], size: tuple[int, int], mode: str
+) -> None:
     constants = {"s": np.array([1, 1, *scales], dtype=np.float32)}
     grown = [int(edge * scale) for edge, scale in zip(size, scales, strict=True)]
     # Where a scale above 1 leaves the size as it is, ONNX Runtime copies that axis or not, depending on the other.
-    unchanged = any(
-        new == edge and scale > 1 for new, edge, scale in zip(grown, size, scales, strict=True)
-    )
+    unchanged = any(new == edge and scale > 1 for new, edge, scale in zip(grown, size, scales, strict=True))
     assume(min(grown) > 0 and not (mode == "nearest" and unchanged))
     assert_upgrade_agrees(one(10, "Resize", [1, 1, *size], constants, mode=mode))
