@@ -81,7 +81,16 @@ def main() -> None:
         path = builders.write_large(Path(temporary) / "large.onnx", gigabytes=options.gigabytes)
         weights = sum(file.stat().st_size for file in Path(temporary).iterdir() if file.name != path.name)
         started = time.monotonic()
-        command = [sys.executable, "-m", "graphopt", "compile", str(path), "-o", f"{temporary}/large.gopt", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "graphopt",
+            "compile",
+            str(path),
+            "-o",
+            f"{temporary}/large.gopt",
+            "--json",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         sampler = Sampler(process.pid)
         sampler.start()

@@ -104,7 +104,10 @@ def main() -> None:
     for row in rows:
         table.add_column(f"{row['nodes']} nodes", justify="right")
     for index, record in enumerate(rows[0]["passes"]):
-        cells = [f"{row['passes'][index]['seconds']:.2f} + {row['passes'][index]['verify_seconds']:.2f}" for row in rows]
+        cells = [
+            f"{row['passes'][index]['seconds']:.2f} + {row['passes'][index]['verify_seconds']:.2f}"
+            for row in rows
+        ]
         table.add_row(f"{record['name']} ({record['status']})", *cells)
     table.add_section()
     table.add_row("all passes", *(f"{row['seconds']:.1f}" for row in rows))

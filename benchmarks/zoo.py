@@ -140,7 +140,11 @@ def table(rows: list[dict[str, Any]]) -> Table:
         cells.append(f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "")
         cells.append(f"{row['nodes']['before']}>{row['nodes']['after']}" if "nodes" in row else "")
         verify = row.get("verify")
-        cells.append(f"{verify['value']:.0e}/{verify['noise_floor']:.0e}" if verify else row["errors"].get("graphopt", ""))
+        cells.append(
+            f"{verify['value']:.0e}/{verify['noise_floor']:.0e}"
+            if verify
+            else row["errors"].get("graphopt", "")
+        )
         view.add_row(*cells)
     means = [geometric_mean(rows, label) for label in (*TOOLS, "graphopt")]
     view.add_section()
@@ -170,7 +174,11 @@ def main() -> None:
         "command": "python benchmarks/zoo.py",
         "date": datetime.date.today().isoformat(),
         "machine": {"processor": _processor(), "threads": options.threads},
-        "versions": {"graphopt": graphopt.__version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
+        "versions": {
+            "graphopt": graphopt.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+        },
         "geometric_mean": {label: geometric_mean(rows, label) for label in (*TOOLS, "graphopt")},
         "models": rows,
     }

@@ -1,11 +1,11 @@
 """graphopt: a compiler for trained models that proves what it does.
 
-    import graphopt
+import graphopt
 
-    compiled = graphopt.compile("model.onnx")      # optimise, verify, measure
-    compiled.run({"x": array})                     # outputs by name
-    compiled.save("model.gopt")                    # the verified bundle
-    graphopt.load("model.gopt").run({"x": array})  # anywhere ONNX Runtime runs
+compiled = graphopt.compile("model.onnx")      # optimise, verify, measure
+compiled.run({"x": array})                     # outputs by name
+compiled.save("model.gopt")                    # the verified bundle
+graphopt.load("model.gopt").run({"x": array})  # anywhere ONNX Runtime runs
 """
 
 from __future__ import annotations

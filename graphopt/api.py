@@ -90,7 +90,7 @@ def compile(
     max_drop: float | str | None = None,
     metric: str | Callable[..., float] | None = None,
     tune: str | float | None = None,
-    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     seed: int = 0,
     threads: int = 0,
     dynamic_shapes: Any = None,
@@ -141,7 +141,9 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
         data=data,
-        input_shapes=None if input_shapes is None else {name: tuple(dims) for name, dims in input_shapes.items()},
+        input_shapes=None
+        if input_shapes is None
+        else {name: tuple(dims) for name, dims in input_shapes.items()},
         seed=seed,
         threads=threads,
         repro_dir=None if repro_dir is None else Path(repro_dir),

@@ -95,7 +95,9 @@ def read_manifest(path: Path) -> Manifest:
     if not path.exists():
         raise BundleError(f"no bundle at {path}", hint="graphopt compile MODEL -o BUNDLE writes one")
     if not path.is_dir():
-        raise BundleError(f"{path} is a file, not a bundle", hint="a bundle is the folder that compile writes")
+        raise BundleError(
+            f"{path} is a file, not a bundle", hint="a bundle is the folder that compile writes"
+        )
     file = path / MANIFEST
     if not file.exists():
         raise BundleError(f"{path} holds no {MANIFEST}", hint="it is no bundle, or an incomplete copy of one")
@@ -121,7 +123,9 @@ def check_files(path: Path, manifest: Manifest) -> None:
     for name, wanted in manifest.hashes.get("files", {}).items():
         file = path / name
         if not file.is_file():
-            raise BundleError(f"{path} lacks {name}", hint="copy the whole folder, or compile the model again")
+            raise BundleError(
+                f"{path} lacks {name}", hint="copy the whole folder, or compile the model again"
+            )
         if sha256(file) != wanted:
             raise BundleError(
                 f"{name} in {path} is not what was written there (its hash differs)",
@@ -189,8 +193,12 @@ def check_writable(output: Path) -> None:
     """Raise a BundleError now where a bundle could not be written to ``output`` later."""
     parent = Path(os.path.abspath(output)).parent
     if not parent.is_dir():
-        raise BundleError(f"cannot write {output}: the folder {parent} does not exist", hint="create it first")
-    if output.exists() and not (output.is_dir() and ((output / MANIFEST).exists() or not any(output.iterdir()))):
+        raise BundleError(
+            f"cannot write {output}: the folder {parent} does not exist", hint="create it first"
+        )
+    if output.exists() and not (
+        output.is_dir() and ((output / MANIFEST).exists() or not any(output.iterdir()))
+    ):
         raise BundleError(
             f"cannot write {output}: it exists and is no bundle", hint="choose another output with -o"
         )

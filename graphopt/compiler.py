@@ -7,6 +7,7 @@ bundle, and verification of the bundle as it lies on disk.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ class Request:
     example_inputs: Any = None
     dynamic_shapes: Any = None
     data: Any = None
-    input_shapes: Mapping[str, tuple[int | str | None, ...]] | None = None
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None
     seed: int = 0
     threads: int = 0
     measure_seconds: float = 3.0
@@ -124,6 +125,7 @@ class Compilation:
         self.work = Path(self._keep.name)
         self._stages: dict[str, float] = {}
         self._results: dict[str, ir.Model] = {}
+        self._large = False
 
     def run(self) -> Outcome:
         """Compile.
@@ -142,6 +144,7 @@ class Compilation:
                 dynamic_shapes=request.dynamic_shapes,
                 input_shapes=request.input_shapes,
             )
+        self._large = ir_model.nbytes(captured.original_model) > _LARGE_BYTES
         report = self._new_report(captured, targets[0][0].name)
         with self._stage("reference"):
             reference = self._reference(captured)
@@ -153,20 +156,21 @@ class Compilation:
         with self._stage("legalize"):
             for target, probe in targets:
                 report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
-        large = artifact.size_of(forms[-1].folder) > _LARGE_BYTES
         feeds = reference.trials[0].feeds
-        with Bench(feeds, threads=request.threads, most_loaded=2 if large else 8) as bench:
+        with Bench(feeds, threads=request.threads, most_loaded=1 if self._large else 8) as bench:
             with self._stage("verify"):
                 report.forms = [self._verify_form(bench, form, reference, targets) for form in forms]
             with self._stage("measure"):
-                chosen = self._choose(bench, forms, report, reference, targets, large)
+                chosen = self._choose(bench, forms, report, reference, targets)
         report.chosen = chosen.label
         report.target = chosen.target
         final = self._results[chosen.label]
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - started
         report.stages = dict(self._stages)
-        manifest = self._manifest(captured, report, chosen, final, dict(targets_by_name(targets)[chosen.target][1].machine))
+        manifest = self._manifest(
+            captured, report, chosen, final, dict(targets_by_name(targets)[chosen.target][1].machine)
+        )
         return Outcome(report, manifest, chosen.folder, reference, self._keep)
 
     # -- the steps -------------------------------------------------------------------------------------------
@@ -176,7 +180,9 @@ class Compilation:
         usable = [(target, probe) for target, probe in probed if probe.available]
         if not usable:
             reasons = "; ".join(probe.reason for _, probe in probed if probe.reason)
-            raise TargetError(f"the target {self.request.target!r} is not available: {reasons}", hint="graphopt doctor")
+            raise TargetError(
+                f"the target {self.request.target!r} is not available: {reasons}", hint="graphopt doctor"
+            )
         runnable = [(target, probe) for target, probe in usable if probe.runnable]
         return runnable or usable
 
@@ -254,16 +260,41 @@ class Compilation:
             self._results[prefix + label] = model
 
         base = self.work / target.name
-        add(ORIGINAL, captured.original_model, base / "original")
+        if not self._link_original(captured, target, base / "original", forms, prefix):
+            add(ORIGINAL, captured.original_model, base / "original")
         if not held:
             return []
-        legal, records = self._manager(target.legalization(), reference, target.allowed_domains()).run(optimized)
+        legal, records = self._manager(target.legalization(), reference, target.allowed_domains()).run(
+            optimized
+        )
         changed = any(record.status in (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE) for record in records)
-        if not changed or not all(record.numerics is Numerics.EXACT for record in records):
+        if not changed or not (self._large or all(record.numerics is Numerics.EXACT for record in records)):
             add("optimized", optimized, base / "optimized")
         if changed:
             add("legalized", legal, base / "legalized")
         return records
+
+    def _link_original(
+        self, captured: Captured, target: Target, folder: Path, forms: list[Form], prefix: str
+    ) -> bool:
+        """Take the user's own file as the original's form, where it lies on the same disk; saves copying the weights."""
+        if captured.original is None or captured.kind != "onnx":
+            return False
+        source = Path(captured.original)
+        files = {source, *external_files(captured.original_model)}
+        if source.suffix != ".onnx" or any(file.parent != source.parent for file in files):
+            return False
+        folder.mkdir(parents=True)
+        try:
+            for file in files:
+                (folder / file.name).hardlink_to(file.resolve())
+        except OSError:
+            shutil.rmtree(folder)
+            return False
+        label = prefix + ORIGINAL
+        forms.append(Form(label, target.name, folder, {"file": source.name}))
+        self._results[label] = captured.original_model
+        return True
 
     def _verify_form(
         self, bench: Bench, form: Form, reference: Reference, targets: Sequence[tuple[Target, Probe]]
@@ -293,7 +324,6 @@ class Compilation:
         report: Report,
         reference: Reference,
         targets: Sequence[tuple[Target, Probe]],
-        large: bool,
     ) -> Form:
         """The fastest verified form; the original unless another is measured to be no slower."""
         by_label = {form.label: form for form in forms}
@@ -305,17 +335,21 @@ class Compilation:
             return candidates[-1]
         best = candidates[0]
         if len(candidates) > 1:
-            best = self._fastest(bench, candidates, report, large)
-        return self._best_variant(bench, best, candidates[0], report, reference, targets, large)
+            best = self._fastest(bench, candidates, report)
+        return self._best_variant(bench, best, candidates[0], report, reference, targets)
 
-    def _fastest(self, bench: Bench, candidates: Sequence[Form], report: Report, large: bool) -> Form:
+    def _fastest(self, bench: Bench, candidates: Sequence[Form], report: Report) -> Form:
         original = candidates[0]
-        timings = self._time(bench, [original, *candidates[1:]], large)
+        timings = self._time(bench, [original, *candidates[1:]])
         best = max(timings[1:], key=lambda timing: timing.speedup)
         if abs(best.speedup - 1) < 3 * _TIE:
             # Close to a tie: look again, at these two alone, before saying that it is no slower.
-            again = self._time(bench, [original, best.form], large)
-            timings = [again[0], *(timing for timing in timings[1:] if timing.form is not best.form), again[1]]
+            again = self._time(bench, [original, best.form])
+            timings = [
+                again[0],
+                *(timing for timing in timings[1:] if timing.form is not best.form),
+                again[1],
+            ]
             best = again[1]
         for timing in timings:
             self._enter(report, timing)
@@ -336,23 +370,27 @@ class Compilation:
         report: Report,
         reference: Reference,
         targets: Sequence[tuple[Target, Probe]],
-        large: bool,
     ) -> Form:
         """Try the target's knobs on the best form; one is taken where its gain is beyond doubt and it verifies."""
         target = targets_by_name(targets)[best.target][0]
         latency = next((entry.milliseconds for entry in report.forms if entry.label == best.label), None)
         variants = [
-            Form(f"{best.label}, {knobs['label']}", best.target, best.folder, {**best.config, **_without_label(knobs)})
+            Form(
+                f"{best.label}, {knobs['label']}",
+                best.target,
+                best.folder,
+                {**best.config, **_without_label(knobs)},
+            )
             for knobs in target.variants(self._results[best.label], latency)[1:]
         ]
-        timings = self._time(bench, [best, *variants], large)
+        timings = self._time(bench, [best, *variants])
         for timing in sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True):
             if timing.speedup < 1 + _KNOB_GAIN or timing.low < 1:
                 break
             entry = self._verify_form(bench, timing.form, reference, targets)
             report.forms.append(entry)
             if entry.verified:
-                for confirmed in self._time(bench, [original, timing.form], large):
+                for confirmed in self._time(bench, [original, timing.form]):
                     self._enter(report, confirmed)
                 self._results[timing.form.label] = self._results[best.label]
                 return timing.form
@@ -360,23 +398,12 @@ class Compilation:
             self._enter(report, Timing(original, timings[0].milliseconds, 1.0, 1.0, 1.0, timings[0].rounds))
         return best
 
-    def _time(self, bench: Bench, forms: Sequence[Form], large: bool) -> list[Timing]:
-        """Time forms against the first; large ones two at a time, so that memory holds no more than two."""
-
-        def timed(group: Sequence[Form]) -> list[Timing]:
-            return bench.time(
-                group,
-                seconds=self.request.measure_seconds,
-                progress=lambda text: self.progress.stage("measure", text),
-            )
-
-        if not large:
-            return timed(forms)
-        timings: list[Timing] = []
-        for form in forms[1:]:
-            pair = timed([forms[0], form])
-            timings += pair if not timings else pair[1:]
-        return timings
+    def _time(self, bench: Bench, forms: Sequence[Form]) -> list[Timing]:
+        return bench.time(
+            forms,
+            seconds=self.request.measure_seconds,
+            progress=lambda text: self.progress.stage("measure", text),
+        )
 
     @staticmethod
     def _enter(report: Report, timing: Timing) -> None:
@@ -448,7 +475,9 @@ def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in knobs.items() if key != "label"}
 
 
-def compare_form(form: Form, reference: Reference, threads: int, multiple: float = FORM_MULTIPLE) -> Comparison:
+def compare_form(
+    form: Form, reference: Reference, threads: int, multiple: float = FORM_MULTIPLE
+) -> Comparison:
     """Run a form in a process of its own on every trial and compare.
 
     Raises:
@@ -471,16 +500,10 @@ def write_bundle(
         BundleError: The place cannot be written.
         GraphoptError: The bundle as written does not hold.
     """
-    import shutil
-
     report, manifest = outcome.report, outcome.manifest
     with artifact.replacing(output) as staging:
         for file in sorted(outcome.folder.iterdir()):
-            # A hard link costs nothing where both folders share a disk.
-            try:
-                (staging / file.name).hardlink_to(file)
-            except OSError:
-                shutil.copy2(file, staging / file.name)
+            _place(file, staging / file.name)
         artifact.write_manifest(staging, manifest)
         progress("verifying the bundle as written")
         _verify_bundle(staging, outcome, threads)
@@ -492,6 +515,17 @@ def write_bundle(
         manifest.report = report.as_dict()
         artifact.write_manifest(staging, manifest)
         (staging / "report.html").write_text(render(report), encoding="utf-8")
+
+
+def _place(file: Path, place: Path) -> None:
+    """A hard link costs nothing where both folders share a disk; a file that is the user's own is copied."""
+    if file.stat().st_nlink == 1:
+        try:
+            place.hardlink_to(file)
+            return
+        except OSError:
+            pass
+    shutil.copyfile(file, place)
 
 
 def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
@@ -507,7 +541,9 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
     verification.value, verification.noise_floor = comparison.relative_error, comparison.noise_floor
     verification.describe = comparison.describe()
     if not comparison.ok and outcome.report.chosen != ORIGINAL:
-        raise GraphoptError(f"the bundle as written does not hold: {comparison.describe()}", hint="please report this")
+        raise GraphoptError(
+            f"the bundle as written does not hold: {comparison.describe()}", hint="please report this"
+        )
     verification.status = "verified"
 
 
@@ -515,14 +551,13 @@ def _file_size(captured: Captured) -> int:
     """Bytes of the model's file with its external data; 0 where it was no file."""
     if captured.original is None:
         return 0
-    path = Path(captured.original)
-    total = path.stat().st_size
-    external = {
-        tensor.path: Path(tensor.path).stat().st_size
-        for value in captured.original_model.graph.initializers.values()
-        if isinstance(tensor := value.const_value, ir.ExternalTensor) and Path(tensor.path).exists()
-    }
-    return total + sum(external.values())
+    files = {Path(captured.original), *external_files(captured.original_model)}
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def external_files(model: ir.Model) -> set[Path]:
+    """Files that hold the model's external data."""
+    return {Path(tensor.path) for tensor in ir_model.external_tensors(model)}
 
 
 def parse_budget(text: str | float) -> float:

@@ -109,9 +109,7 @@ class MissingExtraError(GraphoptError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed", hint=f"install it: pip install 'graphopt[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed", hint=f"install it: pip install 'graphopt[{extra}]'")
         self.package = package
         self.extra = extra
 

@@ -141,6 +141,4 @@ def _pass_dict(record: PassRecord) -> dict[str, Any]:
 
 def undone(records: list[PassRecord]) -> list[PassRecord]:
     """Passes of which something was taken back."""
-    return [
-        record for record in records if record.status in (PassStatus.UNDONE, PassStatus.PARTLY_UNDONE)
-    ]
+    return [record for record in records if record.status in (PassStatus.UNDONE, PassStatus.PARTLY_UNDONE)]

@@ -85,5 +85,6 @@ def _check_machine(folder: Path, manifest: Manifest) -> None:
     wanted, have = manifest.machine.get("machine"), probe.machine.get("machine")
     if wanted and have and wanted != have:
         raise BundleError(
-            f"{folder} was compiled for {wanted} processors; this one is {have}", hint="compile the model here"
+            f"{folder} was compiled for {wanted} processors; this one is {have}",
+            hint="compile the model here",
         )

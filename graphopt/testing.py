@@ -53,9 +53,7 @@ def text_of(model: ir.Model) -> str:
             operands.pop()
         for value in node.outputs:
             names[value] = outputs.get(value, f"%{len(names)}")
-        attributes = ", ".join(
-            f"{name}={_attribute(attr)}" for name, attr in sorted(node.attributes.items())
-        )
+        attributes = ", ".join(f"{name}={_attribute(attr)}" for name, attr in sorted(node.attributes.items()))
         op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         suffix = f" <{attributes}>" if attributes else ""
         made = ", ".join(names[value] for value in node.outputs if value.name)
@@ -99,9 +97,7 @@ def run(model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     proto = ir.to_proto(model)
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, dict(feeds)), strict=True))
 
@@ -118,10 +114,7 @@ def random_feeds(
     feeds: dict[str, npt.NDArray[Any]] = {}
     for value in model.graph.inputs:
         assert value.name and value.shape is not None and value.dtype is not None
-        shape = [
-            dim if isinstance(dim, int) else (sizes or {}).get(str(dim.value), 3)
-            for dim in value.shape
-        ]
+        shape = [dim if isinstance(dim, int) else (sizes or {}).get(str(dim.value), 3) for dim in value.shape]
         dtype = value.dtype.numpy()
         if dtype.kind == "f":
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
@@ -198,9 +191,7 @@ def check(
         assert text_of(model) == text_of(model_from_text(after)), (
             f"got:\n{text_of(model)}\nwanted:\n{text_of(model_from_text(after))}"
         )
-    assert [value.name for value in model.graph.outputs] == [
-        value.name for value in original.graph.outputs
-    ]
+    assert [value.name for value in model.graph.outputs] == [value.name for value in original.graph.outputs]
     assert_same_numbers(original, model, feeds, exact=exact, rtol=rtol)
     return model
 

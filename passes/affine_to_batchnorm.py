@@ -6,7 +6,7 @@ depthwise convolution, where Mul and Add by a constant leave it: two reorders of
 as fast for detection, 1.1 for recognition). The mean is 0, the variance 1 and epsilon 0, so the arithmetic stays.
 
 Refuses: nothing. Leaves alone: ranks other than 4, types other than float, unknown channels, and maps that do
-not stand between an op that computes in that layout and another.
+not stand between an op that computes in that layout and another, or an activation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AffineToBatchNorm(Rewrite):
             return None
         if not _is_blocked(affine.source):
             return None
-        if not any(use.node.op_type in _BLOCKED for use in node.outputs[0].uses()):
+        if not any(use.node.op_type in _BLOCKED | _FOLLOWS for use in node.outputs[0].uses()):
             return None
         dtype = np.dtype(np.float32)
         return build.op(

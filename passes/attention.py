@@ -8,15 +8,17 @@ between Flatten and Reshape. Heads may be split by Reshape and Transpose (these 
 [batch, length, size]), packed into one projection, be absent (rank 3), or be copies for groups of queries
 (https://arxiv.org/abs/2305.13245: the copies vanish). A constant causal mask becomes the attribute.
 
-A row whose mask is -inf throughout is NaN without the guard, but zero in Attention: where that cannot be excluded, such
-rows of the mask are set to NaN first. The guard goes, so NaN in q or k is no longer turned into zero.
+A row whose mask is -inf throughout is NaN without the guard, but zero in Attention; one of the lowest finite number
+weights all keys alike, but ONNX Runtime 1.31 makes it zero as well. Where these cannot be excluded, the mask is
+changed so that the numbers stay (``_masks.settle``). The guard goes: NaN in q or k is no longer turned into zero.
 
 On ONNX Runtime's CPU kernels merged heads are 1.17 to 1.73 times as fast as the pieces, heads first 0.97 to 1.18,
 grouped queries 1.20 to 1.25 (one thread, 16 to 512 tokens, interleaved, separate processes).
 
 Refuses: inner values that are read elsewhere (attention weights as an output); element types other than float16
 and float32 (ONNX Runtime has no other kernel); a scale that is not positive; batches or heads not known to be
-equal; a mask that may enlarge the scores; a row that may be wholly masked where the mask is as large as the scores.
+equal; a mask that may enlarge the scores; a row that may be wholly masked where the mask is as large as the scores,
+or of float16 (which rounds such a row to uniform weights where ONNX Runtime's float32 arithmetic does not).
 """
 
 from __future__ import annotations
@@ -255,33 +257,26 @@ def _mask(
     build: Builder, shapes: Shapes, scores: _Scores, guarded: bool, q: Operand, k: Operand
 ) -> tuple[ir.Value | None, int | None]:
     """The additive mask at [..., query length, key length], or the attribute ``is_causal``."""
-    zero = np.zeros((), dtype=facts.numpy_dtype(scores.query))
-    masks = list(scores.masks)
-    for mask in masks:
-        _check_fits(shapes.of(mask), q, k)
-    for condition, fill, closed in scores.conditions:
-        dims = shapes.of(condition)
-        _check_fits(dims, q, k)
-        arms = (fill, zero) if closed else (zero, fill)
-        shape = condition.shape.copy() if condition.shape is not None else None
-        masks.append(build.op("Where", condition, *arms, dtype=scores.query.dtype, shape=shape))
-    if not masks:
+    if len(scores.masks) == 1 and not scores.conditions and _masks.is_causal(scores.masks[0]):
+        _check_fits(shapes.of(scores.masks[0]), q, k)
+        if q.dims[-2] == k.dims[-2] and q.dims[-2] != ONE:
+            return None, 1
+    terms = _terms(build, shapes, scores, q, k)
+    if not terms:
         return None, None
-    if len(masks) == 1 and _masks.is_causal(masks[0]) and q.dims[-2] == k.dims[-2]:
-        return None, 1
-    safe = guarded or _masks.closes_no_row(masks)
-    total = masks[0]
-    dims = shapes.of(total)
-    for mask in masks[1:]:
-        more = shapes.of(mask) or _known(mask)
-        dims = _join(dims or (), more)
+    total, dims, _ = terms[0]
+    for mask, more, _ in terms[1:]:
+        dims = _join(dims, more)
         total = build.op("Add", total, mask, shape=ir.Shape([dim.known for dim in dims]))
-    assert dims is not None
+    bounds = [bound for _, _, bound in terms]
     heads = q.dims[1] if len(q.dims) == 4 else ONE
-    if not safe:
-        if len(dims) >= 3 and heads != ONE and dims[-3] != ONE:
+    if not _masks.stays_open([mask for mask, _, _ in terms], bounds):
+        if total.dtype == ir.DataType.FLOAT16:
+            raise Refuse("a row that is masked wholly would not be uniform in float16")
+        finite = sum(bounds) >= _masks.limit(total.dtype)
+        if not finite and not guarded and len(dims) >= 3 and heads != ONE and dims[-3] != ONE:
             raise Refuse("a row that is masked wholly would become zero instead of NaN")
-        total = _keep_nan(build, total)
+        total = _masks.settle(build, total, sum(bounds), guarded)
     if len(q.dims) == 3 and len(dims) == 3:
         total = build.op("Unsqueeze", total, np.array([1]))
         total.shape = ir.Shape([dims[0].known, 1, dims[1].known, dims[2].known])
@@ -291,11 +286,26 @@ def _mask(
     return total, None
 
 
-def _known(mask: ir.Value) -> Dims:
-    """Dimensions of a value that this rewrite has made, from the shape that it gave it."""
-    node = mask.producer()
-    assert node is not None
-    return Shapes().of(node.inputs[0]) or ()
+def _terms(
+    build: Builder, shapes: Shapes, scores: _Scores, q: Operand, k: Operand
+) -> list[tuple[ir.Value, Dims, float]]:
+    """(mask, its dimensions, a bound from below) of each additive mask and each Where."""
+    terms = []
+    for mask in scores.masks:
+        dims = shapes.of(mask)
+        _check_fits(dims, q, k)
+        terms.append((mask, dims or (), _masks.lowest(mask)))
+    dtype = scores.query.dtype
+    for condition, fill, closed in scores.conditions:
+        dims = shapes.of(condition)
+        _check_fits(dims, q, k)
+        low = facts.scalar(fill) or 0.0
+        low = max(low, _masks.above_limit(dtype)) if np.isfinite(low) else low
+        numbers = [np.array(number, dtype=facts.numpy_dtype(scores.query)) for number in (0.0, low)]
+        arms = reversed(numbers) if closed else numbers
+        shape = condition.shape.copy() if condition.shape is not None else None
+        terms.append((build.op("Where", condition, *arms, dtype=dtype, shape=shape), dims or (), low))
+    return terms
 
 
 def _check_fits(dims: Dims | None, q: Operand, k: Operand) -> None:
@@ -311,19 +321,6 @@ def _join(left: Dims, right: Dims) -> Dims:
     rank = max(len(left), len(right))
     left, right = (ONE,) * (rank - len(left)) + left, (ONE,) * (rank - len(right)) + right
     return tuple(b if a == ONE else a for a, b in zip(left, right, strict=True))
-
-
-def _keep_nan(build: Builder, mask: ir.Value) -> ir.Value:
-    """``mask`` with NaN in the rows that are -inf throughout."""
-    dtype = facts.numpy_dtype(mask)
-    if not facts.rank(mask):
-        return mask
-    top = build.op("ReduceMax", mask, np.array([-1]), keepdims=1)
-    closed = build.op("Equal", top, np.array(-np.inf, dtype=dtype), dtype=ir.DataType.BOOL)
-    shape = mask.shape
-    if shape is not None:
-        top.shape = closed.shape = ir.Shape([*list(shape)[:-1], 1])
-    return build.op("Where", closed, np.array(np.nan, dtype=dtype), mask, like=mask)
 
 
 def _widened(build: Builder, mask: ir.Value, dims: Dims, q: Operand, k: Operand) -> ir.Value:

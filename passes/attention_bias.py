@@ -75,7 +75,7 @@ def _weights_sum_to_one(node: ir.Node, inputs: list[ir.Value | None]) -> bool:
     if mask is None:
         # Without a past each query sees at least the first key.
         return True
-    return not causal and mask.dtype != ir.DataType.BOOL and _masks.closes_no_row([mask])
+    return not causal and mask.dtype != ir.DataType.BOOL and _masks.stays_open([mask], [_masks.lowest(mask)])
 
 
 def _project(

@@ -68,7 +68,9 @@ class _Plan:
                 return
             # A second way to the same node means two factors there, or a sum of scaled and unscaled terms.
             if use.node.graph is not self._graph or use.node in self._seen:
-                self.obstacle = self.obstacle or f"{use.node.op_type} reads the product in two ways or in a subgraph"
+                self.obstacle = (
+                    self.obstacle or f"{use.node.op_type} reads the product in two ways or in a subgraph"
+                )
                 continue
             self._seen.add(use.node)
             self._reader(use.node, use.idx, value, affine)

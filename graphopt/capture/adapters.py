@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt.errors import UnsupportedModelError
 from graphopt.ir import facts
-from graphopt.ir.check import describe
+from graphopt.ir.describe import describe
 
 INTERNAL_OPSET = 26
 """The newest opset that ONNX Runtime 1.31 takes."""

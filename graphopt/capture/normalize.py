@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common_passes
 
 from graphopt.errors import InvalidGraphError
 from graphopt.ir import names
-from graphopt.ir.check import all_reads, describe_cycle, find_cycle, neighbourhood
+from graphopt.ir.describe import all_reads, describe_cycle, find_cycle, neighbourhood
 from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
 
 MAX_IR_VERSION = 13

@@ -1,8 +1,8 @@
 """Raises a model to the internal opset, operator by operator.
 
 An operator whose schema only gained element types or optional parts since the source opset is relabelled. One whose
-meaning or form changed has an adapter in ``adapters.py``, which writes it in the form of the internal opset at once. A test reads
-the history of all schemas in ``onnx.defs`` and demands that each change of form is listed there.
+meaning or form changed has an adapter in ``adapters.py``, which writes it in the form of the internal opset at once. A
+test reads the history of all schemas in ``onnx.defs`` and demands that each change of form is listed there.
 
 ONNX's own version converter is not used: it needs serialized weights, drops node names, skips subgraphs for some
 operators, and lacks adapters for others.
@@ -19,6 +19,20 @@ from graphopt.ir.check import RUNTIME_DOMAINS, schema_of
 from graphopt.ir.graphs import with_subgraphs
 
 OLDEST_OPSET = 7
+
+__all__ = [
+    "ADAPTERS",
+    "INTERNAL_OPSET",
+    "NEWEST_WITH_KERNEL",
+    "OLDEST_OPSET",
+    "STANDARD_DOMAINS",
+    "WITHOUT_KERNEL",
+    "relabel_down",
+    "require_known",
+    "source_opset",
+    "target_opset",
+    "upgrade",
+]
 
 NEWEST_WITH_KERNEL = {
     "GlobalLpPool": 21,

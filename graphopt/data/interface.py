@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,9 @@ class TensorSpec:
         return self.dims is None or any(not isinstance(dim, int) for dim in self.dims)
 
     def __str__(self) -> str:
-        shape = "?" if self.dims is None else ",".join(str(dim if dim is not None else "?") for dim in self.dims)
+        shape = (
+            "?" if self.dims is None else ",".join(str(dim if dim is not None else "?") for dim in self.dims)
+        )
         return f"{self.name}: {self.dtype}[{shape}]"
 
 
@@ -142,3 +145,20 @@ def check_feeds(
                         )
         checked[spec.name] = array
     return checked
+
+
+def save_feeds(path: Path, feeds: Feeds) -> None:
+    """Write arrays by name to a ``.npz`` file; strings as fixed-width text, since nothing is pickled."""
+    plain: dict[str, Any] = {
+        name: array.astype(str) if array.dtype == object else array for name, array in feeds.items()
+    }
+    np.savez(path, **plain)
+
+
+def load_feeds(path: Path) -> Feeds:
+    """Read what :func:`save_feeds` wrote."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {
+            name: archive[name].astype(object) if archive[name].dtype.kind == "U" else archive[name]
+            for name in archive.files
+        }

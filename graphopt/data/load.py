@@ -40,9 +40,7 @@ def samples(
             count += 1
             yield check_feeds(feeds, specs, optional=optional, origin=origin)
     if count == 0:
-        raise DataError(
-            "the data hold no sample", hint="give at least one array for each input of the model"
-        )
+        raise DataError("the data hold no sample", hint="give at least one array for each input of the model")
 
 
 def _raw(
@@ -107,9 +105,7 @@ def _read_npy(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {error}", hint="save it again with numpy.save") from error
 
 
-def _split(
-    raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str
-) -> Iterator[Mapping[str, Any]]:
+def _split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> Iterator[Mapping[str, Any]]:
     ranks = {spec.name: None if spec.dims is None else len(spec.dims) for spec in specs}
     for name in raw:
         if name not in ranks:

@@ -20,7 +20,19 @@ from graphopt.data.interface import Array, Feeds, TensorSpec, inputs_of
 from graphopt.ir import facts
 
 _KEEPS_VALUES = frozenset(
-    {"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Identity", "Expand", "Slice", "Concat", "Split"}
+    {
+        "Cast",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Transpose",
+        "Identity",
+        "Expand",
+        "Slice",
+        "Concat",
+        "Split",
+    }
 )
 _MOST_VISITED = 400
 _BATCH_NAMES = ("batch", "n", "b", "bs")
@@ -102,11 +114,13 @@ def array_for(
 
 
 def feeds_for(
-    model: ir.Model, sizes: Mapping[str, int], seed: int, *, plain: bool = False
+    model: ir.Model, sizes: Mapping[str, int], seed: int, *, plain: bool = False, edge: bool = False
 ) -> Feeds:
     """One set of inputs.
 
     Args:
+        edge: Let the first row of what looks like a mask be zero throughout (a sample that is all padding), a case in
+            which fused attention easily differs from what it stands for.
         sizes: Size of each dynamic dimension, by :func:`dimension_key`.
         seed: Of the random numbers; the same seed gives the same inputs.
     """
@@ -121,8 +135,20 @@ def feeds_for(
             dim if isinstance(dim, int) else sizes[dimension_key(value.name, axis, dim.value)]
             for axis, dim in enumerate(spec_dims)
         )
-        feeds[value.name] = array_for(value, shape, rng, plain=plain)
+        array = array_for(value, shape, rng, plain=plain)
+        if edge and array.ndim >= 2 and _looks_like_mask(value):
+            array[0] = 0
+        feeds[value.name] = array
     return feeds
+
+
+def _looks_like_mask(value: ir.Value) -> bool:
+    if value.dtype == ir.DataType.BOOL:
+        return True
+    if value.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        return False
+    found = integer_range(value)
+    return found.upper is None and not found.choices
 
 
 def dimension_key(name: str, axis: int, symbol: str | None) -> str:
@@ -152,7 +178,9 @@ def size_candidates(model: ir.Model) -> Iterator[dict[str, int]]:
         yield {}
         return
 
-    dims_of = {spec.name: [dim if isinstance(dim, int) else None for dim in spec.dims or ()] for spec in specs}
+    dims_of = {
+        spec.name: [dim if isinstance(dim, int) else None for dim in spec.dims or ()] for spec in specs
+    }
 
     def kind(key: str) -> str:
         name, axis, of_rank = dynamic[key]

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt.errors import BundleError, ModelError
-from graphopt.ir.graphs import all_graphs, all_tensors, external_tensors
+from graphopt.ir.graphs import all_graphs, all_tensors, external_tensors, nbytes
 from graphopt.ir.outline import tensor_header
 
 if TYPE_CHECKING:

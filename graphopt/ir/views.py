@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.ir.check import all_reads
+from graphopt.ir.describe import all_reads
 
 if TYPE_CHECKING:
     import networkx

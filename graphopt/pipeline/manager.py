@@ -20,6 +20,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from graphopt.data.interface import Feeds
 from graphopt.errors import GraphoptError, PassFailedError
 from graphopt.ir import check as ir_check
 from graphopt.ir import model as ir_model
@@ -68,6 +69,7 @@ class _Attempt:
     log: RewriteLog
     modified: bool = False
     comparison: Comparison | None = None
+    results: list[Feeds] = field(default_factory=list)
     failure: str = ""
 
     @property
@@ -102,7 +104,7 @@ class PassManager:
     repro_dir: Path | None = None
     compare_multiple: Callable[[Pass], float] | None = None
     _spare: tuple[ir.Model, ir.Model] | None = field(default=None, init=False, repr=False)
-    _spent: tuple[ir.Model, float] | None = field(default=None, init=False, repr=False)
+    _accepted: list[Feeds] | None = field(default=None, init=False, repr=False)
 
     def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
         """The model after all passes that held, and the pass log. ``model`` itself stays as it was."""
@@ -170,6 +172,7 @@ class PassManager:
             record.error = attempt.comparison.relative_error
             record.noise_floor = attempt.comparison.noise_floor
             record.identical = attempt.comparison.identical
+        self._accepted = attempt.results or self._accepted
         return attempt.model
 
     def _attempt(self, pass_: Pass, model: ir.Model, record: PassRecord, gate: Gate) -> _Attempt:
@@ -205,21 +208,20 @@ class PassManager:
             ir_check.check(attempt.model, allow_domains=self.allow_domains)
             shapes.infer(attempt.model)
             if self.reference is not None:
-                attempt.comparison = self.reference.compare_model(attempt.model, self._multiple(pass_))
-                if not attempt.comparison.ok and pass_.numerics is Numerics.EXACT:
-                    # What passes before it did to the numbers is not held against a pass that changes none.
-                    multiple = min(self._spent_by(before) + self._multiple(pass_), max(ALLOWED_MULTIPLE.values()))
-                    attempt.comparison = self.reference.compare_model(attempt.model, multiple)
+                self._compare(self.reference, pass_, attempt)
         except Exception as error:
             attempt.failure = _describe(error)
 
-    def _spent_by(self, model: ir.Model) -> float:
-        """How many times the noise floor a graph is off the original already."""
-        assert self.reference is not None
-        if self._spent is None or self._spent[0] is not model:
-            worst = self.reference.compare_model(model, max(ALLOWED_MULTIPLE.values())).worst
-            self._spent = (model, 0.0 if worst is None else worst.ratio)
-        return self._spent[1]
+    def _compare(self, reference: Reference, pass_: Pass, attempt: _Attempt) -> None:
+        attempt.results = reference.results_of(attempt.model)
+        allowed = self._multiple(pass_)
+        attempt.comparison = reference.judge(attempt.results, allowed)
+        if attempt.comparison.ok or pass_.numerics is not Numerics.EXACT or self._accepted is None:
+            return
+        # What passes before it did to the numbers is not held against a pass that changes none.
+        own = reference.judge(attempt.results, allowed, against=self._accepted)
+        whole = reference.judge(attempt.results, ALLOWED_MULTIPLE[Numerics.REASSOCIATES])
+        attempt.comparison = whole if own.ok else own
 
     def _multiple(self, pass_: Pass) -> float:
         if self.compare_multiple is not None:
@@ -244,10 +246,8 @@ class PassManager:
             if time.monotonic() > deadline:
                 return None
             middle = (good + bad) // 2
-            first = set(applied[:middle])
-            attempt = self._attempt(
-                pass_, model, record, lambda entry, first=first: entry in first and still_allowed(entry)
-            )
+            gate = _only(frozenset(applied[:middle]), still_allowed)
+            attempt = self._attempt(pass_, model, record, gate)
             if attempt.ok:
                 good = middle
             else:
@@ -265,6 +265,10 @@ class PassManager:
             return str(write_repro(self.repro_dir, name, model, nodes, self.reference))
         except (GraphoptError, OSError, ValueError) as error:
             return f"(no repro: {error})"
+
+
+def _only(first: frozenset[Application], still_allowed: Gate) -> Gate:
+    return lambda entry: entry in first and still_allowed(entry)
 
 
 def fingerprint(model: ir.Model) -> int:

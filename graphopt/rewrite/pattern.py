@@ -73,9 +73,7 @@ class Const(Pattern):
     relative tolerance of ``rtol`` (exporters write 1.4142135 as well as 1.41421354).
     """
 
-    def __init__(
-        self, number: float | None = None, *, name: str | None = None, rtol: float = 1e-6
-    ) -> None:
+    def __init__(self, number: float | None = None, *, name: str | None = None, rtol: float = 1e-6) -> None:
         self.number = number
         self.name = name
         self.rtol = rtol
@@ -165,9 +163,7 @@ class Op(Pattern):
         if self.name is not None:
             del bound.values[self.name]
 
-    def _match_inputs(
-        self, index: int, given: list[ir.Value | None], bound: Bindings
-    ) -> Iterator[None]:
+    def _match_inputs(self, index: int, given: list[ir.Value | None], bound: Bindings) -> Iterator[None]:
         if index == len(self.inputs):
             yield
             return
@@ -222,9 +218,7 @@ def op(
     open_inputs: bool = False,
 ) -> Op:
     """A node; see :class:`Op`."""
-    return Op(
-        types, *inputs, name=name, attrs=attrs, output=output, domain=domain, open_inputs=open_inputs
-    )
+    return Op(types, *inputs, name=name, attrs=attrs, output=output, domain=domain, open_inputs=open_inputs)
 
 
 def any_of(*choices: PatternLike) -> AnyOf:

@@ -132,8 +132,7 @@ class Builder:
             attrs: Attributes of the node as plain Python; None leaves an attribute out.
         """
         operands = [
-            self.constant(value) if isinstance(value, np.ndarray | np.generic) else value
-            for value in inputs
+            self.constant(value) if isinstance(value, np.ndarray | np.generic) else value for value in inputs
         ]
         node = ir.node(
             op_type,
@@ -274,4 +273,3 @@ class PatternRewrite(Rewrite):
                     raise Refuse(f"the inner value {output.name!r} is an output of the graph")
                 if any(use.node not in covered for use in output.uses()):
                     raise Refuse(f"the inner value {output.name!r} is used elsewhere")
-

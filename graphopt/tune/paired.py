@@ -25,16 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.data.interface import Feeds
+from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import TargetError
 from graphopt.machine import Form
-from graphopt.tune.worker import load_feeds, save_feeds
 
 _LOAD_TIMEOUT = 120.0
 _ROUND_SECONDS = 0.06
 _MOST_RUNS = 60
 _SPIN_SECONDS = 0.15
 _SLOW_SECONDS = 0.1
+_ALONE_ROUNDS = 4
+_ALONE_SECONDS = 0.8
 _SETTLED_ROUNDS = 12
 _SETTLED_WIDTH = 0.02
 
@@ -177,7 +178,8 @@ class Bench:
     Args:
         feeds: Inputs of every run.
         threads: Of an operator, the same for all.
-        most_loaded: Forms kept loaded at once; the least recently timed are unloaded first.
+        most_loaded: Forms kept loaded at once; the least recently timed are unloaded first. With 1, for models of
+            which memory holds no two, forms are timed in a few long turns.
     """
 
     def __init__(self, feeds: Feeds, *, threads: int = 0, most_loaded: int = 8) -> None:
@@ -185,7 +187,7 @@ class Bench:
         self._feeds = Path(self._folder.name) / "feeds.npz"
         save_feeds(self._feeds, feeds)
         self._threads = threads
-        self._most_loaded = max(2, most_loaded)
+        self._most_loaded = max(1, most_loaded)
         self._workers: dict[str, Worker] = {}
 
     def __enter__(self) -> Bench:
@@ -216,10 +218,14 @@ class Bench:
         Raises:
             TargetError: A form does not load or run.
         """
+        if self._most_loaded < 2:
+            return self._time_alone(forms, progress)
         running = [self.worker(form, forms) for form in forms]
         for worker in running:
             worker.warm_up()
-        counts = [max(1, min(_MOST_RUNS, round(_ROUND_SECONDS / max(worker.once, 1e-6)))) for worker in running]
+        counts = [
+            max(1, min(_MOST_RUNS, round(_ROUND_SECONDS / max(worker.once, 1e-6)))) for worker in running
+        ]
         medians: list[list[float]] = [[] for _ in running]
         started = time.monotonic()
         number = 0
@@ -234,6 +240,18 @@ class Bench:
                 medians[index].append(statistics.median(times))
             number += 1
             progress(f"round {number}")
+        return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
+
+    def _time_alone(self, forms: Sequence[Form], progress: Callable[[str], None]) -> list[Timing]:
+        """As :meth:`time`, with one form loaded at a time: fewer, longer turns."""
+        medians: list[list[float]] = [[] for _ in forms]
+        for number in range(_ALONE_ROUNDS):
+            order = range(len(forms)) if number % 2 == 0 else reversed(range(len(forms)))
+            for index in order:
+                worker = self.worker(forms[index])
+                worker.warm_up()
+                medians[index].append(statistics.median(worker.run(_MOST_RUNS, _ALONE_SECONDS)))
+                progress(f"round {number + 1}")
         return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
 
     def worker(self, form: Form, wanted: Sequence[Form] = ()) -> Worker:

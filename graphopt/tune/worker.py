@@ -13,26 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 
-from graphopt.data.interface import Feeds
-
-
-def save_feeds(path: Path, feeds: Feeds) -> None:
-    """Write inputs for a worker; strings as fixed-width text, since nothing is pickled."""
-    plain: dict[str, Any] = {
-        name: array.astype(str) if array.dtype == object else array for name, array in feeds.items()
-    }
-    np.savez(path, **plain)
-
-
-def load_feeds(path: Path) -> Feeds:
-    """Read what :func:`save_feeds` wrote."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {
-            name: archive[name].astype(object) if archive[name].dtype.kind == "U" else archive[name]
-            for name in archive.files
-        }
+from graphopt.data.interface import Feeds, load_feeds, save_feeds
 
 
 def main() -> None:

@@ -183,7 +183,10 @@ def compare_output(
     floor = element_floor(reference, noise if noise is not None else np.zeros(reference.shape), scale)
     ratio = float((difference / floor).max(initial=0.0))
     largest = float(np.abs(wide_reference[finite]).max(initial=0.0)) or 1.0
-    relative, relative_floor = float(difference.max(initial=0.0)) / largest, float(floor.max(initial=0.0)) / largest
+    relative, relative_floor = (
+        float(difference.max(initial=0.0)) / largest,
+        float(floor.max(initial=0.0)) / largest,
+    )
     if ratio <= multiple:
         return OutputDifference(name, Status.WITHIN_NOISE, relative, relative_floor, ratio)
     return different(

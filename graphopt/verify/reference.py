@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,20 +72,13 @@ class Reference:
         return all(trial.synthetic for trial in self.trials)
 
     def compare(self, run: Callable[[Feeds], Mapping[str, Array]], multiple: float) -> Comparison:
-        """Run something on every trial and compare.
+        """Run something on every trial and compare with the original.
 
         Args:
             run: From inputs to outputs by name.
             multiple: How many times the noise floor is allowed.
         """
-        results = [run(trial.feeds) for trial in self.trials]
-        return compare(
-            [self._comparable(trial.outputs) for trial in self.trials],
-            results,
-            [trial.noise for trial in self.trials],
-            multiple,
-            self.scales,
-        )
+        return self.judge([dict(run(trial.feeds)) for trial in self.trials], multiple)
 
     def compare_model(self, model: ir.Model, multiple: float) -> Comparison:
         """Run a graph with ONNX Runtime's optimisations off on every trial and compare.
@@ -93,7 +86,37 @@ class Reference:
         Raises:
             TargetError: ONNX Runtime rejects the graph, or fails while running it.
         """
-        return self.compare(Session(model, prepack=_packs(model)).run, multiple)
+        return self.judge(self.results_of(model), multiple)
+
+    def results_of(self, model: ir.Model) -> list[Feeds]:
+        """Outputs of a graph on every trial, with ONNX Runtime's optimisations off.
+
+        Raises:
+            TargetError: As for :meth:`compare_model`.
+        """
+        session = Session(model, prepack=_packs(model))
+        return [session.run(trial.feeds) for trial in self.trials]
+
+    def judge(
+        self,
+        results: Sequence[Mapping[str, Array]],
+        multiple: float,
+        *,
+        against: Sequence[Feeds] | None = None,
+    ) -> Comparison:
+        """Compare outputs, one mapping for each trial.
+
+        Args:
+            against: What to compare with, instead of the original's outputs.
+        """
+        wanted = [trial.outputs for trial in self.trials] if against is None else against
+        return compare(
+            [self._comparable(outputs) for outputs in wanted],
+            results,
+            [trial.noise for trial in self.trials],
+            multiple,
+            self.scales,
+        )
 
     def _comparable(self, outputs: Feeds) -> Feeds:
         return {name: array for name, array in outputs.items() if name not in self.random_outputs}
@@ -147,9 +170,7 @@ def build_reference(
     return Reference(found, random_outputs, bounded_outputs(model))
 
 
-def _synthetic_trials(
-    model: ir.Model, session: Session, wanted: int, seed: int
-) -> Iterator[Trial]:
+def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int) -> Iterator[Trial]:
     found = 0
     failure: TargetError | None = None
     specs, optional = inputs_of(model), optional_inputs_of(model)
@@ -158,7 +179,7 @@ def _synthetic_trials(
     for plain in (False, True):
         for index in range(wanted) if static else range(len(rounds)):
             sizes = rounds[0 if static else index]
-            feeds = feeds_for(model, sizes, seed + index, plain=plain)
+            feeds = feeds_for(model, sizes, seed + index, plain=plain, edge=found > 0)
             started = time.monotonic()
             try:
                 check_feeds(feeds, specs, optional=optional)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
+from graphopt.data.interface import save_feeds
 from graphopt.ir import facts
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
@@ -19,9 +19,7 @@ from graphopt.verify.session import Session
 _LARGE_BYTES = 64 << 20
 
 
-def write_repro(
-    folder: Path, name: str, model: ir.Model, nodes: Iterable[str], reference: Reference
-) -> Path:
+def write_repro(folder: Path, name: str, model: ir.Model, nodes: Iterable[str], reference: Reference) -> Path:
     """Write ``model.onnx``, ``inputs.npz`` and ``command.txt`` into a new folder.
 
     Args:
@@ -57,7 +55,7 @@ def write_repro(
         target = folder / f"{name}-{serial}"
     target.mkdir(parents=True)
     ir.save(small, target / "model.onnx")
-    np.savez(target / "inputs.npz", **inner_feeds)
+    save_feeds(target / "inputs.npz", inner_feeds)
     command = f"graphopt compile model.onnx --passes {name} --data inputs.npz --dry-run\n"
     (target / "command.txt").write_text(command, encoding="utf-8")
     return target
@@ -70,7 +68,11 @@ def cut_out(model: ir.Model, names: frozenset[str]) -> tuple[ir.Model, list[str]
     """
     clone = model.clone()
     graph = next(
-        (graph for graph in (clone.graph, *clone.graph.subgraphs()) if any(node.name in names for node in graph)),
+        (
+            graph
+            for graph in (clone.graph, *clone.graph.subgraphs())
+            if any(node.name in names for node in graph)
+        ),
         None,
     )
     if graph is None or graph is not clone.graph:

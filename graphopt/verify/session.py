@@ -66,8 +66,13 @@ def skeleton_file(model: ir.Model, *, share: bool) -> Iterator[tuple[Path, dict[
                 tensor = kept[name]
                 assert tensor is not None
                 value.const_value = ir.ExternalTensor(
-                    "weights", offset, tensor.nbytes, tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder,
+                    "weights",
+                    offset,
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=name,
+                    base_dir=folder,
                 )
                 offset += -(-tensor.nbytes // _ALIGN) * _ALIGN
             proto = ir.to_proto(model)
@@ -132,14 +137,10 @@ class Session:
                 self._weights.append((array, value))
                 options.add_initializer(name, value)
             try:
-                self._session = ort.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"]
-                )
+                self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime raises many unrelated classes
                 raise TargetError(f"ONNX Runtime rejects the graph: {shorten(error)}") from error
-        self.output_names: tuple[str, ...] = tuple(
-            output.name for output in self._session.get_outputs()
-        )
+        self.output_names: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> Feeds:
         """Outputs by name.

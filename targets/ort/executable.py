@@ -87,7 +87,9 @@ class OrtExecutable:
                 str(path), options, providers=providers, disabled_optimizers=config.get("disabled_optimizers")
             )
         except Exception as error:  # onnxruntime raises many unrelated classes
-            raise TargetError(f"ONNX Runtime rejects {path.name}: {' '.join(str(error).split())[:600]}") from error
+            raise TargetError(
+                f"ONNX Runtime rejects {path.name}: {' '.join(str(error).split())[:600]}"
+            ) from error
         if provider not in self._session.get_providers():
             raise TargetError(
                 f"{provider} did not start on this machine",

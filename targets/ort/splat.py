@@ -58,14 +58,15 @@ class SplatConstants(Pass):
             graph.insert_before(graph[0], nodes) if len(graph) else graph.extend(nodes)
         return bool(nodes)
 
-    def _splat(
-        self, graph: ir.Graph, value: ir.Value, shape: tuple[int, ...], first: facts.Array
-    ) -> ir.Node:
+    def _splat(self, graph: ir.Graph, value: ir.Value, shape: tuple[int, ...], first: facts.Array) -> ir.Node:
         name = value.name
         assert name is not None
         dims = ir.tensor(np.asarray(shape, dtype=np.int64), name=f"{name}/shape")
         size = ir.Value(
-            name=f"{name}/shape", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(shape)]), const_value=dims
+            name=f"{name}/shape",
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([len(shape)]),
+            const_value=dims,
         )
         assert value.const_value is not None
         content = ir.tensor(first, dtype=value.const_value.dtype)

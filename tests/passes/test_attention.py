@@ -59,12 +59,8 @@ def test_key_transposed_twice() -> None:
 
 
 def test_keeps_heads_first_where_the_reader_wants_them() -> None:
-    body = f"{SPLIT} {PLAIN} y = Relu(o)"
-    assert kinds(graph(body, output="float[2,4,6,4] y")) == [
-        *["Reshape", "Transpose"] * 3,
-        "Attention",
-        "Relu",
-    ]
+    found = kinds(graph(f"{SPLIT} {PLAIN} y = Relu(o)", output="float[2,4,6,4] y"))
+    assert sorted(found) == ["Attention", "Relu", *["Reshape"] * 3, *["Transpose"] * 3]
 
 
 def test_key_transposed_by_way_of_rank_3() -> None:
@@ -165,12 +161,12 @@ MASKED = f"{SPLIT} s = MatMul(q4, kt) d = Mul(s, half) {{}} p = Softmax<axis=-1>
 @pytest.mark.parametrize(
     ("shape", "nodes"),
     [
-        ("2,1,6,6", ["Cast", "Mul", "Attention"]),
-        ("2,1,1,6", ["Cast", "Mul", "Expand", "Attention"]),
-        ("6,6", ["Cast", "Mul", "Attention"]),
-        ("1,4,6,6", ["Cast", "Mul", "Attention"]),
-        ("6", ["Cast", "Mul", "Expand", "Attention"]),
-        ("1,1", ["Cast", "Mul", "Expand", "Attention"]),
+        ("2,1,6,6", ["Cast", "Mul", "Max", "Attention"]),
+        ("2,1,1,6", ["Cast", "Mul", "Max", "Expand", "Attention"]),
+        ("6,6", ["Cast", "Mul", "Max", "Attention"]),
+        ("1,4,6,6", ["Cast", "Mul", "Max", "Attention"]),
+        ("6", ["Cast", "Mul", "Max", "Expand", "Attention"]),
+        ("1,1", ["Cast", "Mul", "Max", "Expand", "Attention"]),
     ],
 )
 def test_finite_additive_mask(shape: str, nodes: list[str]) -> None:
@@ -183,6 +179,52 @@ def test_finite_additive_mask(shape: str, nodes: list[str]) -> None:
     rng = np.random.default_rng(0)
     feeds = {name: rng.standard_normal((2, 6, 16)).astype(np.float32) for name in "qkv"}
     check(Attention(), before, feeds=feeds | {"pad": np.ones([int(n) for n in shape.split(",")], bool)})
+
+
+def literal(kind: str, number: float) -> str:
+    """ONNX text has no float16 numbers: their bits are written."""
+    return str(int(np.float16(number).view(np.uint16))) if kind == "float16" else repr(float(number))
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("arms", ["zero, low", "bias, low"])
+def test_the_lowest_number_is_raised_in_a_where(kind: str, arms: str) -> None:
+    low = np.finfo("float32" if kind == "float" else kind).min
+    numbers = {"half": 0.5, "zero": 0.0, "low": low}
+    scalars = ", ".join(f"{kind} {name} = {{{literal(kind, number)}}}" for name, number in numbers.items())
+    bias = ",".join(literal(kind, number) for number in (1, 0, -1, 2, 3, -2))
+    constants = (
+        f"int64[4] split = {{0,0,4,4}}, int64[3] join = {{0,0,16}}, {scalars}, {kind}[6] bias = {{{bias}}}"
+    )
+    body = MASKED.format(f"m = Where(keep, {arms}) e = Add(d, m)")
+    inputs = f"{QKV}, bool[2,1,6,6] keep".replace("float", kind)
+    before = graph(body, inputs=inputs, constants=constants, output=f"{kind}[2,6,16] y")
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((2, 6, 16)).astype(np.float32) for name in "qkv"}
+    keep = rng.integers(0, 2, (2, 1, 6, 6)).astype(bool)
+    keep[1, 0, :3] = False
+    if kind == "float16":
+        check_refuses(Attention(), before, "float16")
+        return
+    model = check(Attention(), before, feeds=feeds | {"keep": keep})
+    assert [node.op_type for node in model.graph] == ["Where", "Attention"]
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_an_unknown_mask_keeps_the_meaning_of_each_row(guard: bool) -> None:
+    body = MASKED.format("e = Add(d, m)")
+    if guard:
+        body = body.replace("p = Soft", "r = Soft").replace("o =", "n = IsNaN(r) p = Where(n, zero, r) o =")
+    before = graph(body, inputs=f"{QKV}, float[2,1,6,6] m", constants=f"{CONSTANTS}, float zero = {{0}}")
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((2, 6, 16)).astype(np.float32) for name in "qkv"}
+    mask = np.zeros((2, 1, 6, 6), np.float32)
+    lowest = np.finfo(np.float32).min
+    mask[0, 0, 1], mask[0, 0, 2], mask[0, 0, 3, 1:], mask[0, 0, 4, :3] = -np.inf, lowest, -np.inf, lowest
+    mask[1, 0, 0], mask[1, 0, 0, 2] = lowest, -np.inf
+    model, log = apply(Attention(), before)
+    assert log.counts() == {"attention": 1}
+    assert_same_numbers(model_from_text(before), model, feeds | {"m": mask})
 
 
 @pytest.mark.parametrize("where", ["Where(keep, d, low)", "Where(drop, low, d)"])

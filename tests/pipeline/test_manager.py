@@ -103,7 +103,9 @@ def test_undoes_the_one_rewrite_that_breaks_the_numbers(
     assert [entry.what for entry in record.undone] == ["drop-relu at 'a'"]
     assert "noise floor" in record.undone[0].reason
     assert record.rewrites == {"drop-relu": 2}
-    assert ops(model) == ["Relu", "Sigmoid", "Relu", "Tanh", "Relu", "Sigmoid"], "the input must stay as it was"
+    assert ops(model) == ["Relu", "Sigmoid", "Relu", "Tanh", "Relu", "Sigmoid"], (
+        "the input must stay as it was"
+    )
 
 
 def test_the_repro_is_small_and_shows_the_error(

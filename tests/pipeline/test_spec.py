@@ -48,11 +48,14 @@ def test_says_what_was_expected(text: str, message: str) -> None:
 
 names = st.from_regex(r"[a-z][a-z0-9\-]{0,8}", fullmatch=True)
 values = st.recursive(
-    st.integers(-99, 99) | st.booleans() | names | st.text(max_size=6), lambda inner: st.lists(inner, max_size=3)
+    st.integers(-99, 99) | st.booleans() | names | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3),
 )
 
 
-@given(st.lists(st.builds(PassSpec, names, st.dictionaries(names, values, max_size=3)), min_size=1, max_size=3))
+@given(
+    st.lists(st.builds(PassSpec, names, st.dictionaries(names, values, max_size=3)), min_size=1, max_size=3)
+)
 def test_what_is_written_reads_back(specs: list[PassSpec]) -> None:
     assert list(parse(",".join(map(str, specs)))) == specs
 
@@ -68,9 +71,9 @@ class Options:
 
 
 def test_makes_typed_options() -> None:
-    assert make_options(Options, {"bits": 4, "ratio": 1, "mode": "min-max", "disable": ["a"]}, "pass 'q'") == Options(
-        4, 1.0, "min-max", ("a",)
-    )
+    assert make_options(
+        Options, {"bits": 4, "ratio": 1, "mode": "min-max", "disable": ["a"]}, "pass 'q'"
+    ) == Options(4, 1.0, "min-max", ("a",))
 
 
 @pytest.mark.parametrize(

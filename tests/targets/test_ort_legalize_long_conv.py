@@ -17,7 +17,9 @@ from graphopt.testing import apply, assert_same_numbers, text_of
 Array = npt.NDArray[Any]
 
 
-def conv(dims: list[int | str], weight: Array, pads: list[int], bias: bool = True, **attrs: object) -> ir.Model:
+def conv(
+    dims: list[int | str], weight: Array, pads: list[int], bias: bool = True, **attrs: object
+) -> ir.Model:
     """One Conv with these weights."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(dims))
     tensors = {"w": weight}
@@ -25,7 +27,10 @@ def conv(dims: list[int | str], weight: Array, pads: list[int], bias: bool = Tru
         tensors["b"] = np.linspace(-1, 1, weight.shape[0], dtype=np.float32)
     values = [
         ir.Value(
-            name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name)
+            name=name,
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape(array.shape),
+            const_value=ir.tensor(array, name=name),
         )
         for name, array in tensors.items()
     ]
@@ -44,7 +49,11 @@ def weights(*shape: int, seed: int = 0) -> Array:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    length=st.integers(1, 40), kernel=st.integers(1, 40), before=st.integers(0, 40), after=st.integers(0, 40), seed=st.integers(0, 9)
+    length=st.integers(1, 40),
+    kernel=st.integers(1, 40),
+    before=st.integers(0, 40),
+    after=st.integers(0, 40),
+    seed=st.integers(0, 9),
 )
 def test_transforms_give_the_direct_sum(length: int, kernel: int, before: int, after: int, seed: int) -> None:
     line = _Line(length, kernel, before, after)

@@ -13,8 +13,13 @@ from graphopt.verify.compare import Status, compare_output, deviation, element_f
 RNG = np.random.default_rng(0)
 
 
-def status(reference: object, result: object, noise: object = None, multiple: float = 8.0, scale: float = 0.0) -> Status:
-    arrays = [np.asarray(array, dtype=np.float32) if not isinstance(array, np.ndarray) else array for array in (reference, result)]
+def status(
+    reference: object, result: object, noise: object = None, multiple: float = 8.0, scale: float = 0.0
+) -> Status:
+    arrays = [
+        np.asarray(array, dtype=np.float32) if not isinstance(array, np.ndarray) else array
+        for array in (reference, result)
+    ]
     return compare_output("y", arrays[0], arrays[1], noise, multiple, scale).status  # type: ignore[arg-type]
 
 
@@ -35,7 +40,9 @@ def test_shape_and_type_must_stay() -> None:
 
 
 def test_scores_beside_boxes_have_a_floor_of_their_own() -> None:
-    reference = np.concatenate([RNG.uniform(0, 640, (4, 100)), RNG.uniform(0.1, 1, (1, 100))]).astype(np.float32)
+    reference = np.concatenate([RNG.uniform(0, 640, (4, 100)), RNG.uniform(0.1, 1, (1, 100))]).astype(
+        np.float32
+    )
     noise = np.abs(reference) * 2e-7
     good, bad = reference.copy(), reference.copy()
     good[0, 0] += 5e-4

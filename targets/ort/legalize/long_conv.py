@@ -64,7 +64,11 @@ class LegalizeLongConv(Rewrite):
         if axis is None or facts.numpy_dtype(x) != np.float32 or not facts.is_constant(weight_value):
             return None
         length, kernel = shape[axis], weight[axis]
-        if length is None or kernel < _LEAST_KERNEL or facts.attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+        if (
+            length is None
+            or kernel < _LEAST_KERNEL
+            or facts.attribute(node, "auto_pad", "NOTSET") != "NOTSET"
+        ):
             return None
         spatial = len(shape) - 2
         pads = facts.attribute(node, "pads", (0,) * 2 * spatial)
@@ -106,7 +110,10 @@ class LegalizeLongConv(Rewrite):
         shape = facts.dims(node.outputs[0])
         assert shape is not None
         return build.op(
-            "Reshape", result, np.array([0, out_channels, *_spatial(shape, line)], dtype=np.int64), like=node.outputs[0]
+            "Reshape",
+            result,
+            np.array([0, out_channels, *_spatial(shape, line)], dtype=np.int64),
+            like=node.outputs[0],
         )
 
 
@@ -151,7 +158,9 @@ def _require_gain(line: _Line, channels: int, out_channels: int) -> None:
     count = line.frequencies
     direct = line.out_length * line.kernel * channels * out_channels
     transformed = (
-        2 * count * line.length * channels + 4 * count * channels * out_channels + 4 * count * line.out_length * out_channels
+        2 * count * line.length * channels
+        + 4 * count * channels * out_channels
+        + 4 * count * line.out_length * out_channels
     )
     if direct < _LEAST_SAVING * transformed:
         raise Refuse("the transform would not halve the multiplications")
