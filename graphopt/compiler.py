@@ -29,7 +29,7 @@ from graphopt.pipeline.base import Pass
 from graphopt.pipeline.manager import Limits, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
-from graphopt.report import FormTiming, Report, Verification
+from graphopt.report import FormTiming, Report
 from graphopt.report_html import render
 from graphopt.rewrite import Numerics
 from graphopt.target import Form, Probe, Target
@@ -154,7 +154,7 @@ class Compilation:
             optimized, report.passes = self._manager(passes, reference).run(model) if held else (model, [])
         forms: list[Form] = []
         with self._stage("legalize"):
-            for target, probe in targets:
+            for target, _ in targets:
                 report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
         feeds = reference.trials[0].feeds
         with Bench(feeds, threads=request.threads, most_loaded=1 if self._large else 8) as bench:
@@ -277,7 +277,7 @@ class Compilation:
     def _link_original(
         self, captured: Captured, target: Target, folder: Path, forms: list[Form], prefix: str
     ) -> bool:
-        """Take the user's own file as the original's form, where it lies on the same disk; saves copying the weights."""
+        """Take the user's own file as the original's form where it lies on this disk; no weights are copied."""
         if captured.original is None or captured.kind != "onnx":
             return False
         source = Path(captured.original)

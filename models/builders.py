@@ -197,6 +197,7 @@ class _Graph:
         *,
         opset: int = OPSET,
     ) -> Any:
+        import onnx
         from onnx import TensorProto, helper
 
         names = {name: f"y{index}" if index else "y" for index, name in enumerate(outputs)}
@@ -212,7 +213,12 @@ class _Graph:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names.values()],
             self.weights,
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        if len(self.nodes) < 5000:
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+            for output, found in zip(model.graph.output, inferred.graph.output, strict=True):
+                output.CopyFrom(found)
+        return model
 
 
 def conv_net(channels: int = 8, blocks: int = 2, size: int | str = 16, seed: int = 0) -> Any:

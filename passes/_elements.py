@@ -316,16 +316,13 @@ def _mod(a: Element, b: Element) -> Element:
     return _expression("%", a, b, commutes=False) if b != 0 else None
 
 
-def _max(a: Element, b: Element) -> Element:
-    if isinstance(a, int) and isinstance(b, int):
-        return max(a, b)
-    return a if a is not None and a == b else _expression("max", a, b, commutes=True)
+def _extreme(name: str, choose: Callable[[int, int], int]) -> Callable[[Element, Element], Element]:
+    def extreme(a: Element, b: Element) -> Element:
+        if isinstance(a, int) and isinstance(b, int):
+            return choose(a, b)
+        return a if a is not None and a == b else _expression(name, a, b, commutes=True)
 
-
-def _min(a: Element, b: Element) -> Element:
-    if isinstance(a, int) and isinstance(b, int):
-        return min(a, b)
-    return a if a is not None and a == b else _expression("min", a, b, commutes=True)
+    return extreme
 
 
 def _equal(a: Element, b: Element) -> Element:
@@ -347,17 +344,9 @@ def _less(a: Element, b: Element) -> Element:
     return 1 if _is_dim(b) and isinstance(a, int) and a < 0 else None
 
 
-def _greater(a: Element, b: Element) -> Element:
-    return _less(b, a)
-
-
 def _less_or_equal(a: Element, b: Element) -> Element:
     greater = _less(b, a)
     return 1 - greater if isinstance(greater, int) else None
-
-
-def _greater_or_equal(a: Element, b: Element) -> Element:
-    return _less_or_equal(b, a)
 
 
 def _and(a: Element, b: Element) -> Element:
@@ -377,12 +366,12 @@ _BINARY: dict[str, Callable[[Element, Element], Element]] = {
     "And": _and,
     "Div": _div,
     "Equal": _equal,
-    "Greater": _greater,
-    "GreaterOrEqual": _greater_or_equal,
+    "Greater": lambda a, b: _less(b, a),
+    "GreaterOrEqual": lambda a, b: _less_or_equal(b, a),
     "Less": _less,
     "LessOrEqual": _less_or_equal,
-    "Max": _max,
-    "Min": _min,
+    "Max": _extreme("max", max),
+    "Min": _extreme("min", min),
     "Mod": _mod,
     "Mul": _mul,
     "Or": _or,

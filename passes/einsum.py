@@ -207,9 +207,11 @@ def _merged(build: Builder, value: ir.Value, groups: list[str], sizes: dict[str,
         raise Refuse("the sizes of labels to merge are not known")
     wanted = np.array([-1 if size is None else size for size in target], dtype=np.int64)
     array = facts.constant(value)
+    if any(value is made for made in build.initializers):
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        build.initializers.remove(value)
     if array is not None:
-        if value in build.initializers:
-            build.initializers.remove(value)
         return build.constant(array.reshape([_product(group, sizes) or 1 for group in groups]))
     shape = ir.Shape([_product(group, sizes) for group in groups])
     return build.op("Reshape", value, wanted, shape=shape)

@@ -179,7 +179,7 @@ def command(
 
 def _typed(
     shapes: Mapping[str, tuple[int | None, ...]] | None,
-) -> dict[str, tuple[int | str | None, ...]] | None:
+) -> dict[str, tuple[int | None, ...]] | None:
     return None if shapes is None else {name: tuple(dims) for name, dims in shapes.items()}
 
 

@@ -118,8 +118,8 @@ def save(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """
     import numpy as np
 
+    from graphopt.data.interface import save_feeds
     from graphopt.errors import DataError
-    from graphopt.tune.worker import save_feeds
 
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=Path(os.path.abspath(output)).parent))
     try:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,9 @@ def _read_proto(path: Path) -> onnx.ModelProto:
         )
     if path.suffix in _TEXT_SUFFIXES:
         try:
-            return onnx.load(path, load_external_data=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # onnx calls its text format experimental
+                return onnx.load(path, load_external_data=False)
         except Exception as error:  # each format's parser has errors of its own
             raise ModelError(
                 f"{path} is not ONNX in the format of its suffix {path.suffix!r}: {_first_line(error)}",

@@ -28,7 +28,7 @@ COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "Sum", "And", "Or", "Xor", 
 class Bindings:
     """What a partial match has bound so far. Undone step by step when the matcher backtracks."""
 
-    __slots__ = ("nodes", "values", "graph")
+    __slots__ = ("graph", "nodes", "values")
 
     def __init__(self, graph: ir.Graph | None) -> None:
         self.values: dict[str, ir.Value | None] = {}

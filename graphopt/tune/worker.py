@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 
 

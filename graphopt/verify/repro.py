@@ -83,7 +83,7 @@ def cut_out(model: ir.Model, names: frozenset[str]) -> tuple[ir.Model, list[str]
     constants: dict[ir.Value, None] = {}
     for node in inside:
         for value in _reads(node):
-            if value.producer() in members or value.graph is not graph and not value.is_graph_input():
+            if value.producer() in members or (value.graph is not graph and not value.is_graph_input()):
                 continue
             (constants if facts.is_constant(value) else inputs).setdefault(value)
     outputs = [

@@ -60,7 +60,7 @@ def test_two_masks() -> None:
     "body",
     [
         "e = Expand(m, shape) y = Add(e, n) z = Relu(e)",
-        "e = Expand(m, t) y = Add(x, e) z = Relu(x)",
+        "e = Expand(m, t) y = Add(e, n) z = Relu(x)",
         "e = Expand(m, shape) y = Softmax(e) z = Relu(x)",
     ],
 )

@@ -59,7 +59,9 @@ def test_computed_angles(batch: str) -> None:
     body = f"""c = Concat<axis=-1>(f, f) c1 = Cos(c) s1 = Sin(c) cos = Unsqueeze(c1, i1) sin = Unsqueeze(s1, i1)
         {SLICES} {ROTATED} {ADDED}"""
     inputs = f"float[{batch},5,L,4] x, float[1,L,2] f"
-    model = check(Rotary(), graph(body, inputs=inputs, output=f"float[{batch},5,L,4] y"))
+    model = check(
+        Rotary(), graph(body, inputs=inputs, extra="float z = {0}", output=f"float[{batch},5,L,4] y")
+    )
     assert "RotaryEmbedding" in [node.op_type for node in model.graph]
     assert "Neg" not in [node.op_type for node in model.graph]
 
@@ -67,7 +69,9 @@ def test_computed_angles(batch: str) -> None:
 def test_angles_of_each_batch() -> None:
     body = f"""c = Concat<axis=-1>(f, f) c1 = Cos(c) s1 = Sin(c) cos = Unsqueeze(c1, i1) sin = Unsqueeze(s1, i1)
         {SLICES} {ROTATED} {ADDED}"""
-    before = graph(body, inputs="float[N,5,L,4] x, float[N,L,2] f", output="float[N,5,L,4] y")
+    before = graph(
+        body, inputs="float[N,5,L,4] x, float[N,L,2] f", extra="float z = {0}", output="float[N,5,L,4] y"
+    )
     kinds = [node.op_type for node in check(Rotary(), before).graph]
     assert "RotaryEmbedding" in kinds
     assert "Expand" not in kinds

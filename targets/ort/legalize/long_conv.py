@@ -1,12 +1,12 @@
-"""Conv with a long one-dimensional kernel  ==>  discrete Fourier transform, one MatMul a frequency, inverse transform
+"""Conv with a long one-dimensional kernel  ==>  discrete Fourier transform, one MatMul a frequency, inverse
+transform
 
-The convolution theorem with dense transforms: for a signal of some hundred samples and a kernel nearly as long, three
-matrix products need a fraction of the direct sum's multiplications. Forms: 1-D Conv, and 2-D Conv over a map of
-height or width 1 (CREPE's pitch tracker, long temporal convolutions). Padding is part of the transform's length, so that
-nothing wraps around; weights are transformed in float64 and rounded once.
-Refuses: a stride, dilation or group other than 1; fewer than twice the multiplications saved; transformed weights that
-would be over four times the weights, or over 512 MB.
-"""
+The convolution theorem with dense transforms: for a signal of some hundred samples and a kernel nearly as
+long, three matrix products need a fraction of the direct sum's multiplications. Forms: 1-D Conv, and 2-D Conv
+over a map of height or width 1 (CREPE's pitch tracker, long temporal convolutions). Padding is part of the
+transform's length, so that nothing wraps around; weights are transformed in float64 and rounded once.
+Refuses: a stride, dilation or group other than 1; fewer than twice the multiplications saved; transformed
+weights that would be over four times the weights, or over 512 MB. """
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ class LegalizeLongConv(Rewrite):
 def transforms(line: _Line, weight: facts.Array) -> tuple[facts.Array, facts.Array, facts.Array]:
     """Forward transform [2F, L], kernel [F, C, 2O] and inverse transform [Lo, 4F], as float32.
 
-    The correlation y[t] = sum_k x[t - p + k] w[k] is, in the frequency domain, X times the conjugate spectrum of w times
-    a phase for the padding p. Rows hold real and imaginary parts side by side; the inverse combines the four products.
+    The correlation y[t] = sum_k x[t - p + k] w[k] is, in the frequency domain, X times the conjugate spectrum of w
+    times a phase for the padding p. Rows hold real and imaginary parts side by side; the inverse combines the four products.
     """
     period, count = line.period, line.frequencies
     frequency = np.arange(count)
@@ -138,7 +138,7 @@ def transforms(line: _Line, weight: facts.Array) -> tuple[facts.Array, facts.Arr
     inverse = np.zeros((line.out_length, count, 2, 2))
     inverse[:, :, 0, 0], inverse[:, :, 1, 1] = cosine, -cosine
     inverse[:, :, 0, 1] = inverse[:, :, 1, 0] = -sine
-    inverse = inverse.transpose(0, 1, 2, 3).reshape(line.out_length, 4 * count)
+    inverse = inverse.reshape(line.out_length, 4 * count)
     return forward.astype(np.float32), kernel.astype(np.float32), inverse.astype(np.float32)
 
 
