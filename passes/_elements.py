@@ -216,15 +216,11 @@ def _where(node: ir.Node, lookup: Lookup) -> Elements | None:
     return _elementwise([lookup(value) for value in node.inputs], choose)
 
 
-def _not(node: ir.Node, lookup: Lookup) -> Elements | None:
+def _unary(node: ir.Node, lookup: Lookup) -> Elements | None:
+    negates = node.op_type == "Neg"
     return _elementwise(
-        [lookup(node.inputs[0])], lambda items: int(not items[0]) if isinstance(items[0], int) else None
-    )
-
-
-def _neg(node: ir.Node, lookup: Lookup) -> Elements | None:
-    return _elementwise(
-        [lookup(node.inputs[0])], lambda items: -items[0] if isinstance(items[0], int) else None
+        [lookup(node.inputs[0])],
+        lambda items: (-items[0] if negates else int(not items[0])) if isinstance(items[0], int) else None,
     )
 
 
@@ -385,8 +381,8 @@ _EVALUATORS: dict[str, Callable[[ir.Node, Lookup], Elements | None]] = {
     "Expand": _expand,
     "Gather": _gather,
     "Identity": _same,
-    "Neg": _neg,
-    "Not": _not,
+    "Neg": _unary,
+    "Not": _unary,
     "Range": _range,
     "ReduceMax": _reduce,
     "ReduceMin": _reduce,

@@ -41,6 +41,8 @@ class Einsum(Rewrite):
         old = node.outputs[0]
         if not all(facts.is_float(value) for value in operands):
             raise Refuse("not a floating-point type")
+        if len(terms) == 2 and not _agree(operands, terms):
+            raise Refuse("the sizes of a shared label are not known to be equal")
         others = (
             [set(output) | set(terms[1 - index]) for index in range(2)] if len(terms) == 2 else [set(output)]
         )

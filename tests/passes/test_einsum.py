@@ -85,7 +85,9 @@ def test_refuses_sizes_that_may_broadcast() -> None:
 
 
 def test_refuses_to_merge_unknown_sizes() -> None:
-    check_refuses(Einsum(), graph("abcd,cde->abe", rename={"c": "C", "d": "D", "b": "B", "a": "A"}), "merge")
+    check_refuses(
+        Einsum(), graph("nabc,ncd->nabd", rename={label: label.upper() for label in "nabc"}), "merge"
+    )
 
 
 def test_ignores_ellipses_of_unequal_rank() -> None:

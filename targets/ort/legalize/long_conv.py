@@ -135,10 +135,10 @@ def transforms(line: _Line, weight: facts.Array) -> tuple[facts.Array, facts.Arr
     share[0] = share[-1] = 1.0 / period
     angle = 2 * np.pi * np.outer(np.arange(line.out_length), frequency) / period
     cosine, sine = np.cos(angle) * share, np.sin(angle) * share
-    inverse = np.zeros((line.out_length, count, 2, 2))
-    inverse[:, :, 0, 0], inverse[:, :, 1, 1] = cosine, -cosine
-    inverse[:, :, 0, 1] = inverse[:, :, 1, 0] = -sine
-    inverse = inverse.reshape(line.out_length, 4 * count)
+    parts = np.zeros((line.out_length, count, 2, 2))
+    parts[:, :, 0, 0], parts[:, :, 1, 1] = cosine, -cosine
+    parts[:, :, 0, 1] = parts[:, :, 1, 0] = -sine
+    inverse = parts.reshape(line.out_length, 4 * count)
     return forward.astype(np.float32), kernel.astype(np.float32), inverse.astype(np.float32)
 
 
