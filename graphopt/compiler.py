@@ -264,9 +264,8 @@ class Compilation:
             add(ORIGINAL, captured.original_model, base / "original")
         if not held:
             return []
-        legal, records = self._manager(target.legalization(), reference, target.allowed_domains()).run(
-            optimized
-        )
+        passes = [*catalog.expand(tuple(map(PassSpec, target.groups))), *target.legalization()]
+        legal, records = self._manager(passes, reference, target.allowed_domains()).run(optimized)
         changed = any(record.status in (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE) for record in records)
         if not changed or not (self._large or all(record.numerics is Numerics.EXACT for record in records)):
             add("optimized", optimized, base / "optimized")

@@ -27,6 +27,7 @@ PASSES: Mapping[str, str] = {
     "concat-chain": "graphopt.passes.concat_chain:ConcatChain",
     "consecutive-linear": "graphopt.passes.consecutive_linear:ConsecutiveLinear",
     "constant-fold": "graphopt.passes.constant_fold:ConstantFold",
+    "convtranspose-to-depth": "graphopt.passes.convtranspose_to_depth:ConvTransposeToDepth",
     "cse": "graphopt.passes.cse:CommonSubexpressions",
     "dead-code": "graphopt.passes.dead_code:DeadCode",
     "div-to-mul": "graphopt.passes.div_to_mul:DivToMul",
@@ -146,8 +147,10 @@ _NO_OPS = (
 
 _FOLD = (
     Stage("onnxsim", ("onnxsim",)),
-    Stage("if-constant", ("if-constant",)),
     Stage("constant-fold", ("constant-fold",)),
+    Stage("shape-fold", ("shape-fold",)),
+    Stage("constant-fold", ("constant-fold",)),
+    Stage("if-constant", ("if-constant",)),
     Stage("shape-fold", ("shape-fold",)),
     Stage("constant-fold", ("constant-fold",)),
     Stage("no-ops", _NO_OPS),
@@ -190,34 +193,38 @@ _FUSE = (
         ),
     ),
     Stage("softmax-guard", ("softmax-guard",)),
+    Stage("transposes", ("transpose-sinking", "transpose-into-gemm", "transpose-chain")),
     Stage(
         "affine",
         (
+            "pad-into-conv",
             "batchnorm-into-conv",
-            "batchnorm-before-conv",
             "scale-into-conv",
             "add-into-bias",
             "scale-before-conv",
             "shift-before-conv",
-            "add-zero",
-            "pad-into-conv",
+            "batchnorm-before-conv",
             "affine-after-pool",
             "consecutive-linear",
-            "matmul-add-to-gemm",
+            "add-zero",
             "div-to-mul",
             "elementwise-constants",
         ),
     ),
-    Stage("transposes", ("transpose-sinking", "transpose-into-gemm", "transpose-chain")),
+    Stage("gemm", ("matmul-add-to-gemm",)),
     Stage("no-ops", _NO_OPS),
     Stage("cse", ("cse",)),
     Stage("dead-code", ("dead-code",)),
 )
 
+_BLOCKED = (Stage("blocked layout", ("affine-to-batchnorm", "convtranspose-to-depth")),)
+
 GROUPS: Mapping[str, Group] = {
     "fold": Group(_FOLD),
     "fuse": Group(_FUSE, requires=("fold",)),
+    "blocked": Group(_BLOCKED),
 }
+"""``blocked`` serves backends with a blocked convolution layout; their targets ask for it, after ``fuse``."""
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "O0": (),

@@ -21,7 +21,13 @@ __all__ = ["Executable", "Form", "Probe", "Runtime", "Target"]
 
 @runtime_checkable
 class Target(Runtime, Protocol):
-    """A backend."""
+    """A backend.
+
+    Attributes:
+        groups: Groups of built-in passes that its legalisation begins with.
+    """
+
+    groups: tuple[str, ...]
 
     def legalization(self) -> Sequence[Pass]:
         """Passes that bring the graph into the form that the backend runs fastest."""

@@ -102,6 +102,8 @@ def rescaled(constant: ir.Value, scale: Array, axis: int, rank: int | None) -> A
         product = array.astype(np.float64) * scale
     return rounded(product, dtype) if product.size <= max(array.size, scale.size) else None
 
+_SMALL_BYTES = 256 * 1024
+
 
 def copy_of(node: ir.Node, source: ir.Value, build: Builder, shift: Array | None = None) -> ir.Value:
     """``node`` over another data input (and another constant, where it is an Add or Sub of one)."""
@@ -120,7 +122,9 @@ def must_be_alone(value: ir.Value) -> None:
 
 
 def must_own_weight(linear: LinearOp) -> None:
-    """Refuse where another node reads the weight too: a changed copy would add to the model."""
+    """Refuse where another node reads a large weight too: a changed copy would add to the model."""
+    if facts.constant_nbytes(linear.weight) <= _SMALL_BYTES:
+        return
     if len(linear.weight.uses()) != 1 or linear.weight.is_graph_output():
         raise Refuse(f"the weight {linear.weight.name!r} is shared")
 

@@ -7,7 +7,9 @@ a dimension is a product of an integer and of the names at which its derivation 
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -15,6 +17,8 @@ import onnx_ir as ir
 from graphopt.ir import facts
 
 _BUDGET = 400
+_DEEPEST = 60
+_LONGEST = 32
 # fmt: off
 _SAME_SHAPE = frozenset([
     "Abs", "Cast", "Clip", "Cos", "CumSum", "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish",
@@ -82,6 +86,12 @@ class Shapes:
         self._shapes: dict[ir.Value, Dims | None] = {}
         self._elements: dict[ir.Value, Dims | None] = {}
         self._left = _BUDGET
+        self._depth = 0
+
+    def renew(self) -> Shapes:
+        """Allow as many steps again."""
+        self._left = _BUDGET
+        return self
 
     def of(self, value: ir.Value | None) -> Dims | None:
         """Dimensions of ``value``; None where its rank is unknown."""
@@ -91,10 +101,7 @@ class Shapes:
             own = _declared(value)
             static = own is not None and all(dim.known is not None for dim in own)
             self._shapes[value] = own
-            derived = None
-            if not static and self._left > 0:
-                self._left -= 1
-                derived = self._derive(value)
+            derived = None if static else self._step(self._derive, value)
             if derived is not None and (own is None or len(own) == len(derived)):
                 own = derived if own is None else tuple(map(_sharper, own, derived))
             self._shapes[value] = own
@@ -106,10 +113,17 @@ class Shapes:
             return None
         if value not in self._elements:
             self._elements[value] = None
-            if self._left > 0:
-                self._left -= 1
-                self._elements[value] = self._evaluate(value)
+            self._elements[value] = self._step(self._evaluate, value)
         return self._elements[value]
+
+    def _step(self, derive: Callable[[ir.Value], Dims | None], value: ir.Value) -> Dims | None:
+        if self._left <= 0 or self._depth >= _DEEPEST:
+            return None
+        self._left -= 1
+        self._depth += 1
+        found = derive(value)
+        self._depth -= 1
+        return found
 
     def reshaped(self, node: ir.Node) -> Dims | None:
         """Dimensions of the output of a Reshape."""
@@ -123,8 +137,8 @@ class Shapes:
                     return None
                 dims.append(source[axis])
             else:
-                dims.append(None if wanted.factor == -1 else wanted)
-        if dims.count(None) > 1:
+                dims.append(None if wanted == Dim(-1) else wanted)
+        if dims.count(None) > 1 or any(dim.factor < 0 for dim in dims if dim is not None):
             return None
         if None in dims:
             known = product(tuple(dim for dim in dims if dim is not None))
@@ -148,15 +162,12 @@ class Shapes:
         known = [operand for operand in operands if operand is not None]
         if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
             return known[0]
-        if node.op_type == "Sqrt" and known[0] >= 0:
-            return float(known[0] ** 0.5)
         if node.op_type == "Mul":
             return known[0] * known[1]
         if node.op_type == "Div" and known[1] != 0:
             return known[0] / known[1]
-        if node.op_type == "Reciprocal" and known[0] != 0:
-            return 1 / known[0]
-        return float(known[0] ** known[1]) if node.op_type == "Pow" and known[0] > 0 else None
+        power = {"Sqrt": 0.5, "Reciprocal": -1.0, "Pow": known[-1]}.get(node.op_type)
+        return float(known[0] ** power) if power is not None and known[0] > 0 else None
 
     def _derive(self, value: ir.Value) -> Dims | None:
         node = value.producer()
@@ -200,27 +211,27 @@ class Shapes:
         if kind in ("Unsqueeze", "Squeeze"):
             return _squeezed(source, facts.ints(node.inputs[1]) if len(node.inputs) > 1 else None, kind)
         if kind == "Split":
-            axis = facts.attribute(node, "axis", 0) % len(source)
-            own = _declared(value)
+            axis, own = facts.attribute(node, "axis", 0) % len(source), _declared(value)
             size = own[axis] if own is not None else _opaque(value, axis)
             return (*source[:axis], size, *source[axis + 1 :])
         return None
 
     def _evaluate(self, value: ir.Value) -> Dims | None:
-        fixed = facts.ints(value)
-        if fixed is not None:
-            return tuple(Dim(number) for number in fixed)
+        if facts.is_constant(value):
+            fixed = facts.ints(value) if facts.constant_nbytes(value) <= 8 * _LONGEST else None
+            return None if fixed is None else tuple(Dim(number) for number in fixed)
         node = value.producer()
         if node is None or node.domain or not node.inputs:
             return None
         kind = node.op_type
         if kind == "Shape":
-            shape = self.of(node.inputs[0])
-            if shape is None:
-                return None
-            return shape[slice(facts.attribute(node, "start", 0), facts.attribute(node, "end"))]
+            shape, start = self.of(node.inputs[0]), facts.attribute(node, "start", 0)
+            return None if shape is None else shape[start : facts.attribute(node, "end")]
         if kind == "ConstantOfShape":
-            return self._filled(node)
+            counts, fill = facts.ints(node.inputs[0]), node.attributes.get("value")
+            content = 0 if fill is None else int(fill.as_tensor().numpy().reshape(-1)[0])
+            small = counts is not None and len(counts) == 1 and counts[0] <= _LONGEST
+            return (Dim(content),) * counts[0] if small and counts else None
         if kind in ("Mul", "Add", "Sub", "Div", "Equal", "Where"):
             return self._elementwise(node)
         if kind == "Concat":
@@ -229,10 +240,10 @@ class Shapes:
         inner = self.elements(node.inputs[0])
         if inner is None:
             return None
-        if kind in ("Cast", "Squeeze", "Unsqueeze", "Identity"):
+        if kind in ("Cast", "Squeeze", "Unsqueeze", "Identity") or (
+            kind == "Reshape" and facts.rank(value) == 1
+        ):
             return inner
-        if kind == "Reshape":
-            return inner if facts.rank(value) == 1 else None
         if kind == "Gather":
             indices = facts.ints(node.inputs[1])
             in_range = indices is not None and all(-len(inner) <= index < len(inner) for index in indices)
@@ -281,33 +292,40 @@ class Shapes:
             return None
         return Dim(len(range(*slice(*numbers).indices(size.known))))
 
-    def _filled(self, node: ir.Node) -> Dims | None:
-        counts = facts.ints(node.inputs[0])
-        fill = node.attributes.get("value")
-        if counts is None or len(counts) != 1 or counts[0] > 16:
-            return None
-        content = fill.as_tensor().numpy().reshape(-1) if fill is not None else [0]
-        return (Dim(int(content[0])),) * counts[0]
-
     def _elementwise(self, node: ir.Node) -> Dims | None:
         """Arithmetic on dimensions; ``Where(Equal(target, -1), 1, target)`` is what PyTorch's expand becomes."""
         operands = [self.elements(operand) for operand in node.inputs]
-        size = max((len(operand) for operand in operands if operand is not None), default=0)
-        result: list[Dim] = []
-        for index in range(size):
-            picked: list[Dim] = []
-            for operand in operands:
-                if operand is None or len(operand) not in (1, size):
-                    return None
-                picked.append(operand[index if len(operand) == size else 0])
-            combined = _combine(node.op_type, picked)
-            if combined is None:
-                return None
-            result.append(combined)
-        return tuple(result)
+        known = [operand for operand in operands if operand is not None]
+        size = max(map(len, known), default=0)
+        if not size or len(known) < len(operands) or any(len(operand) not in (1, size) for operand in known):
+            return None
+        rows = zip(*(operand * (size // len(operand)) for operand in known), strict=True)
+        result = [_combine(node.op_type, row) for row in rows]
+        return None if None in result else tuple(dim for dim in result if dim is not None)
 
 
-def _combine(kind: str, dims: list[Dim]) -> Dim | None:
+class ShapeCache:
+    """Keeps what is known about one graph from one rewrite to the next: dimensions do not change by rewriting.
+
+    In a deep model the derivation then starts, layer by layer, where that of the layer before ended.
+    """
+
+    def __init__(self) -> None:
+        self._graph: weakref.ref[ir.Graph] | None = None
+        self._shapes = Shapes()
+
+    def of(self, node: ir.Node) -> Shapes:
+        """The shapes of the graph that ``node`` is in."""
+        graph = node.graph
+        known = None if self._graph is None else self._graph()
+        if isinstance(graph, ir.Graph) and known is graph:
+            return self._shapes.renew()
+        self._graph = weakref.ref(graph) if isinstance(graph, ir.Graph) else None
+        self._shapes = Shapes()
+        return self._shapes
+
+
+def _combine(kind: str, dims: Dims) -> Dim | None:
     if kind == "Where":
         return None if dims[0].known is None else dims[1] if dims[0].known else dims[2]
     left, right = dims

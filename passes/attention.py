@@ -32,7 +32,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.passes import _masks
-from graphopt.passes._dims import ONE, Dim, Dims, Shapes
+from graphopt.passes._dims import ONE, Dim, Dims, ShapeCache, Shapes
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain, transposed, without_copies
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
@@ -59,6 +59,9 @@ class Attention(Rewrite):
     roots = ("MatMul",)
     numerics = Numerics.REASSOCIATES
 
+    def __init__(self) -> None:
+        self._cache = ShapeCache()
+
     def apply(self, node: ir.Node, build: Builder) -> list[ir.Value | None] | None:
         """Either the output itself is replaced (heads first), or its Transpose (heads merged)."""
         weights, value = node.inputs
@@ -66,7 +69,7 @@ class Attention(Rewrite):
         if found is None or value is None:
             return None
         inner, guarded, covered = found
-        shapes = Shapes()
+        shapes = self._cache.of(node)
         scores = next(_scores(shapes, inner), None)
         if scores is None:
             return None
@@ -228,6 +231,8 @@ def _scaled(shapes: Shapes, value: ir.Value) -> tuple[float, ir.Value, list[ir.N
 
 def _check_private(root: ir.Node, covered: list[ir.Node]) -> None:
     inside = {root, *covered}
+    if any(node.graph is not root.graph for node in covered):
+        raise Refuse("the pattern crosses into a subgraph")
     for node in covered:
         for output in node.outputs:
             if output.is_graph_output() or any(use.node not in inside for use in output.uses()):

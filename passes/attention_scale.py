@@ -92,6 +92,8 @@ def _chain(value: ir.Value | None) -> list[ir.Node] | None:
 
 def _check_private(root: ir.Node, chain: list[ir.Node]) -> None:
     inside = {root, *chain}
+    if any(node.graph is not root.graph for node in chain):
+        raise Refuse("the pattern crosses into a subgraph")
     for node in chain:
         if any(use.node not in inside for output in node.outputs for use in output.uses()):
             raise Refuse(f"the inner value {node.outputs[0].name!r} is used elsewhere")

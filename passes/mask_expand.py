@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import Dims, Shapes, broadcast
+from graphopt.passes._dims import Dims, ShapeCache, Shapes, broadcast
 from graphopt.rewrite import Builder, Numerics, Rewrite
 
 
@@ -32,13 +32,16 @@ class MaskExpand(Rewrite):
     # fmt: on
     numerics = Numerics.EXACT
 
+    def __init__(self) -> None:
+        self._cache = ShapeCache()
+
     def apply(self, node: ir.Node, build: Builder) -> ir.Value | None:
         """One Expand at a time; the driver comes back for the next."""
-        shapes = Shapes()
         for index, operand in enumerate(node.inputs):
             expand = None if operand is None else operand.producer()
             if expand is None or operand is None or expand.op_type != "Expand" or expand.domain:
                 continue
+            shapes = self._cache.of(node)
             source = expand.inputs[0]
             if source is None or not facts.rank(source):
                 continue

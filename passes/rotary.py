@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import ONE, Dims, Shapes
+from graphopt.passes._dims import ONE, Dims, ShapeCache, Shapes
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
@@ -52,16 +52,20 @@ class Rotary(Rewrite):
     roots = ("Add", "Concat")
     numerics = Numerics.REASSOCIATES
 
+    def __init__(self) -> None:
+        self._cache = ShapeCache()
+
     def apply(self, node: ir.Node, build: Builder) -> ir.Value | None:
         """The rotation at an Add; a rotation of a part of each head at a Concat."""
-        return _partial(node, build) if node.op_type == "Concat" else _full(node, build)
+        rewrite = _partial if node.op_type == "Concat" else _full
+        return rewrite(node, build, self._cache)
 
 
-def _full(node: ir.Node, build: Builder) -> ir.Value | None:
+def _full(node: ir.Node, build: Builder, cache: ShapeCache) -> ir.Value | None:
     left, right = (None if value is None else value.producer() for value in node.inputs)
     if left is None or right is None or left.op_type != "Mul" or right.op_type != "Mul":
         return None
-    shapes = Shapes()
+    shapes = cache.of(node)
     for straight, turned in ((left, right), (right, left)):
         for rotated, sin in (turned.inputs, reversed(turned.inputs)):
             rotation = _rotation(shapes, rotated)
@@ -159,6 +163,8 @@ def _is_last_axis(node: ir.Node, value: ir.Value) -> bool:
 
 def _check_private(root: ir.Node, covered: tuple[ir.Node, ...]) -> None:
     inside = {root, *covered}
+    if any(node.graph is not root.graph for node in covered):
+        raise Refuse("the pattern crosses into a subgraph")
     for node in covered:
         for output in node.outputs:
             if output.is_graph_output() or any(use.node not in inside for use in output.uses()):
@@ -311,7 +317,7 @@ def _emit(
     return build.op("Transpose", split, like=old, perm=HEADS_FIRST)
 
 
-def _partial(node: ir.Node, build: Builder) -> ir.Value | None:
+def _partial(node: ir.Node, build: Builder, cache: ShapeCache) -> ir.Value | None:
     """Concat(RotaryEmbedding(x[..., :n]), x[..., n:])."""
     if len(node.inputs) != 2 or not _is_last_axis(node, node.outputs[0]):
         return None
@@ -324,7 +330,7 @@ def _partial(node: ir.Node, build: Builder) -> ir.Value | None:
         return None
     if facts.rank(rotary.inputs[0]) != 4 or facts.sole_consumer(rotary.outputs[0]) is not node:
         return None
-    shapes = Shapes()
+    shapes = cache.of(node)
     covered: list[ir.Node] = []
     turned, rest = _part(shapes, rotary.inputs[0], covered), _part(shapes, node.inputs[1], covered)
     if (

@@ -157,7 +157,13 @@ def _fix_default_inputs(model: ir.Model, keep: bool) -> list[str]:
 
 
 def _has_duplicate_names(model: ir.Model) -> bool:
-    """Whether a name is used twice or missing, by the scoping rules of ONNX."""
+    """Whether a name is used twice or missing: of values by the scoping rules of ONNX, of nodes anywhere.
+
+    ONNX lets nodes share a name; ONNX Runtime does not.
+    """
+    named = [node.name for graph in with_subgraphs(model.graph) for node in graph if node.name]
+    if len(set(named)) != len(named):
+        return True
 
     def visit(graph: ir.Graph, scope: set[str]) -> bool:
         scope = set(scope) if graph is not model.graph else scope
@@ -207,6 +213,12 @@ def _inline_functions(model: ir.Model) -> None:
                     model.graph.opset_imports.setdefault(node.domain, version)
         if "" in function.opset_imports:
             model.graph.opset_imports.setdefault("", function.opset_imports[""])
+    for function in model.functions.values():
+        # The inliner wants equal opsets; from here on each node carries its own.
+        for domain in function.opset_imports:
+            function.opset_imports[domain] = model.graph.opset_imports.get(
+                domain, function.opset_imports[domain]
+            )
     common_passes.InlinePass()(model)
     model.functions.clear()
 

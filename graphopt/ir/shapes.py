@@ -175,16 +175,17 @@ def specialize(model: ir.Model, shapes: Mapping[str, Sequence[int | None]]) -> N
     for value in model.graph.inputs:
         _bind(value, bindings)
     dropped = _drop_inner_shapes(model)
-    infer(model)
+    inferred = infer(model)
     # Inference knows nothing of other domains; what the file declared for those is better than nothing.
     restored = False
     for value, shape in dropped:
         producer = value.producer()
-        if value.shape is None and producer is not None and producer.domain not in ("", "ai.onnx"):
+        foreign = producer is not None and producer.domain not in ("", "ai.onnx")
+        if value.shape is None and (foreign or not inferred):
             value.shape = shape
             _bind(value, bindings)
             restored = True
-    if restored:
+    if restored and inferred:
         infer(model)
 
 

@@ -261,8 +261,11 @@ def _perturb(array: Array, rng: np.random.Generator) -> Array:
         return array
     half_ulp = float(np.finfo(array.dtype).eps) / 2
     noise = 1 + half_ulp * rng.uniform(-1, 1, array.shape)
-    moved = (array.astype(np.float64) * noise).astype(array.dtype)
-    nudged = np.where(rng.random(array.shape) < 0.25, np.nextafter(array, moved + (array - moved) * 2), moved)
+    # The largest finite number, common in masks, has no neighbour to be moved to: it stays as it is.
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = (array.astype(np.float64) * noise).astype(array.dtype)
+        away = moved + (array - moved) * 2
+        nudged = np.where(rng.random(array.shape) < 0.25, np.nextafter(array, away), moved)
     return np.asarray(np.where(np.isfinite(nudged), nudged, array), dtype=array.dtype)
 
 

@@ -30,6 +30,10 @@ class OrtTarget(OrtRuntime):
         name: ``ort-cpu`` or ``ort-cuda``.
     """
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.groups: tuple[str, ...] = ("blocked",) if name == "ort-cpu" else ()
+
     def legalization(self) -> Sequence[Pass]:
         """Vendor operators where they were measured faster than what they replace."""
         from graphopt.targets.ort.legalize import REWRITES

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from graphopt.errors import InvalidGraphError
 from graphopt.ir import model as ir_model
 from graphopt.ir.check import check, find_cycle, neighbourhood
+from graphopt.ir.shapes import infer
 from graphopt.models import builders
 from graphopt.testing import model_from_text
 
@@ -97,7 +98,9 @@ def test_branches_may_use_the_same_names() -> None:
     node = next(iter(model.graph))
     for name in ("then_branch", "else_branch"):
         for inner in node.attributes[name].as_graph():
-            inner.outputs[0].name = f"same_{inner.op_type}" if inner.op_type == "Constant" else inner.outputs[0].name
+            inner.outputs[0].name = (
+                f"same_{inner.op_type}" if inner.op_type == "Constant" else inner.outputs[0].name
+            )
     check(model, unique_node_names=False)
 
 
@@ -167,14 +170,21 @@ def test_a_missing_opset() -> None:
         ("y = LeakyRelu<alpha=1>(x)", "attribute 'alpha' of LeakyRelu must be FLOAT, not INT"),
         ("y = Cast(x)", "Cast needs the attribute 'to'"),
         ("y = Upsample(x, x)", "Upsample was withdrawn from ONNX in opset 10"),
-        ("y = Add(x, i)", r"type clash: Add wants one type for 'x' \(tensor\(float\)\) and 'i' \(tensor\(int64\)\)"),
-        ("y = BitShift<direction=\"LEFT\">(x, x)", r"type clash: BitShift takes no tensor\(float\) as input 'X'"),
+        (
+            "y = Add(x, i)",
+            r"type clash: Add wants one type for 'x' \(tensor\(float\)\) and 'i' \(tensor\(int64\)\)",
+        ),
+        (
+            'y = BitShift<direction="LEFT">(x, x)',
+            r"type clash: BitShift takes no tensor\(float\) as input 'X'",
+        ),
         ("y = Gather(x, x)", r"type clash: Gather takes no tensor\(float\) as input 'indices' \('x'\)"),
         ("b = IsNaN(x) y = Neg(b)", r"type clash: Neg takes no tensor\(bool\)"),
     ],
 )
 def test_operators_against_their_schema(body: str, message: str) -> None:
     model = model_from_text(f"g (float[2] x, int64[2] i) => (y) {{ {body} }}")
+    infer(model)
     fails(model, message)
 
 

@@ -31,7 +31,12 @@ def by_networkx(graph: ir.Graph, *, post: bool) -> dict[ir.Node, ir.Node | None]
 
 @pytest.mark.parametrize(
     "proto",
-    [builders.conv_net(blocks=4), builders.transformer_block(), builders.branch_and_loop(), builders.long_chain(400)],
+    [
+        builders.conv_net(blocks=4),
+        builders.transformer_block(),
+        builders.branch_and_loop(),
+        builders.long_chain(400),
+    ],
 )
 def test_dominators_are_those_of_networkx(proto: onnx.ModelProto) -> None:
     graph = ir_model.from_proto(proto).graph

@@ -70,7 +70,7 @@ def test_refuses_an_inner_output() -> None:
     check_refuses(AttentionScale(), before, "output of the graph")
 
 
-@pytest.mark.parametrize("factor", ["0.0", "1e39"])
+@pytest.mark.parametrize("factor", ["0.0", "inf"])
 def test_refuses_zero_and_infinity(factor: str) -> None:
     before = graph(
         "m = MatMul(x, w) y = Mul(m, c)", CONSTANTS.replace("2.0", factor), output="float[N,L,4] y"
@@ -94,14 +94,10 @@ def test_refuses_an_overflow() -> None:
         "m = MatMul(x, w) y = Mul(m, b)",
         "m = MatMul(x, w) y = Div(c, m)",
         "m = MatMul(x, w) a = Add(m, m) y = Mul(a, c)",
-        "y = Mul(v, c) v = Identity(x)",
     ],
 )
 def test_ignores_near_misses(body: str) -> None:
-    output = "float[N,L,2] y" if "Identity" in body else "float[N,L,4] y"
-    if "Identity" in body:
-        body = "y = Mul(x, c)"
-    check_ignores(AttentionScale(), graph(body, output=output))
+    check_ignores(AttentionScale(), graph(body, output="float[N,L,4] y"))
 
 
 def test_ignores_a_factor_that_adds_dimensions() -> None:

@@ -1,0 +1,160 @@
+"""PyTorch models: each form that is taken, names, dynamic dimensions, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt.capture import Captured, capture
+from graphopt.errors import ModelError, UnsupportedModelError, UsageError
+from graphopt.testing import run
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+
+class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 5)
+        self.norm = torch.nn.BatchNorm1d(5)
+
+    def forward(self, data: Any, mask: Any) -> Any:
+        return torch.relu(self.norm(self.linear(data))) * mask, data.sum()
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def inputs(batch: int = 3) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, 4, generator=generator), torch.rand(batch, 5, generator=generator)
+
+
+def assert_computes(captured: Captured, module: Any, batch: int = 3) -> None:
+    data, mask = inputs(batch)
+    with torch.no_grad():
+        wanted = [output.numpy() for output in module(data, mask)]
+    feeds = {"data": data.numpy(), "mask": mask.numpy()}
+    for model in (captured.model, captured.original_model):
+        assert [value.name for value in model.graph.inputs] == ["data", "mask"]
+        for reference, got in zip(wanted, run(model, feeds).values(), strict=True):
+            np.testing.assert_allclose(got, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_with_a_tuple(net: Any) -> None:
+    captured = capture(net, example_inputs=inputs())
+    assert (captured.kind, captured.name, captured.original) == ("torch", "Net", None)
+    assert captured.warnings == []
+    assert_computes(captured, net)
+
+
+def test_a_module_with_named_inputs_in_any_order(net: Any) -> None:
+    data, mask = inputs()
+    assert_computes(capture(net, example_inputs={"mask": mask, "data": data.numpy()}), net)
+
+
+def test_dynamic_dimensions(net: Any) -> None:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    captured = capture(net, example_inputs=inputs(), dynamic_shapes=({0: batch}, {0: batch}))
+    assert [str(value.shape) for value in captured.model.graph.inputs] == ["[batch,4]", "[batch,5]"]
+    assert_computes(captured, net, batch=7)
+
+
+def test_an_exported_program_and_its_file(net: Any, tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(net, inputs(), dynamic_shapes=({0: batch}, {0: batch}))
+    assert_computes(capture(program), net, batch=5)
+    torch.export.save(program, tmp_path / "net.pt2")
+    captured = capture(tmp_path / "net.pt2")
+    assert (captured.name, captured.kind) == ("net", "torch")
+    assert_computes(captured, net, batch=5)
+
+
+def test_an_fx_graph_module(net: Any) -> None:
+    assert_computes(capture(torch.fx.symbolic_trace(net), example_inputs=inputs()), net)
+
+
+def test_training_mode_is_put_back() -> None:
+    module = Net().train()
+    captured = capture(module, example_inputs=inputs())
+    assert module.training
+    assert captured.warnings == ["the module was in training mode; it was captured in evaluation mode"]
+
+
+def test_outputs_that_repeat_or_pass_through() -> None:
+    class Repeat(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            y = x + 1
+            return y, y, x
+
+    captured = capture(Repeat().eval(), example_inputs=(torch.ones(2),))
+    got = list(run(captured.model, {"x": np.ones(2, np.float32)}).values())
+    assert [array.tolist() for array in got] == [[2, 2], [2, 2], [1, 1]]
+
+
+def test_outputs_of_a_dictionary_are_named_by_its_keys() -> None:
+    class Named(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return {"logits": x * 2, "hidden": x + 1}
+
+    captured = capture(Named().eval(), example_inputs=(torch.ones(2),))
+    assert [value.name for value in captured.model.graph.outputs] == ["logits", "hidden"]
+
+
+def test_arguments_left_at_none() -> None:
+    class Optional(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any, unused: Any = None, y: Any = None) -> Any:
+            return x + y
+
+    captured = capture(Optional().eval(), example_inputs=(torch.ones(2), None, torch.ones(2)))
+    assert [value.name for value in captured.model.graph.inputs] == ["x", "y"]
+
+
+def test_nested_inputs_get_the_names_of_the_exporter() -> None:
+    class Nested(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, pair: Any, *, scale: Any) -> Any:
+            return pair[0] * pair[1] * scale
+
+    ones = torch.ones(2)
+    captured = capture(Nested().eval(), example_inputs={"pair": (ones, ones), "scale": ones})
+    assert len({value.name for value in captured.model.graph.inputs}) == 3
+
+
+def test_input_shapes_specialise(net: Any) -> None:
+    captured = capture(
+        net,
+        example_inputs=inputs(),
+        dynamic_shapes={"data": {0: "n"}, "mask": {0: "n"}},
+        input_shapes={"data": (6, 4)},
+    )
+    assert [str(value.shape) for value in captured.model.graph.inputs] == ["[6,4]", "[6,5]"]
+
+
+def test_example_inputs_are_needed(net: Any) -> None:
+    with pytest.raises(UsageError, match="Net is a torch module: example inputs are needed"):
+        capture(net)
+
+
+def test_what_torch_cannot_export(capfd: pytest.CaptureFixture[str]) -> None:
+    class Branches(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return x if x.sum() > 0 else x * 2
+
+    with pytest.raises(UnsupportedModelError, match="torch cannot export Branches: .*data-dependent"):
+        capture(Branches().eval(), example_inputs=(torch.ones(2),))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_pt2_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no file"):
+        capture(tmp_path / "none.pt2")
+    (tmp_path / "bad.pt2").write_bytes(b"hello")
+    with pytest.raises(ModelError, match=r"bad\.pt2 is not a program saved by torch\.export"):
+        capture(tmp_path / "bad.pt2")
