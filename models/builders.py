@@ -332,7 +332,10 @@ def branch_and_loop(seed: int = 0) -> Any:
         ],
     )
     looped = graph.op("Loop", "k", "", chosen, body=body)
-    return graph.model({"x": (1, [3]), "c": (9, []), "k": (7, [])}, [looped])
+    model = graph.model({"x": (1, [3]), "c": (9, []), "k": (7, [])}, [looped])
+    # Inference does not know that the loop keeps the shape.
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [3]))
+    return model
 
 
 def long_chain(nodes: int = 100_000, seed: int = 0) -> Any:

@@ -102,7 +102,7 @@ def _photo(recipe: Request, rng: np.random.Generator) -> dict[str, Array]:
 def _imagenet(images: Array) -> Array:
     mean = np.array([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
     deviation = np.array([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
-    return ((images - mean) / deviation).astype(np.float32)
+    return np.asarray((images - mean) / deviation, dtype=np.float32)
 
 
 def _sound(rng: np.random.Generator, samples: int) -> Array:

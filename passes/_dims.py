@@ -196,6 +196,10 @@ class Shapes:
             return None if lead is None else (*lead, source[-2], other[-1])
         if kind == "GatherElements":
             return self.of(node.inputs[1])
+        if kind == "Gemm":
+            weight = self.of(node.inputs[1])
+            flip = facts.attribute(node, "transA", 0), 1 - facts.attribute(node, "transB", 0)
+            return None if weight is None or len(source) != 2 else (source[flip[0]], weight[flip[1]])
         if kind == "Gather":
             axis, indices = facts.attribute(node, "axis", 0) % max(len(source), 1), self.of(node.inputs[1])
             return None if indices is None else (*source[:axis], *indices, *source[axis + 1 :])
@@ -218,8 +222,9 @@ class Shapes:
 
     def _evaluate(self, value: ir.Value) -> Dims | None:
         if facts.is_constant(value):
-            fixed = facts.ints(value) if facts.constant_nbytes(value) <= 8 * _LONGEST else None
-            return None if fixed is None else tuple(Dim(number) for number in fixed)
+            fixed = facts.constant(value) if facts.constant_nbytes(value) <= 8 * _LONGEST else None
+            integers = fixed is not None and fixed.dtype.kind in "iub" and fixed.ndim < 2
+            return tuple(Dim(int(number)) for number in fixed.reshape(-1)) if integers and fixed is not None else None
         node = value.producer()
         if node is None or node.domain or not node.inputs:
             return None

@@ -255,7 +255,7 @@ def _reshape_shape(node: ir.Node, known: _Known) -> tuple[Dim, ...] | None:
     if wanted is None:
         return None
     if facts.attribute(node, "allowzero", 0):
-        return wanted
+        return tuple(None if dim == -1 else dim for dim in wanted)
     copied: list[Dim] = []
     for index, dim in enumerate(wanted):
         if dim == 0:

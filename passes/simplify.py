@@ -8,7 +8,7 @@ Of its optimizers, those that change rounding stay off: fusing BatchNormalizatio
 convolutions, MatMul with Add or Transpose into Gemm, LayerNormalization, Gelu, attention and so on, which are
 passes of their own here.
 
-Refuses: graphs of more than ``max_nodes`` nodes; a result whose inputs or outputs are not those of the model.
+Refuses: graphs of more than ``max_nodes`` nodes; inputs and outputs of unknown rank; a result whose inputs or outputs are not those of the model.
 """
 
 from __future__ import annotations
@@ -95,6 +95,10 @@ class Simplify(Pass):
             )
             log.refused.append(Refusal(self.name, site, reason))
             return False
+        unranked = _without_rank(model)
+        if unranked:
+            log.refused.append(Refusal(self.name, site, f"onnxsim takes no interface of unknown rank: {unranked!r}"))
+            return False
         application = Application(self.name, site)
         if not gate(application):
             return False
@@ -132,6 +136,14 @@ class Simplify(Pass):
         lift = onnx_ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
         lift(simplified)
         return simplified
+
+
+def _without_rank(model: ir.Model) -> str:
+    """The first input or output that is a tensor of unknown rank; empty where there is none."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is None and isinstance(value.type, ir.TensorType):
+            return value.name or "?"
+    return ""
 
 
 def _skeleton(model: ir.Model, limit: int) -> tuple[ir.Model, dict[str, ir.Value]]:

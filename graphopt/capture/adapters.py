@@ -197,12 +197,13 @@ def _batch_normalization_spatial(site: Site) -> None:
 def _batch_normalization_outputs(site: Site) -> None:
     """BatchNormalization-14: training is an attribute; before, more than one output meant it."""
     outputs = site.node.outputs
-    for output in outputs[1:]:
+    if not any(output.name for output in outputs[1:]):
+        return
+    for output in outputs[3:]:
         if output.uses() or output.is_graph_output():
-            raise site.unsupported("it trains (its batch statistics are used)")
-    if len(outputs) > 1:
-        # What ONNX Runtime does with statistics that nothing reads: it normalises by the stored ones.
-        site.node.resize_outputs(1)
+            raise site.unsupported("it trains (its saved statistics are used)")
+    site.node.resize_outputs(3)
+    site.set(training_mode=1)
 
 
 def _softmax(site: Site) -> None:

@@ -21,7 +21,7 @@ from types import FrameType
 
 import onnx_ir as ir
 
-from graphopt.errors import PassFailedError
+from graphopt.errors import GraphoptError, PassFailedError
 from graphopt.pipeline.base import Pass, replace_content
 from graphopt.rewrite import Refusal, RewriteLog
 
@@ -158,4 +158,8 @@ def _child() -> None:
 
 
 if __name__ == "__main__":
-    _child()
+    try:
+        _child()
+    except GraphoptError as failure:
+        # The parent reads the last line; the hint would hide what happened.
+        sys.exit(" ".join(failure.message.split()))

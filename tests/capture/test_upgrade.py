@@ -328,17 +328,19 @@ def test_training_batch_normalization_is_refused() -> None:
     constants = {name: np.ones(3, dtype=np.float32) for name in "sbmv"}
     model = one(9, "BatchNormalization", [2, 3, 4], constants, outputs=5)
     with pytest.raises(
-        UnsupportedModelError, match=r"BatchNormalization of opset 9.*batch statistics are used"
+        UnsupportedModelError, match=r"BatchNormalization of opset 9.*saved statistics are used"
     ):
         capture(model)
 
 
-def test_unused_batch_statistics_are_dropped() -> None:
+def test_batch_normalization_with_statistics_as_outputs_trains() -> None:
+    """Up to opset 13 the number of outputs chose the mode, whether anything reads them or not."""
     constants = {name: np.ones(3, dtype=np.float32) for name in "sbmv"}
     model = one(9, "BatchNormalization", [2, 3, 4], constants, outputs=5)
     del model.graph.output[1:]
-    upgraded = capture(model).model
-    assert [len(node.outputs) for node in upgraded.graph] == [1]
+    upgraded = assert_upgrade_agrees(model)
+    (node,) = upgraded.graph
+    assert node.attributes["training_mode"].as_int() == 1 and len(node.outputs) == 3
 
 
 def test_batched_scan_is_refused_by_name() -> None:
@@ -406,3 +408,15 @@ def test_resize_of_opset_10_at_any_scale(
     unchanged = any(new == edge and scale > 1 for new, edge, scale in zip(grown, size, scales, strict=True))
     assume(min(grown) > 0 and not (mode == "nearest" and unchanged))
     assert_upgrade_agrees(one(10, "Resize", [1, 1, *size], constants, mode=mode))
+
+
+def test_batch_normalization_with_statistics_for_each_element() -> None:
+    """``spatial=0`` of opset 7, against its formula: ONNX Runtime does not take it."""
+    rng = np.random.default_rng(0)
+    scale, bias, mean = (rng.standard_normal((3, 4)).astype(np.float32) for _ in range(3))
+    variance = rng.uniform(0.5, 2, (3, 4)).astype(np.float32)
+    constants = {"s": scale, "b": bias, "m": mean, "v": variance}
+    x = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    model = capture(one(7, "BatchNormalization", [2, 3, 4], constants, spatial=0, epsilon=0.25)).model
+    wanted = (x - mean) / np.sqrt(variance + np.float32(0.25)) * scale + bias
+    np.testing.assert_allclose(run(model, {"x": x})["y0"], wanted, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """BatchNormalization before linear ops."""
 
+import pytest
+
 from graphopt.passes.batchnorm_before_conv import BatchNormBeforeConv
 from graphopt.testing import check, check_ignores, check_refuses
 
@@ -60,7 +62,8 @@ def test_refuses_another_reader() -> None:
     )
 
 
-def test_refuses_a_shared_weight() -> None:
+def test_refuses_a_large_shared_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.passes._affine._SMALL_BYTES", 0)
     check_refuses(
         BatchNormBeforeConv(),
         "g (float[1,2,4,4] x) => (float[1,1,A,B] y, float[1,1,A,B] z) "

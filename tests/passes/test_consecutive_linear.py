@@ -71,7 +71,8 @@ def test_refuses_a_bottleneck() -> None:
         ("y = MatMul(t, u) z = MatMul(x, w)", "is shared"),
     ],
 )
-def test_refuses_sharing(body: str, reason: str) -> None:
+def test_refuses_sharing(body: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.passes._affine._SMALL_BYTES", 0)
     check_refuses(
         ConsecutiveLinear(),
         "g (float[N,1] x) => (float[N,1] y, float[N,2] z) <float[1,2] w={1,2}, float[2,1] u={1,2}> "

@@ -93,7 +93,8 @@ def test_refuses_an_inner_value_used_elsewhere() -> None:
     )
 
 
-def test_refuses_a_shared_weight() -> None:
+def test_refuses_a_large_shared_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.passes._affine._SMALL_BYTES", 0)
     check_refuses(
         ScaleIntoConv(),
         f"g (float[1,1,4,4] x) => (float[1,2,4,4] y, float[1,2,4,4] z) <{WEIGHTS}, float s={{2}}> "

@@ -237,3 +237,16 @@ def test_any_reshape(order: list[str], split: bool, n: int, m: int) -> None:
     )
     feeds = {"x": np.arange(n * m * 12, dtype=np.float32).reshape(n, m, 12)}
     assert_same_numbers(model_from_text(text), model, feeds, exact=True)
+
+
+def test_minus_one_is_no_dimension_where_zero_is() -> None:
+    """With allowzero, 0 in a target is a size of 0, but -1 still means the rest."""
+    check(
+        ShapeFold(),
+        f"""g (float[N,M,12] x) => (float[A,B,6] y, int64 n, int64 l) {CONSTANTS} <int64[3] t={{-1,2,6}}> {{
+            r = Reshape<allowzero=1>(x, t) s = Shape(r) n = Gather(s, i0) l = Gather(s, i2)
+            y = Identity(r) }}""".replace("> <", ", "),
+        """g (float[N,M,12] x) => (float[A,B,6] y, int64 n, int64 l) <int64 i0={0}, int64[3] t={-1,2,6}, int64 c={6}> {
+            r = Reshape<allowzero=1>(x, t) s = Shape(r) n = Gather(s, i0) l = Identity(c) y = Identity(r) }""",
+        exact=True,
+    )

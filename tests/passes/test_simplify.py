@@ -140,6 +140,14 @@ def test_refuses_large_graphs() -> None:
     assert text_of(model) == text_of(model_from_text(text))
 
 
+def test_refuses_inputs_of_unknown_rank() -> None:
+    model = model_from_text("g (float[N] x) => (float[N] y) { i = Identity(x) y = Relu(i) }")
+    model.graph.inputs[0].shape = None
+    log = RewriteLog()
+    assert not Simplify().run(model, log)
+    assert "unknown rank: 'x'" in log.refused[0].reason
+
+
 def test_the_gate_is_asked() -> None:
     text = "g (float[N] x) => (float[N] y) { a = Identity(x) y = Neg(a) }"
     model, log = model_from_text(text), RewriteLog()

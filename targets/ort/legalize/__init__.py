@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from graphopt.rewrite import Rewrite
+from graphopt.targets.ort.legalize.average_pool import PlainAveragePool
+from graphopt.targets.ort.legalize.blocked_affine import BlockedAffine
+from graphopt.targets.ort.legalize.elu import LegalizeElu
+from graphopt.targets.ort.legalize.gated_residual import GatedResidual
 from graphopt.targets.ort.legalize.long_conv import LegalizeLongConv
 from graphopt.targets.ort.legalize.lrn import LegalizeLrn
+from graphopt.targets.ort.legalize.mish import LegalizeMish
 from graphopt.targets.ort.legalize.plain_bias import PlainBias
 from graphopt.targets.ort.legalize.plain_residual import PlainResidual
+from graphopt.targets.ort.legalize.prelu import LegalizePRelu
+from graphopt.targets.ort.legalize.reduce_l2 import LegalizeReduceL2
+from graphopt.targets.ort.legalize.softplus import LegalizeSoftplus
+from graphopt.targets.ort.legalize.split_concat import SplitConcat
 
 REWRITES: tuple[type[Rewrite], ...] = (
     LegalizeLrn,
     LegalizeLongConv,
+    PlainAveragePool,
+    SplitConcat,
+    GatedResidual,
+    BlockedAffine,
+    LegalizeMish,
+    LegalizeSoftplus,
+    LegalizeElu,
+    LegalizePRelu,
+    LegalizeReduceL2,
     PlainResidual,
     PlainBias,
 )
