@@ -181,17 +181,8 @@ _FUSE = (
             "squeeze-excite",
         ),
     ),
-    Stage(
-        "attention",
-        (
-            "einsum",
-            "rotary-embedding",
-            "attention",
-            "attention-scale",
-            "attention-bias",
-            "residual-bias",
-        ),
-    ),
+    Stage("attention", ("einsum", "expand-before-broadcast", "rotary-embedding", "attention")),
+    Stage("attention biases", ("residual-bias", "attention-bias", "attention-scale")),
     Stage("softmax-guard", ("softmax-guard",)),
     Stage("transposes", ("transpose-sinking", "transpose-into-gemm", "transpose-chain")),
     Stage(

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from graphopt.ir import opset
 from graphopt.pipeline.base import Pass, as_pass
 from graphopt.rewrite import RewriteLog
 
-OPSET = 26
-_HEADER = f'<ir_version: 13, opset_import: ["" : {OPSET}, "com.microsoft": 1]>\n'
+OPSET = opset.limits().opset
+_HEADER = f'<ir_version: {opset.limits().ir_version}, opset_import: ["" : {OPSET}, "com.microsoft": 1]>\n'
 
 
 def model_from_text(text: str) -> ir.Model:

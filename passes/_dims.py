@@ -1,48 +1,9 @@
-"""Dimensions as symbolic products, for rewrites that must know that two dynamic dimensions are equal.
-
-Shape inference names a dynamic dimension anew after each Reshape whose target is computed
-(``Concat(Shape(x)[0], -1, 64)``), so equal dimensions carry different names. Here such targets are evaluated:
-a dimension is a product of an integer and of the names at which its derivation ends.
-"""
+"""Dimensions as symbolic products of an integer and names, and arithmetic on them."""
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
-from collections.abc import Callable
 from typing import NamedTuple
-
-import onnx_ir as ir
-
-from graphopt.ir import facts
-
-_BUDGET = 400
-_DEEPEST = 60
-_LONGEST = 32
-# fmt: off
-_SAME_SHAPE = frozenset([
-    "Abs", "Cast", "Clip", "Cos", "CumSum", "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish",
-    "Identity", "IsNaN", "LayerNormalization", "LeakyRelu", "Log", "Mish", "Neg", "Not", "RMSNormalization",
-    "Reciprocal", "Relu", "RotaryEmbedding", "Sigmoid", "Sin", "Softmax", "Sqrt", "Tanh", "Trilu",
-])
-# fmt: on
-_BROADCAST = frozenset(
-    [
-        "Add",
-        "And",
-        "Div",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Mul",
-        "Or",
-        "Pow",
-        "Sub",
-        "Where",
-    ]
-)
 
 
 class Dim(NamedTuple):
@@ -79,285 +40,6 @@ def product(dims: Dims) -> Dim:
     return total
 
 
-class Shapes:
-    """Derives dimensions; keeps what it found, and gives up (opaque names) after a fixed number of steps."""
-
-    def __init__(self) -> None:
-        self._shapes: dict[ir.Value, Dims | None] = {}
-        self._elements: dict[ir.Value, Dims | None] = {}
-        self._left = _BUDGET
-        self._depth = 0
-
-    def renew(self) -> Shapes:
-        """Allow as many steps again."""
-        self._left = _BUDGET
-        return self
-
-    def of(self, value: ir.Value | None) -> Dims | None:
-        """Dimensions of ``value``; None where its rank is unknown."""
-        if value is None:
-            return None
-        if value not in self._shapes:
-            own = _declared(value)
-            static = own is not None and all(dim.known is not None for dim in own)
-            self._shapes[value] = own
-            derived = None if static else self._step(self._derive, value)
-            if derived is not None and (own is None or len(own) == len(derived)):
-                own = derived if own is None else tuple(map(_sharper, own, derived))
-            self._shapes[value] = own
-        return self._shapes[value]
-
-    def elements(self, value: ir.Value | None) -> Dims | None:
-        """The elements of an integer tensor of rank 0 or 1 that holds dimensions; -1 stays ``Dim(-1)``."""
-        if value is None:
-            return None
-        if value not in self._elements:
-            self._elements[value] = None
-            self._elements[value] = self._step(self._evaluate, value)
-        return self._elements[value]
-
-    def _step(self, derive: Callable[[ir.Value], Dims | None], value: ir.Value) -> Dims | None:
-        if self._left <= 0 or self._depth >= _DEEPEST:
-            return None
-        self._left -= 1
-        self._depth += 1
-        found = derive(value)
-        self._depth -= 1
-        return found
-
-    def reshaped(self, node: ir.Node) -> Dims | None:
-        """Dimensions of the output of a Reshape."""
-        source, target = self.of(node.inputs[0]), self.elements(node.inputs[1])
-        if source is None or target is None:
-            return None
-        dims: list[Dim | None] = []
-        for axis, wanted in enumerate(target):
-            if wanted.factor == 0 and not facts.attribute(node, "allowzero", 0):
-                if axis >= len(source):
-                    return None
-                dims.append(source[axis])
-            else:
-                dims.append(None if wanted == Dim(-1) else wanted)
-        if dims.count(None) > 1 or any(dim.factor < 0 for dim in dims if dim is not None):
-            return None
-        if None in dims:
-            known = product(tuple(dim for dim in dims if dim is not None))
-            rest = product(source).over(known)
-            axis = dims.index(None)
-            dims[axis] = rest if rest is not None else _opaque(node.outputs[0], axis)
-        return tuple(dim for dim in dims if dim is not None)
-
-    def number(self, value: ir.Value | None, depth: int = 8) -> float | None:
-        """A scalar computed from constants and known dimensions, as ``1 / sqrt(shape(q)[-1])`` is."""
-        fixed = facts.scalar(value)
-        node = None if value is None else value.producer()
-        if fixed is not None or node is None or node.domain or depth == 0:
-            return fixed
-        if value is not None and value.dtype is not None and value.dtype.is_integer():
-            dims = self.elements(value)
-            return None if dims is None or len(dims) != 1 or dims[0].symbols else float(dims[0].factor)
-        operands = [self.number(operand, depth - 1) for operand in node.inputs]
-        if not operands or any(operand is None for operand in operands):
-            return None
-        known = [operand for operand in operands if operand is not None]
-        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
-            return known[0]
-        if node.op_type == "Mul":
-            return known[0] * known[1]
-        if node.op_type == "Div" and known[1] != 0:
-            return known[0] / known[1]
-        power = {"Sqrt": 0.5, "Reciprocal": -1.0, "Pow": known[-1]}.get(node.op_type)
-        return float(known[0] ** power) if power is not None and known[0] > 0 else None
-
-    def _derive(self, value: ir.Value) -> Dims | None:
-        node = value.producer()
-        if node is None or node.domain or not node.inputs:
-            return None
-        kind, first = node.op_type, node.inputs[0]
-        if kind == "Reshape":
-            return self.reshaped(node)
-        if kind in _BROADCAST:
-            return broadcast([self.of(operand) for operand in node.inputs])
-        if kind == "Range" and facts.scalar(first) == 0.0 and facts.scalar(node.inputs[2]) == 1.0:
-            return self.elements(node.inputs[1])
-        source = self.of(first)
-        if source is None:
-            return None
-        if kind in _SAME_SHAPE and value is node.outputs[0]:
-            return source
-        if kind == "Transpose":
-            perm = facts.attribute(node, "perm", tuple(reversed(range(len(source)))))
-            return tuple(source[axis] for axis in perm)
-        if kind == "MatMul":
-            other = self.of(node.inputs[1])
-            if other is None or len(other) < 2 or len(source) < 2:
-                return None
-            lead = broadcast([source[:-2], other[:-2]])
-            return None if lead is None else (*lead, source[-2], other[-1])
-        if kind == "GatherElements":
-            return self.of(node.inputs[1])
-        if kind == "Gemm":
-            weight = self.of(node.inputs[1])
-            flip = facts.attribute(node, "transA", 0), 1 - facts.attribute(node, "transB", 0)
-            return None if weight is None or len(source) != 2 else (source[flip[0]], weight[flip[1]])
-        if kind == "Gather":
-            axis, indices = facts.attribute(node, "axis", 0) % max(len(source), 1), self.of(node.inputs[1])
-            return None if indices is None else (*source[:axis], *indices, *source[axis + 1 :])
-        if kind in ("Concat", "Slice"):
-            return self._along_axes(node, source)
-        if kind == "Expand":
-            return _expanded(source, self.elements(node.inputs[1]))
-        if kind == "Tile":
-            repeats = facts.ints(node.inputs[1])
-            if repeats is None or len(repeats) != len(source):
-                return None
-            return tuple(dim.times(Dim(count)) for dim, count in zip(source, repeats, strict=True))
-        if kind in ("Unsqueeze", "Squeeze"):
-            return _squeezed(source, facts.ints(node.inputs[1]) if len(node.inputs) > 1 else None, kind)
-        if kind == "Split":
-            axis, own = facts.attribute(node, "axis", 0) % len(source), _declared(value)
-            size = own[axis] if own is not None else _opaque(value, axis)
-            return (*source[:axis], size, *source[axis + 1 :])
-        return None
-
-    def _evaluate(self, value: ir.Value) -> Dims | None:
-        if facts.is_constant(value):
-            fixed = facts.constant(value) if facts.constant_nbytes(value) <= 8 * _LONGEST else None
-            integers = fixed is not None and fixed.dtype.kind in "iub" and fixed.ndim < 2
-            return tuple(Dim(int(number)) for number in fixed.reshape(-1)) if integers and fixed is not None else None
-        node = value.producer()
-        if node is None or node.domain or not node.inputs:
-            return None
-        kind = node.op_type
-        if kind == "Shape":
-            shape, start = self.of(node.inputs[0]), facts.attribute(node, "start", 0)
-            return None if shape is None else shape[start : facts.attribute(node, "end")]
-        if kind == "ConstantOfShape":
-            counts, fill = facts.ints(node.inputs[0]), node.attributes.get("value")
-            content = 0 if fill is None else int(fill.as_tensor().numpy().reshape(-1)[0])
-            small = counts is not None and len(counts) == 1 and counts[0] <= _LONGEST
-            return (Dim(content),) * counts[0] if small and counts else None
-        if kind in ("Mul", "Add", "Sub", "Div", "Equal", "Where"):
-            return self._elementwise(node)
-        if kind == "Concat":
-            parts = [self.elements(part) for part in node.inputs]
-            return None if None in parts else tuple(dim for part in parts for dim in part or ())
-        inner = self.elements(node.inputs[0])
-        if inner is None:
-            return None
-        if kind in ("Cast", "Squeeze", "Unsqueeze", "Identity") or (
-            kind == "Reshape" and facts.rank(value) == 1
-        ):
-            return inner
-        if kind == "Gather":
-            indices = facts.ints(node.inputs[1])
-            in_range = indices is not None and all(-len(inner) <= index < len(inner) for index in indices)
-            return tuple(inner[index] for index in indices) if indices is not None and in_range else None
-        if kind == "Slice":
-            bounds = [facts.ints(operand) for operand in node.inputs[1:]]
-            if any(bound is None or len(bound) != 1 for bound in bounds):
-                return None
-            start, stop, *rest = (bound[0] for bound in bounds if bound)
-            step = rest[1] if len(rest) > 1 else 1
-            return inner[start:stop:step] if step > 0 else None
-        return None
-
-    def _along_axes(self, node: ir.Node, source: Dims) -> Dims | None:
-        """Slice and Concat change some axes, whose sizes shape inference knows if anyone does.
-
-        The beginning of a constant table, ``table[:, :length]``, has that length: a model that asks for more
-        positions than the table holds does not run at all.
-        """
-        value = node.outputs[0]
-        own = _declared(value)
-        axes: tuple[int, ...] | None = (facts.attribute(node, "axis", 0),)
-        if node.op_type == "Slice":
-            axes = facts.ints(node.inputs[3]) if len(node.inputs) > 3 else tuple(range(len(source)))
-        if axes is None:
-            return None
-        changed = {axis % len(source) for axis in axes}
-        if node.op_type == "Slice" and len(axes) == 1:
-            size = self._slice_size(node, source[axes[0] % len(source)])
-            if size is not None:
-                return tuple(size if axis in changed else dim for axis, dim in enumerate(source))
-        if node.op_type == "Slice" and len(changed) == 1 and facts.is_constant(node.inputs[0]):
-            end, step = self.elements(node.inputs[2]), node.inputs[4] if len(node.inputs) > 4 else None
-            from_start = facts.ints(node.inputs[1]) == (0,) and (step is None or facts.ints(step) == (1,))
-            if end is not None and end[0].symbols and from_start:
-                return tuple(end[0] if axis in changed else dim for axis, dim in enumerate(source))
-        return tuple(
-            dim if axis not in changed else own[axis] if own is not None else _opaque(value, axis)
-            for axis, dim in enumerate(source)
-        )
-
-    def _slice_size(self, node: ir.Node, size: Dim) -> Dim | None:
-        bounds = [self.elements(operand) for operand in (*node.inputs[1:3], *node.inputs[4:5])]
-        numbers = [bound[0].known for bound in bounds if bound is not None and len(bound) == 1]
-        if len(numbers) != len(bounds) or None in numbers or size.known is None:
-            return None
-        return Dim(len(range(*slice(*numbers).indices(size.known))))
-
-    def _elementwise(self, node: ir.Node) -> Dims | None:
-        """Arithmetic on dimensions; ``Where(Equal(target, -1), 1, target)`` is what PyTorch's expand becomes."""
-        operands = [self.elements(operand) for operand in node.inputs]
-        known = [operand for operand in operands if operand is not None]
-        size = max(map(len, known), default=0)
-        if not size or len(known) < len(operands) or any(len(operand) not in (1, size) for operand in known):
-            return None
-        rows = zip(*(operand * (size // len(operand)) for operand in known), strict=True)
-        result = [_combine(node.op_type, row) for row in rows]
-        return None if None in result else tuple(dim for dim in result if dim is not None)
-
-
-class ShapeCache:
-    """Keeps what is known about one graph from one rewrite to the next: dimensions do not change by rewriting.
-
-    In a deep model the derivation then starts, layer by layer, where that of the layer before ended.
-    """
-
-    def __init__(self) -> None:
-        self._graph: weakref.ref[ir.Graph] | None = None
-        self._shapes = Shapes()
-
-    def of(self, node: ir.Node) -> Shapes:
-        """The shapes of the graph that ``node`` is in."""
-        graph = node.graph
-        known = None if self._graph is None else self._graph()
-        if isinstance(graph, ir.Graph) and known is graph:
-            return self._shapes.renew()
-        self._graph = weakref.ref(graph) if isinstance(graph, ir.Graph) else None
-        self._shapes = Shapes()
-        return self._shapes
-
-
-def _combine(kind: str, dims: Dims) -> Dim | None:
-    if kind == "Where":
-        return None if dims[0].known is None else dims[1] if dims[0].known else dims[2]
-    left, right = dims
-    if kind == "Mul":
-        return left.times(right)
-    if kind == "Equal" and left == right:
-        return ONE
-    if left.known is not None and right.known is not None:
-        if kind == "Equal":
-            return Dim(int(left.known == right.known))
-        if kind == "Div":
-            return Dim(left.known // right.known) if left.known >= 0 < right.known else None
-        return Dim(left.known + right.known if kind == "Add" else left.known - right.known)
-    # A dimension is never negative, so it never equals -1.
-    negative = (left.known or 0) < 0 or (right.known or 0) < 0
-    return Dim(0) if kind == "Equal" and negative and left.factor * right.factor < 0 else None
-
-
-def _declared(value: ir.Value) -> Dims | None:
-    if value.shape is None:
-        return None
-    return tuple(
-        Dim(dim) if isinstance(dim, int) else Dim(1, (str(dim.value),)) if dim.value else _opaque(value, axis)
-        for axis, dim in enumerate(value.shape)
-    )
-
-
 def broadcast(shapes: list[Dims | None]) -> Dims | None:
     """The common shape; None where two dynamic dimensions meet of which either may be 1."""
     rank = max((len(shape) for shape in shapes if shape is not None), default=0)
@@ -377,7 +59,7 @@ def broadcast(shapes: list[Dims | None]) -> Dims | None:
     return tuple(result)
 
 
-def _expanded(source: Dims, target: Dims | None) -> Dims | None:
+def expanded(source: Dims, target: Dims | None) -> Dims | None:
     if target is None:
         return None
     rank = max(len(source), len(target))
@@ -388,15 +70,7 @@ def _expanded(source: Dims, target: Dims | None) -> Dims | None:
     return tuple(b if a == ONE else a for a, b in zip(left, right, strict=True))
 
 
-def _opaque(value: ir.Value, axis: int) -> Dim:
-    return Dim(1, (f"{value.name}.{axis}@{id(value)}",))
-
-
-def _sharper(declared: Dim, derived: Dim) -> Dim:
-    return declared if declared.known is not None else derived
-
-
-def _squeezed(source: Dims, axes: tuple[int, ...] | None, kind: str) -> Dims | None:
+def squeezed(source: Dims, axes: tuple[int, ...] | None, kind: str) -> Dims | None:
     if axes is None:
         return None
     if kind == "Squeeze":
@@ -406,3 +80,22 @@ def _squeezed(source: Dims, axes: tuple[int, ...] | None, kind: str) -> Dims | N
     added = {axis % rank for axis in axes}
     rest = iter(source)
     return tuple(ONE if axis in added else next(rest) for axis in range(rank))
+
+
+def combine(kind: str, dims: Dims) -> Dim | None:
+    if kind == "Where":
+        return None if dims[0].known is None else dims[1] if dims[0].known else dims[2]
+    left, right = dims
+    if kind == "Mul":
+        return left.times(right)
+    if kind == "Equal" and left == right:
+        return ONE
+    if left.known is not None and right.known is not None:
+        if kind == "Equal":
+            return Dim(int(left.known == right.known))
+        if kind == "Div":
+            return Dim(left.known // right.known) if left.known >= 0 < right.known else None
+        return Dim(left.known + right.known if kind == "Add" else left.known - right.known)
+    # A dimension is never negative, so it never equals -1.
+    negative = (left.known or 0) < 0 or (right.known or 0) < 0
+    return Dim(0) if kind == "Equal" and negative and left.factor * right.factor < 0 else None

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import Dim, Dims, Shapes, product
+from graphopt.passes._dims import Dim, Dims, product
+from graphopt.passes._symbolic_shapes import Shapes
 from graphopt.rewrite import Builder
 
 HEADS_FIRST = (0, 2, 1, 3)
@@ -21,6 +22,7 @@ class Operand:
     Attributes:
         dims: [batch, heads, length, head size], or [batch, length, size] without heads.
         value: The value in the graph that is this operand, if there is one.
+        base_dims: Dimensions of ``base``, for a reshape.
     """
 
     base: ir.Value
@@ -28,6 +30,7 @@ class Operand:
     dims: Dims
     value: ir.Value | None = None
     reshaped: bool = False
+    base_dims: Dims = ()
 
     def build(self, build: Builder) -> ir.Value | None:
         """The operand as a value; None where a reshape to dynamic dimensions would be needed."""
@@ -41,11 +44,26 @@ class Operand:
                 result.shape = ir.Shape([base_dims[axis] for axis in self.perm])
         if not self.reshaped:
             return result
-        target = [dim.known for dim in self.dims]
-        if target.count(None) > 1:
+        target = self._target(build, result)
+        return None if target is None else build.op("Reshape", result, target, shape=_shape(self.dims))
+
+    def _target(self, build: Builder, source: ir.Value) -> ir.Value | facts.Array | None:
+        """The shape to reshape ``source`` to; dynamic dimensions are taken from it where it has them."""
+        given = [self.base_dims[axis] for axis in self.perm] if self.base_dims else []
+        parts: list[ir.Value | facts.Array] = []
+        for dim in self.dims:
+            if dim.known is None and dim in given:
+                axis = given.index(dim)
+                size = build.op("Shape", source, dtype=ir.DataType.INT64, shape=[1], start=axis, end=axis + 1)
+                parts.append(size)
+            else:
+                parts.append(np.array([-1 if dim.known is None else dim.known], dtype=np.int64))
+        arrays = [part for part in parts if isinstance(part, np.ndarray)]
+        if sum(int(part[0]) == -1 for part in arrays) > 1:
             return None
-        wanted = np.array([-1 if size is None else size for size in target], dtype=np.int64)
-        return build.op("Reshape", result, wanted, shape=_shape(self.dims))
+        if len(arrays) == len(parts):
+            return np.concatenate(arrays)
+        return build.op("Concat", *parts, dtype=ir.DataType.INT64, shape=[len(parts)], axis=0)
 
 
 def plain(shapes: Shapes, value: ir.Value) -> Operand | None:
@@ -90,8 +108,10 @@ def transposed(shapes: Shapes, value: ir.Value) -> Operand | None:
         if origin is not None and origin_dims == wanted:
             return plain(shapes, origin)
         if origin is not None and origin_dims is not None and product(origin_dims) == product(wanted):
-            return Operand(origin, tuple(range(len(origin_dims))), wanted, reshaped=True)
-    return Operand(source, (perm[0], perm[2], perm[1]), wanted, reshaped=True)
+            axes = tuple(range(len(origin_dims)))
+            return Operand(origin, axes, wanted, reshaped=True, base_dims=origin_dims)
+    source_dims = shapes.of(source) or ()
+    return Operand(source, (perm[0], perm[2], perm[1]), wanted, reshaped=True, base_dims=source_dims)
 
 
 def _unswapped(shapes: Shapes, node: ir.Node, wanted: Dims) -> Operand | None:

@@ -32,8 +32,9 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.passes import _masks
-from graphopt.passes._dims import ONE, Dim, Dims, ShapeCache, Shapes
+from graphopt.passes._dims import ONE, Dim, Dims
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain, transposed, without_copies
+from graphopt.passes._symbolic_shapes import ShapeCache, Shapes
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -8,11 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedModelError
-from graphopt.ir import facts
+from graphopt.ir import facts, opset
 from graphopt.ir.describe import describe
 
-INTERNAL_OPSET = 26
-"""The newest opset that ONNX Runtime 1.31 takes."""
+INTERNAL_OPSET = opset.limits().opset
+"""What graphs are brought to; see :mod:`graphopt.ir.opset`."""
+
+RUNTIME_OPSET = opset.limits().newest_opset
+"""The newest that ONNX Runtime takes."""
 
 
 class Site:

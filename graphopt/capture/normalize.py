@@ -11,11 +11,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphopt.errors import InvalidGraphError
-from graphopt.ir import names
+from graphopt.ir import names, opset
 from graphopt.ir.describe import all_reads, describe_cycle, find_cycle, neighbourhood
 from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
 
-MAX_IR_VERSION = 13
+MAX_IR_VERSION = opset.limits().ir_version
 
 
 def repair(model: ir.Model, *, keep_default_inputs: bool = False) -> list[str]:

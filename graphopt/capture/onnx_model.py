@@ -108,7 +108,7 @@ def _capture(
     _check(model)
     if upgrade.relabel_down(model):
         noted.append(
-            f"opset {source_opset} is read as {upgrade.INTERNAL_OPSET}: no operator in it changed since"
+            f"opset {source_opset} is read as {upgrade.RUNTIME_OPSET}: no operator in it changed since"
         )
     given = model
     model = ir_model.clone(given)

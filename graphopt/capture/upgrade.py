@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.capture.adapters import ADAPTERS, INTERNAL_OPSET, WITHOUT_KERNEL, Site
+from graphopt.capture.adapters import ADAPTERS, INTERNAL_OPSET, RUNTIME_OPSET, WITHOUT_KERNEL, Site
 from graphopt.errors import InvalidGraphError, UnsupportedModelError
 from graphopt.ir import check
 from graphopt.ir.check import RUNTIME_DOMAINS, schema_of
@@ -25,6 +25,7 @@ __all__ = [
     "INTERNAL_OPSET",
     "NEWEST_WITH_KERNEL",
     "OLDEST_OPSET",
+    "RUNTIME_OPSET",
     "STANDARD_DOMAINS",
     "WITHOUT_KERNEL",
     "relabel_down",
@@ -106,7 +107,7 @@ def _runtime_operators() -> frozenset[tuple[str, str]]:
 
 
 def relabel_down(model: ir.Model) -> bool:
-    """Give a model newer than the internal opset that opset, where each node means the same in both.
+    """Give a model newer than what ONNX Runtime takes the newest opset that it does take, where each node means the same in both.
 
     That is so for operators that did not change since, or that only gained element types and attributes which the
     node does not use; ``check`` then verifies the types against the older schema.
@@ -115,31 +116,46 @@ def relabel_down(model: ir.Model) -> bool:
         UnsupportedModelError: A node that needs the newer opset; names it.
     """
     opset = source_opset(model)
-    if opset <= INTERNAL_OPSET:
+    if opset <= RUNTIME_OPSET:
         return False
-    for node in model.graph.all_nodes():
-        if node.domain != "":
-            continue
-        older = schema_of("", node.op_type, INTERNAL_OPSET)
-        if older is None or not all(name in older.attributes for name in node.attributes):
-            raise _too_new(node, opset)
-    model.graph.opset_imports[""] = INTERNAL_OPSET
     try:
-        check.check(model, allow_domains=STANDARD_DOMAINS, unique_node_names=False)
+        _read_as(model, RUNTIME_OPSET)
     except InvalidGraphError as error:
         raise UnsupportedModelError(
-            f"the model needs opset {opset}, and opset {INTERNAL_OPSET} is the newest that ONNX Runtime takes: "
+            f"the model needs opset {opset}, and opset {RUNTIME_OPSET} is the newest that ONNX Runtime takes: "
             f"{error.message}",
-            hint=f"export the model with opset_version={INTERNAL_OPSET}",
+            hint=f"export the model with opset_version={RUNTIME_OPSET}",
         ) from error
     return True
 
 
+def _read_as(model: ir.Model, wanted: int) -> None:
+    """Give ``model`` an older opset; left as it was where that fails.
+
+    Raises:
+        UnsupportedModelError: A node uses what the older opset lacks; names it.
+        InvalidGraphError: A node uses an element type that the older opset lacks.
+    """
+    opset = source_opset(model)
+    for node in model.graph.all_nodes():
+        if node.domain != "":
+            continue
+        older = schema_of("", node.op_type, wanted)
+        if older is None or not all(name in older.attributes for name in node.attributes):
+            raise _too_new(node, opset)
+    model.graph.opset_imports[""] = wanted
+    try:
+        check.check(model, allow_domains=check.RUNTIME_DOMAINS | STANDARD_DOMAINS, unique_node_names=False)
+    except InvalidGraphError:
+        model.graph.opset_imports[""] = opset
+        raise
+
+
 def _too_new(node: ir.Node, opset: int) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{node.op_type} of opset {opset} (node {node.name!r}) is newer than opset {INTERNAL_OPSET}, the newest that "
+        f"{node.op_type} of opset {opset} (node {node.name!r}) is newer than opset {RUNTIME_OPSET}, the newest that "
         "ONNX Runtime takes",
-        hint=f"export the model with opset_version={INTERNAL_OPSET}",
+        hint=f"export the model with opset_version={RUNTIME_OPSET}",
     )
 
 
@@ -153,7 +169,15 @@ def target_opset(model: ir.Model) -> int:
     newest_node = max(
         (node.version for node in model.graph.all_nodes() if node.version is not None), default=0
     )
-    return max(source_opset(model), newest_node, min(limits)) if limits else INTERNAL_OPSET
+    given = max(source_opset(model), newest_node)
+    if limits:
+        return max(given, min(limits))
+    if given > INTERNAL_OPSET:
+        try:
+            _read_as(model, INTERNAL_OPSET)
+        except (InvalidGraphError, UnsupportedModelError):
+            return given
+    return INTERNAL_OPSET
 
 
 def upgrade(model: ir.Model) -> dict[str, int]:

@@ -179,7 +179,7 @@ class PassManager:
         started = time.monotonic()
         # A pass that did nothing leaves its clone as good as new.
         spare, self._spare = self._spare, None
-        clone = spare[1] if spare is not None and spare[0] is model else model.clone()
+        clone = spare[1] if spare is not None and spare[0] is model else ir_model.clone(model)
         attempt = _Attempt(clone, RewriteLog())
         before = fingerprint(clone)
         try:

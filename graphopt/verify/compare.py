@@ -247,7 +247,8 @@ def deviation(reference: Feeds, other: Mapping[str, Array]) -> Feeds:
             continue
         if wanted.dtype.kind in "fV":
             finite = np.isfinite(wanted) & np.isfinite(got)
-            found[name] = np.where(finite, np.abs(wanted.astype(np.float64) - got.astype(np.float64)), 0)
+            with np.errstate(invalid="ignore"):
+                found[name] = np.where(finite, np.abs(wanted.astype(np.float64) - got.astype(np.float64)), 0)
         else:
             found[name] = np.asarray(wanted != got)
     return found

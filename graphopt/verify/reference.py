@@ -20,6 +20,7 @@ from graphopt.data.interface import Array, Feeds, check_feeds, inputs_of, option
 from graphopt.data.synthesize import feeds_for, size_candidates
 from graphopt.errors import DataError, TargetError, UnsupportedModelError
 from graphopt.ir import facts
+from graphopt.ir import model as ir_model
 from graphopt.verify.compare import Comparison, compare, deviation
 from graphopt.verify.session import Session
 
@@ -30,6 +31,7 @@ _TRIAL_SECONDS = 1.0
 _MANY_NODES = 20_000
 _MOST_LAYOUT_STEPS = 8
 _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Cast"})
+_MOVED_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
 _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Tanh"})
 
 
@@ -212,13 +214,16 @@ def _measure_noise(
             trial.noise[name] = moved if known is None else np.maximum(known, moved)
 
     rng = np.random.default_rng(seed + 1)
+    floating = any(array.dtype.kind == "f" for trial in trials for array in trial.feeds.values())
     for trial in trials:
-        for _ in range(perturbations):
+        for _ in range(perturbations if floating else 0):
             moved = {name: _perturb(array, rng) for name, array in trial.feeds.items()}
             absorb(trial, session.run(moved))
     variants: list[dict[str, Any]] = [{"threads": 1, "prepack": False}]
     if _packs(model) and len(model.graph) < _MANY_NODES:
-        variants += [{"optimize": "all"}, {"perturbed": True}]
+        # Indices and bytes cannot be moved a little: the weights stand in for them.
+        moves = 1 if floating else 1 + perturbations
+        variants += [{"optimize": "all"}, *({"perturbed": True} for _ in range(moves))]
     for variant in variants:
         try:
             same = _perturbed_weights(model, rng) if variant.pop("perturbed", False) else model
@@ -247,10 +252,10 @@ def bounded_outputs(model: ir.Model) -> dict[str, float]:
 
 def _perturbed_weights(model: ir.Model, rng: np.random.Generator) -> ir.Model:
     """A copy whose float weights are moved by at most half a unit in the last place."""
-    moved = model.clone()
+    moved = ir_model.clone(model)
     for value in moved.graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+        if tensor is not None and tensor.dtype in _MOVED_TYPES:
             value.const_value = ir.tensor(_perturb(tensor.numpy(), rng), name=value.name)
     return moved
 

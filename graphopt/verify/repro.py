@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graphopt.data.interface import save_feeds
 from graphopt.ir import facts
+from graphopt.ir import model as ir_model
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
@@ -39,7 +40,7 @@ def write_repro(folder: Path, name: str, model: ir.Model, nodes: Iterable[str], 
         small, boundary = cut_out(model, wanted)
         inner_feeds = {}
         if boundary:
-            probe = model.clone()
+            probe = ir_model.clone(model)
             by_name = {value.name: value for node in probe.graph for value in node.outputs}
             by_name |= {value.name: value for value in probe.graph.inputs}
             outputs = [by_name[value] for value in boundary]
@@ -66,7 +67,7 @@ def cut_out(model: ir.Model, names: frozenset[str]) -> tuple[ir.Model, list[str]
 
     Constants come along. Values that nodes outside read, and those that nothing reads, become its outputs.
     """
-    clone = model.clone()
+    clone = ir_model.clone(model)
     graph = next(
         (
             graph

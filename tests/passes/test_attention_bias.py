@@ -17,8 +17,14 @@ def constant(name: str, *shape: int) -> str:
 
 
 CONSTANTS = ", ".join(
-    [constant("wk", 3, 4), constant("wv", 3, 4), constant("wo", 4, 3)]
-    + [constant("bk", 4), constant("bv", 4), constant("bo", 3)]
+    [
+        constant("wk", 3, 4),
+        constant("wv", 3, 4),
+        constant("wo", 4, 3),
+        constant("bk", 4),
+        constant("bv", 4),
+        constant("bo", 3),
+    ]
 )
 LAYERS = "km = MatMul(x, wk) k = Add(km, bk) vm = MatMul(x, wv) v = Add(vm, bv)"
 HEADS = "q_num_heads=2, kv_num_heads=2"

@@ -17,8 +17,16 @@ def constant(name: str, *shape: int) -> str:
 
 
 CONSTANTS = ", ".join(
-    [constant("g", 4), constant("t", 4), constant("w1", 4, 6), constant("b1", 6)]
-    + [constant("w2", 6, 4), constant("b2", 4), constant("w3", 4, 4), constant("b3", 4)]
+    [
+        constant("g", 4),
+        constant("t", 4),
+        constant("w1", 4, 6),
+        constant("b1", 6),
+        constant("w2", 6, 4),
+        constant("b2", 4),
+        constant("w3", 4, 4),
+        constant("b3", 4),
+    ]
 )
 NORM = "h = LayerNormalization<axis=-1>(x, g, t)"
 FEED = "m = MatMul(h, w1) a = Add(m, b1) r = Relu(a) n = MatMul(r, w2)"

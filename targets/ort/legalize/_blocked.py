@@ -1,7 +1,7 @@
 """Which values ONNX Runtime's CPU provider keeps in its blocked layout (NCHWc), and per-channel affine maps.
 
-The rules are those of ONNX Runtime 1.31's NchwcTransformer, seen in dumps of its optimised graphs. They only steer what is
-worth rewriting; no result depends on them.
+The rules are those of ONNX Runtime 1.31's NchwcTransformer, seen in dumps of its optimised graphs. They only steer
+what is worth rewriting; no result depends on them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ def is_blocked(value: ir.Value | None, depth: int = _DEEPEST) -> bool:
         return shape[1] is not None and shape[1] % BLOCK == 0
     if kind in _POINTWISE or kind == "BatchNormalization":
         return is_blocked(inputs[0], depth - 1)
-    if kind in ("Add", "Mul", "Sum") and len(inputs) == 2 and all(facts.same_shape(each, value) for each in inputs):
+    if (
+        kind in ("Add", "Mul", "Sum")
+        and len(inputs) == 2
+        and all(facts.same_shape(each, value) for each in inputs)
+    ):
         return all(is_blocked(each, depth - 1) for each in inputs)
     if kind == "Concat" and facts.attribute(node, "axis") in (1, -3) and len(inputs) <= 8:
         sizes = [(facts.dims(each) or (None,) * 2)[1] for each in inputs]
@@ -70,7 +74,8 @@ def reads_blocked(node: ir.Node, value: ir.Value) -> bool:
         return channels is not None and channels % BLOCK == 0
     if node.op_type in ("Add", "Mul", "Sum"):
         return len(node.inputs) == 2 and all(
-            facts.same_shape(each, node.outputs[0]) and (each is value or is_blocked(each)) for each in node.inputs
+            facts.same_shape(each, node.outputs[0]) and (each is value or is_blocked(each))
+            for each in node.inputs
         )
     return node.op_type in _POINTWISE or node.op_type == "BatchNormalization"
 

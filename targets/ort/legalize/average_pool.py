@@ -1,14 +1,14 @@
 """AveragePool(x)  ==>  depthwise Conv(x) with 1/k, or GlobalAveragePool(x) where the window is the whole map
 
-From opset 19 on, ONNX Runtime's AveragePool takes dilations and runs a scalar kernel in place of the vectorised one of
-opset 18 and before, unless the blocked layout takes it: that needs a multiple of the block (8 or 16) of channels.
-Measured (interleaved, separate processes, 2 threads): 24x56x56, window 3, stride 2: 6.9; 10x14x14, window 7: 2.1; ShuffleNet
-with two such pools 1.12. With 64 channels the convolution is slower (0.86).
-Forms: AveragePool as ONNX defines it, 4-D; where the mean leaves padding out, a product with a constant map [1,1,H,W] of
-``k / elements`` follows.
+From opset 19 on, ONNX Runtime's AveragePool takes dilations and runs a scalar kernel in place of the vectorised one
+of opset 18 and before, unless the blocked layout takes it: that needs a multiple of the block (8 or 16) of channels.
+Measured (interleaved, separate processes, 2 threads): 24x56x56, window 3, stride 2: 6.9; 10x14x14, window 7: 2.1;
+ShuffleNet with two such pools 1.12. With 64 channels the convolution is slower (0.86).
+Forms: AveragePool as ONNX defines it, 4-D; where the mean leaves padding out, a product with a constant map [1,1,H,W]
+of ``k / elements`` follows.
 
-Refuses: dilations; ceil_mode where it adds a window; auto_pad SAME; padding left out of the mean over a map of unknown
-size. Leaves alone: a multiple of 16 channels, unknown channels, other ranks than 4, types other than float32.
+Refuses: dilations; ceil_mode where it adds a window; auto_pad SAME; padding left out of the mean over a map of
+unknown size. Leaves alone: a multiple of 16 channels, unknown channels, other ranks than 4, types other than float32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class PlainAveragePool(Rewrite):
             pads = (0, 0, 0, 0)
         elif auto_pad != "NOTSET":
             raise Refuse(f"auto_pad {auto_pad}")
-        padded = tuple(None if size is None else size + pads[axis] + pads[axis + 2] for axis, size in enumerate(extent))
+        padded = tuple(
+            None if size is None else size + pads[axis] + pads[axis + 2] for axis, size in enumerate(extent)
+        )
         if facts.attribute(node, "ceil_mode", 0):
             for size, window, stride in zip(padded, kernel, strides, strict=True):
                 if size is None or (size - window) % stride:

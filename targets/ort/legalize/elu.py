@@ -1,8 +1,8 @@
 """Elu(x, alpha)  ==>  max(x, alpha * (exp(min(x, 0)) - 1)), for 0 < alpha <= 1
 
-For negative x, alpha (exp(x) - 1) >= exp(x) - 1 >= x, and for positive x the second operand is 0, so the maximum chooses the
-right branch. ONNX Runtime's kernel computes the same exponential minus 1, unvectorised. Measured at 64x56x56 (interleaved,
-separate processes, 2 threads): 2.7. Elu: https://arxiv.org/abs/1511.07289
+For negative x, alpha (exp(x) - 1) >= exp(x) - 1 >= x, and for positive x the second operand is 0, so the maximum
+chooses the right branch. ONNX Runtime's kernel computes the same exponential minus 1, unvectorised. Measured at
+64x56x56 (interleaved, separate processes, 2 threads): 2.7. Elu: https://arxiv.org/abs/1511.07289
 
 Refuses: other values of alpha. Leaves alone: types other than float32.
 """
@@ -30,8 +30,8 @@ class LegalizeElu(Rewrite):
             return None
         if not 0 < alpha <= 1:
             raise Refuse(f"alpha {alpha:g}: the maximum of both branches is not Elu")
-        power = build.op("Exp", build.op("Min", x, np.float32(0), like=out), like=out)
-        negative = build.op("Sub", power, np.float32(1), like=out)
+        power = build.op("Exp", build.op("Min", x, np.array(0, np.float32), like=out), like=out)
+        negative = build.op("Sub", power, np.array(1, np.float32), like=out)
         if alpha != 1:
-            negative = build.op("Mul", negative, np.float32(alpha), like=out)
+            negative = build.op("Mul", negative, np.array(alpha, np.float32), like=out)
         return build.op("Max", x, negative, like=out)

@@ -1,8 +1,8 @@
 """Mish(x)  ==>  x * (n / (n + 2)), n = e (e + 2), e = exp(min(x, 20))
 
-With e = exp(x), tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1) = n / (n + 2), without cancellation for any x; beyond
-20 the quotient is 1 in float32. ONNX Runtime computes Mish as Softplus, Tanh and Mul, the first of which is scalar.
-Measured at 64x56x56 (interleaved, separate processes, 2 threads): 8.4. Mish: https://arxiv.org/abs/1908.08681
+With e = exp(x), tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1) = n / (n + 2), without cancellation for any x;
+beyond 20 the quotient is 1 in float32. ONNX Runtime computes Mish as Softplus, Tanh and Mul, the first of which is
+scalar. Measured at 64x56x56 (interleaved, separate processes, 2 threads): 8.4. Mish: https://arxiv.org/abs/1908.08681
 
 Refuses: nothing. Leaves alone: types other than float32.
 """
@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from graphopt.rewrite import Builder, Rewrite
 
-_SATURATED = np.float32(20)
-_TWO = np.float32(2)
+_SATURATED = np.array(20, np.float32)
+_TWO = np.array(2, np.float32)
 
 
 class LegalizeMish(Rewrite):

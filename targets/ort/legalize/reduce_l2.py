@@ -1,10 +1,12 @@
 """ReduceL2(x, axes)  ==>  Sqrt(ReduceSum(x * x, axes)), over the last axes
 
-ONNX Runtime's ReduceSum is vectorised where its ReduceL2 goes through a generic kernel. Both square without scaling, so
-they overflow and underflow at the same magnitudes. Measured at [512, 1024] (interleaved, separate processes, 2
-threads): 3.1; at [8, 384] 1.05; over an inner axis 0.92, which is left alone. Forms: normalisation of embeddings, weight norms.
+ONNX Runtime's ReduceSum is vectorised where its ReduceL2 goes through a generic kernel. Both square without scaling,
+so they overflow and underflow at the same magnitudes. Measured at [512, 1024] (interleaved, separate processes, 2
+threads): 3.1; at [8, 384] 1.05; over an inner axis 0.92, which is left alone. Forms: normalisation of embeddings,
+weight norms.
 
-Refuses: an axis before the last kept one. Leaves alone: axes that are not constant, unknown ranks, types other than float32.
+Refuses: an axis before the last kept one. Leaves alone: axes that are not constant, unknown ranks, types other than
+float32.
 """
 
 from __future__ import annotations
@@ -32,4 +34,6 @@ class LegalizeReduceL2(Rewrite):
             raise Refuse("the reduced axes are not the last ones")
         square = build.op("Mul", x, x, like=x)
         keepdims = facts.attribute(node, "keepdims", 1)
-        return build.op("Sqrt", build.op("ReduceSum", square, node.inputs[1], like=out, keepdims=keepdims), like=out)
+        return build.op(
+            "Sqrt", build.op("ReduceSum", square, node.inputs[1], like=out, keepdims=keepdims), like=out
+        )

@@ -1,8 +1,8 @@
 """Softplus(x)  ==>  relu(x) + log(u) + (t - (u - 1)) / u, t = exp(-|x|), u = 1 + t
 
-The last quotient is what the rounding of u left out (W. Kahan's log1p), so that the result keeps its relative accuracy
-where it is tiny: softplus(-80) = exp(-80). ONNX Runtime's Softplus is scalar; these eleven passes are vectorised. Measured at
-64x56x56 (interleaved, separate processes, 2 threads): 3.3 to 4.
+The last quotient is what the rounding of u left out (W. Kahan's log1p), so that the result keeps its relative
+accuracy where it is tiny: softplus(-80) = exp(-80). ONNX Runtime's Softplus is scalar; these eleven passes are
+vectorised. Measured at 64x56x56 (interleaved, separate processes, 2 threads): 3.3 to 4.
 
 Refuses: nothing. Leaves alone: types other than float32.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir import facts
 from graphopt.rewrite import Builder, Rewrite
 
-_ONE = np.float32(1)
+_ONE = np.array(1, np.float32)
 
 
 class LegalizeSoftplus(Rewrite):
@@ -29,7 +30,7 @@ class LegalizeSoftplus(Rewrite):
         if x is None or x.dtype != ir.DataType.FLOAT:
             return None
 
-        def op(op_type: str, *inputs: ir.Value | np.float32 | None) -> ir.Value:
+        def op(op_type: str, *inputs: ir.Value | facts.Array | None) -> ir.Value:
             return build.op(op_type, *inputs, like=out)
 
         tail = op("Exp", op("Neg", op("Abs", x)))

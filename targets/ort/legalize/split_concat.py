@@ -4,9 +4,9 @@ Forms: the squeeze after the expand of SqueezeNet's fire modules, a MaxPool betw
 ONNX Runtime's blocked convolution adds the other's result as it stores its own, an activation after the sum included.
 Measured (interleaved, separate processes, 2 threads): SqueezeNet 1.03.
 
-Refuses: another reader of the concatenated tensor; more output channels than input channels, where the sum costs more than
-the Concat. Leaves alone: other kernels than 1x1, strides, padding, groups, more than two parts, parts that are no
-multiple of 16 channels, other types than float32.
+Refuses: another reader of the concatenated tensor; more output channels than input channels, where the sum costs more
+than the Concat. Leaves alone: other kernels than 1x1, strides, padding, groups, more than two parts, parts that are
+no multiple of 16 channels, other types than float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class SplitConcat(Rewrite):
             return None
         if node.inputs[1].dtype != ir.DataType.FLOAT or facts.attribute(node, "group", 1) != 1:
             return None
-        if any(step != 1 for step in facts.attribute(node, "strides", ())) or any(facts.attribute(node, "pads", ())):
+        if any(step != 1 for step in facts.attribute(node, "strides", ())) or any(
+            facts.attribute(node, "pads", ())
+        ):
             return None
         if facts.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             return None
@@ -44,9 +46,19 @@ class SplitConcat(Rewrite):
         else:
             joined, pool = value, None
         concat = None if joined is None else joined.producer()
-        if value is None or joined is None or concat is None or concat.graph is not node.graph or concat.domain:
+        if (
+            value is None
+            or joined is None
+            or concat is None
+            or concat.graph is not node.graph
+            or concat.domain
+        ):
             return None
-        if concat.op_type != "Concat" or facts.attribute(concat, "axis") not in (1, -3) or len(concat.inputs) != 2:
+        if (
+            concat.op_type != "Concat"
+            or facts.attribute(concat, "axis") not in (1, -3)
+            or len(concat.inputs) != 2
+        ):
             return None
         parts = concat.inputs
         sizes = [(facts.dims(part) or (None,) * 2)[1] for part in parts]
@@ -76,7 +88,8 @@ class SplitConcat(Rewrite):
 def _pooled(pool: ir.Node, part: ir.Value | None, build: Builder) -> ir.Value:
     """``part`` through ``pool``."""
     shape, own = pool.outputs[0].shape, facts.dims(part)
-    result = build.op("MaxPool", part, dtype=ir.DataType.FLOAT, **dict(pool.attributes))
+    attributes: dict[str, Any] = dict(pool.attributes)
+    result = build.op("MaxPool", part, dtype=ir.DataType.FLOAT, **attributes)
     if shape is not None and own is not None:
         result.shape = ir.Shape([shape[0], own[1], *shape[2:]])
     return result
