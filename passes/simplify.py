@@ -3,13 +3,12 @@
 Forms: whatever onnxsim 0.8's C++ core knows that no pass here does: it propagates shapes and small tensors,
 folds constants and removes what does nothing, in a fixed point (https://github.com/onnxsim/onnxsim). It sees
 a skeleton of the model, in which each constant above 4 KiB is one more graph input, so that weights are
-neither serialised nor copied; they are put back afterwards.
-Of its optimizers, those that change rounding stay off: fusing BatchNormalization, bias, scale and padding into
-convolutions, MatMul with Add or Transpose into Gemm, LayerNormalization, Gelu, attention and so on, which are
-passes of their own here.
+neither serialised nor copied; they are put back afterwards. Of its optimizers, those that change rounding
+stay off: fusing BatchNormalization, bias, scale and padding into convolutions, MatMul with Add or Transpose
+into Gemm, LayerNormalization, Gelu, attention and so on, which are passes of their own here.
 
-Refuses: graphs of more than ``max_nodes`` nodes; inputs and outputs of unknown rank; a result whose inputs or outputs are not those of the model.
-"""
+Refuses: graphs of more than ``max_nodes`` nodes; inputs and outputs of unknown rank; a result whose inputs or
+outputs are not those of the model. """
 
 from __future__ import annotations
 

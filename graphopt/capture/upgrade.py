@@ -107,7 +107,7 @@ def _runtime_operators() -> frozenset[tuple[str, str]]:
 
 
 def relabel_down(model: ir.Model) -> bool:
-    """Give a model newer than what ONNX Runtime takes the newest opset that it does take, where each node means the same in both.
+    """Let a model that is too new for ONNX Runtime have its newest opset, where each node means the same in both.
 
     That is so for operators that did not change since, or that only gained element types and attributes which the
     node does not use; ``check`` then verifies the types against the older schema.

@@ -121,7 +121,8 @@ def transforms(line: _Line, weight: facts.Array) -> tuple[facts.Array, facts.Arr
     """Forward transform [2F, L], kernel [F, C, 2O] and inverse transform [Lo, 4F], as float32.
 
     The correlation y[t] = sum_k x[t - p + k] w[k] is, in the frequency domain, X times the conjugate spectrum of w
-    times a phase for the padding p. Rows hold real and imaginary parts side by side; the inverse combines the four products.
+    times a phase for the padding p. Rows hold real and imaginary parts side by side; the inverse combines the
+    four products.
     """
     period, count = line.period, line.frequencies
     frequency = np.arange(count)
