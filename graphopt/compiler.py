@@ -10,6 +10,7 @@ import contextlib
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,6 @@ class Outcome:
     manifest: artifact.Manifest
     folder: Path
     reference: Reference
-    _keep: Any = None
 
 
 class Compilation:
@@ -121,8 +121,7 @@ class Compilation:
     def __init__(self, request: Request, progress: Progress | None = None) -> None:
         self.request = request
         self.progress: Progress = progress or Silent()
-        self._keep = tempfile.TemporaryDirectory(prefix="graphopt-")
-        self.work = Path(self._keep.name)
+        self.work = Path(tempfile.mkdtemp(prefix="graphopt-"))
         self._stages: dict[str, float] = {}
         self._results: dict[str, ir.Model] = {}
         self._large = False
@@ -133,6 +132,15 @@ class Compilation:
         Raises:
             GraphoptError: Each kind of failure has its own class; nothing is left behind.
         """
+        try:
+            outcome = self._run()
+        except BaseException:
+            shutil.rmtree(self.work, ignore_errors=True)
+            raise
+        weakref.finalize(outcome, shutil.rmtree, self.work, ignore_errors=True)
+        return outcome
+
+    def _run(self) -> Outcome:
         started = time.monotonic()
         request = self.request
         targets = self._runnable_targets(catalog.targets_of(request.target))
@@ -171,7 +179,7 @@ class Compilation:
         manifest = self._manifest(
             captured, report, chosen, final, dict(targets_by_name(targets)[chosen.target][1].machine)
         )
-        return Outcome(report, manifest, chosen.folder, reference, self._keep)
+        return Outcome(report, manifest, chosen.folder, reference)
 
     # -- the steps -------------------------------------------------------------------------------------------
 

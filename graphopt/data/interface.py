@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 
+_INNER = "graphopt:"
+_OUTLINES = f"{_INNER}outlines"
+_NOT_TENSORS = frozenset({"sequencetype", "optionaltype"})
 _NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
 
@@ -65,7 +69,7 @@ def spec_of(value: ir.Value) -> TensorSpec:
 
     dtype = "undefined" if value.dtype is None else value.dtype.name.lower()
     if not isinstance(value.type, ir.TensorType):
-        dtype = "undefined" if value.type is None else str(type(value.type).__name__)
+        dtype = "undefined" if value.type is None else type(value.type).__name__.lower()
     dims: tuple[int | str | None, ...] | None = None
     if value.shape is not None:
         dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
@@ -115,6 +119,9 @@ def check_feeds(
             raise DataError(
                 f"{origin} have no array for input {spec.name!r}", hint=f"the model expects {spec}"
             )
+        if spec.dtype in _NOT_TENSORS:
+            checked[spec.name] = feeds[spec.name]
+            continue
         array = np.asarray(feeds[spec.name])
         if spec.dtype == "string":
             array = array.astype(object)
@@ -147,18 +154,63 @@ def check_feeds(
     return checked
 
 
-def save_feeds(path: Path, feeds: Feeds) -> None:
-    """Write arrays by name to a ``.npz`` file; strings as fixed-width text, since nothing is pickled."""
-    plain: dict[str, Any] = {
-        name: array.astype(str) if array.dtype == object else array for name, array in feeds.items()
-    }
+def save_feeds(path: Path, feeds: Mapping[str, Any]) -> None:
+    """Write arrays by name to a ``.npz`` file; strings as fixed-width text, since nothing is pickled.
+
+    What is no array (a sequence, a map, a missing optional) is written as an outline in JSON and the arrays in it.
+    """
+    plain: dict[str, Any] = {}
+    outlines: dict[str, Any] = {}
+    for name, value in feeds.items():
+        if isinstance(value, np.ndarray | np.generic):
+            plain[name] = _without_objects(np.asarray(value))
+        else:
+            outlines[name] = _outline(value, plain)
+    if outlines:
+        plain[_OUTLINES] = np.array(json.dumps(outlines))
     np.savez(path, **plain)
 
 
 def load_feeds(path: Path) -> Feeds:
     """Read what :func:`save_feeds` wrote."""
     with np.load(path, allow_pickle=False) as archive:
-        return {
-            name: archive[name].astype(object) if archive[name].dtype.kind == "U" else archive[name]
-            for name in archive.files
-        }
+        arrays = {name: _with_objects(archive[name]) for name in archive.files if name != _OUTLINES}
+        outlines = json.loads(str(archive[_OUTLINES])) if _OUTLINES in archive.files else {}
+    feeds = {name: array for name, array in arrays.items() if not name.startswith(_INNER)}
+    feeds.update((name, _from_outline(outline, arrays)) for name, outline in outlines.items())
+    return feeds
+
+
+def _without_objects(array: Array) -> Array:
+    return array.astype(str) if array.dtype == object else array
+
+
+def _with_objects(array: Array) -> Array:
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _outline(value: Any, arrays: dict[str, Any]) -> Any:
+    if isinstance(value, np.ndarray):
+        name = f"{_INNER}{len(arrays)}"
+        arrays[name] = _without_objects(value)
+        return {"array": name}
+    if isinstance(value, list | tuple):
+        return {"list": [_outline(element, arrays) for element in value]}
+    if isinstance(value, dict):
+        return {"map": [[_scalar(key), _outline(element, arrays)] for key, element in value.items()]}
+    return {"value": _scalar(value)}
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _from_outline(outline: dict[str, Any], arrays: Mapping[str, Array]) -> Any:
+    kind, content = next(iter(outline.items()))
+    if kind == "array":
+        return arrays[content]
+    if kind == "list":
+        return [_from_outline(element, arrays) for element in content]
+    if kind == "map":
+        return {key: _from_outline(element, arrays) for key, element in content}
+    return content

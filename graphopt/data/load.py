@@ -92,7 +92,8 @@ def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _read_npz(path: Path) -> Mapping[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves the file open where it is no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"cannot read {path}: {error}", hint="save it again with numpy.savez") from error

@@ -35,6 +35,7 @@ _KEEPS_VALUES = frozenset(
     }
 )
 _MOST_VISITED = 400
+_SEQUENCE_LENGTH = 3
 _BATCH_NAMES = ("batch", "n", "b", "bs")
 
 
@@ -138,7 +139,11 @@ def feeds_for(
         array = array_for(value, shape, rng, plain=plain)
         if edge and array.ndim >= 2 and _looks_like_mask(value):
             array[0] = 0
-        feeds[value.name] = array
+        if isinstance(value.type, ir.SequenceType):
+            more = [array_for(value, shape, rng, plain=plain) for _ in range(_SEQUENCE_LENGTH - 1)]
+            feeds[value.name] = [array, *more]  # type: ignore[assignment]
+        else:
+            feeds[value.name] = array
     return feeds
 
 

@@ -139,6 +139,12 @@ def from_proto(proto: onnx.ModelProto, *, name: str = "the model") -> ir.Model:
     Raises:
         InvalidGraphError: A name is defined twice in one scope, or a node is malformed.
     """
+    for info in (*proto.graph.input, *proto.graph.output):
+        if _holds_map(info.type):
+            raise UnsupportedModelError(
+                f"{name} passes {info.name!r} as a map, and graphopt takes tensors and sequences of them",
+                hint="a classifier of scikit-learn: export it with options={'zipmap': False}",
+            )
     _repair_proto(proto.graph)
     for function in proto.functions:
         _repair_nodes(function.node)
@@ -152,6 +158,12 @@ def from_proto(proto: onnx.ModelProto, *, name: str = "the model") -> ir.Model:
         ) from error
     _own_tensors(model)
     return model
+
+
+def _holds_map(type_: onnx.TypeProto) -> bool:
+    if type_.HasField("sequence_type"):
+        return _holds_map(type_.sequence_type.elem_type)
+    return type_.HasField("map_type")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphopt.rewrite import Rewrite
 from graphopt.targets.ort.legalize.average_pool import PlainAveragePool
 from graphopt.targets.ort.legalize.blocked_affine import BlockedAffine
+from graphopt.targets.ort.legalize.conv_sum import ConvSum
 from graphopt.targets.ort.legalize.elu import LegalizeElu
 from graphopt.targets.ort.legalize.gated_residual import GatedResidual
 from graphopt.targets.ort.legalize.long_conv import LegalizeLongConv
@@ -21,6 +22,7 @@ REWRITES: tuple[type[Rewrite], ...] = (
     LegalizeLrn,
     LegalizeLongConv,
     PlainAveragePool,
+    ConvSum,
     SplitConcat,
     GatedResidual,
     BlockedAffine,

@@ -1,0 +1,214 @@
+"""Compilation end to end on small models: verified, never slower, explained, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common
+import pytest
+
+import graphopt
+from graphopt import artifact
+from graphopt.errors import BundleError, GraphoptError, UnknownNameError, UsageError
+from graphopt.models import builders
+from graphopt.pipeline.record import PassStatus
+from graphopt.rewrite import Builder, Rewrite
+from graphopt.testing import model_from_text, run
+
+QUICK = {"threads": 1, "tune": "0.3s"}
+
+GELU = """
+g (float[batch,16] x) => (float[batch,16] y)
+<float root2={1.4142135}, float one={1}, float half={0.5}, float zero={0}>
+{
+  a = Add(x, zero)
+  b = Div(a, root2)
+  c = Erf(b)
+  d = Add(c, one)
+  e = Mul(a, d)
+  y = Mul(e, half)
+}
+"""
+
+
+@pytest.fixture
+def gelu(tmp_path: Path) -> Path:
+    path = tmp_path / "gelu.onnx"
+    ir.save(model_from_text(GELU), path)
+    return path
+
+
+def test_compile_save_load_run(gelu: Path, tmp_path: Path) -> None:
+    compiled = graphopt.compile(gelu, **QUICK)
+    report = compiled.report
+    assert report.verification.synthetic and report.speedup is not None and report.speedup >= 1.0
+    x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    wanted = run(ir.load(gelu), {"x": x})["y"]
+    np.testing.assert_allclose(compiled.run({"x": x})["y"], wanted, atol=2e-6)
+    bundle = compiled.save(tmp_path / "gelu.gopt")
+    loaded = graphopt.load(bundle)
+    (got,) = loaded(x)
+    np.testing.assert_allclose(got, wanted, atol=2e-6)
+    assert compiled.report.verification.status == "verified"
+    assert {file.name for file in bundle.iterdir()} >= {"manifest.json", "report.html"}
+
+
+def test_the_report_names_every_rewrite_and_every_idle_pass(gelu: Path) -> None:
+    passes = graphopt.compile(gelu, **QUICK).report.as_dict()["passes"]
+    done = {name: count for entry in passes for name, count in entry["rewrites"].items()}
+    assert done.get("gelu") == 1
+    idle = [entry for entry in passes if entry["status"] == PassStatus.NOTHING.value]
+    assert idle and all(entry["reason"] for entry in idle)
+
+
+def test_the_manifest_holds_the_evidence(gelu: Path, tmp_path: Path) -> None:
+    bundle = graphopt.compile(gelu, **QUICK).save(tmp_path / "m.gopt")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["verification"]["status"] == "verified" and manifest["hashes"]["source"]
+    assert manifest["passes"] and manifest["measurements"]["forms"] and manifest["machine"]["machine"]
+    artifact.check_files(bundle, artifact.read_manifest(bundle))
+
+
+def test_a_changed_bundle_is_not_loaded(gelu: Path, tmp_path: Path) -> None:
+    bundle = graphopt.compile(gelu, **QUICK).save(tmp_path / "m.gopt")
+    file = next(file for file in bundle.iterdir() if file.suffix == ".onnx")
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(BundleError, match="its hash differs"):
+        graphopt.load(bundle)
+    file.unlink()
+    with pytest.raises(BundleError, match="lacks"):
+        graphopt.load(bundle)
+
+
+def test_the_user_s_file_stays_the_user_s(gelu: Path, tmp_path: Path) -> None:
+    """A bundle that holds the original holds a copy: changing the file later must not change the bundle."""
+    bundle = graphopt.compile(gelu, passes="O0", **QUICK).save(tmp_path / "m.gopt")
+    with open(gelu, "r+b") as file:
+        file.write(b"garbage")
+    graphopt.load(bundle)
+
+
+class WrongGelu(Rewrite):
+    """Takes every Erf for a Tanh."""
+
+    name = "wrong-gelu"
+    roots = ("Erf",)
+
+    def apply(self, node: ir.Node, build: Builder) -> ir.Value | None:
+        return build.op("Tanh", node.inputs[0], like=node.outputs[0])
+
+
+def test_a_wrong_pass_is_undone_told_and_reproduced(gelu: Path, tmp_path: Path) -> None:
+    compiled = graphopt.compile(gelu, passes=[WrongGelu, "fuse"], repro_dir=tmp_path / "repro", **QUICK)
+    x = np.linspace(-3, 3, 32, dtype=np.float32).reshape(2, 16)
+    np.testing.assert_allclose(compiled.run({"x": x})["y"], run(ir.load(gelu), {"x": x})["y"], atol=2e-6)
+    warning = next(text for text in compiled.report.warnings if "wrong-gelu" in text)
+    assert "undone" in warning and "repro" in warning
+    assert (tmp_path / "repro" / "wrong-gelu" / "command.txt").exists()
+
+
+def test_python_objects_foreign_passes_and_text_mix(gelu: Path) -> None:
+    theirs = onnx_ir.passes.common.CommonSubexpressionEliminationPass()
+    compiled = graphopt.compile(gelu, passes=["fold", theirs, "fuse{disable=[gelu]}"], **QUICK)
+    names = [record.name for record in compiled.report.passes]
+    assert "CommonSubexpressionEliminationPass" in names
+    assert not any("gelu" in record.rewrites for record in compiled.report.passes)
+
+
+def test_pipeline_runs_without_a_target(gelu: Path) -> None:
+    from graphopt.capture import capture
+
+    pipeline = graphopt.Pipeline("fuse")
+    result = pipeline.run(capture(gelu).model)
+    assert [node.op_type for node in result.graph] == ["Gelu"] and pipeline.records
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"passes": "fusee"}, UnknownNameError, "did you mean 'fuse'"),
+        ({"passes": "fuse{disable=[gelo]}"}, UnknownNameError, "did you mean 'gelu'"),
+        ({"target": "ort-cpuu"}, UnknownNameError, "did you mean 'ort-cpu'"),
+        ({"max_drop": 0.01}, UsageError, "none of the passes is lossy"),
+        ({"input_shapes": {"z": (1, 16)}}, UnknownNameError, "unknown input"),
+        ({"input_shapes": {"x": (1, 16, 1)}}, UsageError, "x"),
+        ({"tune": "soon"}, UsageError, "cannot read the budget"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(
+    gelu: Path, arguments: dict[str, Any], error: type[GraphoptError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        graphopt.compile(gelu, **{**QUICK, **arguments})
+
+
+def test_an_existing_folder_is_never_overwritten(gelu: Path, tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "thesis.txt").write_text("do not touch")
+    with pytest.raises(BundleError, match="is no bundle"):
+        graphopt.compile(gelu, **QUICK).save(place)
+    assert (place / "thesis.txt").read_text() == "do not touch"
+
+
+def test_a_bundle_is_replaced_whole(gelu: Path, tmp_path: Path) -> None:
+    place = tmp_path / "m.gopt"
+    for _ in range(2):
+        graphopt.compile(gelu, **QUICK).save(place)
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("shapes", [None, {"x": (2, 16)}])
+def test_the_same_seed_gives_the_same_graph(gelu: Path, shapes: dict[str, Any] | None) -> None:
+    hashes = [
+        graphopt.compile(gelu, seed=3, input_shapes=shapes, **QUICK)._outcome.manifest.hashes["source"] for _ in range(2)
+    ]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [builders.conv_net(), builders.mlp(), builders.transformer_block(), builders.dynamic_net(), builders.branch_and_loop()],
+    ids=["conv", "mlp", "transformer", "dynamic", "control-flow"],
+)
+def test_builders_compile_and_hold_on_fresh_inputs(model: Any) -> None:
+    from graphopt.data.interface import inputs_of
+    from graphopt.data.synthesize import feeds_for, size_candidates
+    from graphopt.verify.session import Session
+
+    original = ir.from_proto(model) if not isinstance(model, ir.Model) else model
+    compiled = graphopt.compile(model, **QUICK)
+    session = Session(original)
+    checked = 0
+    for seed, sizes in enumerate(size_candidates(original)):
+        feeds = feeds_for(original, sizes, seed + 100)
+        try:
+            wanted = session.run(feeds)
+        except GraphoptError:
+            continue
+        got = compiled.run(feeds)
+        checked += 1
+        for name, reference in wanted.items():
+            scale = max(1e-6, float(np.abs(reference).max()))
+            np.testing.assert_allclose(got[name], reference, rtol=0, atol=2e-5 * scale)
+        if checked == 3:
+            break
+    assert checked and inputs_of(original)
+
+
+def test_cuda_compiles_without_a_gpu(gelu: Path, tmp_path: Path) -> None:
+    from graphopt import catalog
+
+    if catalog.target("ort-cuda").probe().runnable:
+        pytest.skip("this machine has a GPU: the tests marked cuda run there")
+    compiled = graphopt.compile(gelu, target="ort-cuda", **QUICK)
+    compiled.save(tmp_path / "m.gopt")
+    report = compiled.report.as_dict()
+    assert report["verify"]["status"] == "verified, not run on the target"
+    assert report["speedup"] is None and report["target"] == "ort-cuda"
+    with pytest.raises(BundleError, match="does not run here"):
+        graphopt.load(tmp_path / "m.gopt")

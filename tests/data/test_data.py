@@ -1,0 +1,124 @@
+"""Loading data, and making inputs up from what the graph says about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt.data.interface import TensorSpec, check_feeds, inputs_of
+from graphopt.data.load import samples
+from graphopt.data.synthesize import feeds_for, integer_range, size_candidates
+from graphopt.errors import DataError, UnknownNameError
+from graphopt.testing import model_from_text
+
+SPECS = (TensorSpec("x", "float", ("n", 3)), TensorSpec("ids", "int64", ("n",)))
+
+
+def feeds(count: int = 2) -> dict[str, Any]:
+    return {"x": np.ones((count, 3), np.float32), "ids": np.arange(count)}
+
+
+def test_npz_is_one_sample_or_many(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", **feeds())
+    np.savez(tmp_path / "many.npz", **{name: np.stack([array] * 5) for name, array in feeds().items()})
+    assert len(list(samples(tmp_path / "one.npz", SPECS))) == 1
+    assert len(list(samples(tmp_path / "many.npz", SPECS))) == 5
+    assert len(list(samples(tmp_path, SPECS))) == 6
+
+
+def test_folders_of_npy(tmp_path: Path) -> None:
+    for name, array in feeds().items():
+        np.save(tmp_path / f"{name}.npy", array)
+    (only,) = samples(tmp_path, SPECS)
+    assert only["ids"].tolist() == [0, 1]
+    inner = tmp_path / "set"
+    for index in range(3):
+        (inner / f"s{index}").mkdir(parents=True)
+        for name, array in feeds(index + 1).items():
+            np.save(inner / f"s{index}" / f"{name}.npy", array)
+    assert [len(sample["x"]) for sample in samples(inner, SPECS)] == [1, 2, 3]
+
+
+def test_python_iterables() -> None:
+    assert len(list(samples([feeds(), feeds(4)], SPECS))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": np.ones((2, 3), np.float64)}, DataError, "type float64, but the model expects float32"),
+        ({"x": np.ones((2, 4), np.float32)}, DataError, "dimension 1 is 4, not 3"),
+        ({"x": np.ones((2, 3, 1, 1), np.float32)}, DataError, "give it 2 dimensions"),
+        ({"ids": np.arange(5)}, DataError, "dimension 'n' is 2 in input 'x' but 5 in 'ids'"),
+        ({"idx": np.arange(2)}, UnknownNameError, "did you mean 'ids'"),
+    ],
+)
+def test_data_that_do_not_fit(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        list(samples({**feeds(), **change}, SPECS))
+
+
+def test_missing_inputs_files_and_samples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no array for input 'ids'"):
+        check_feeds({"x": feeds()["x"]}, SPECS)
+    with pytest.raises(DataError, match="no data at"):
+        list(samples(tmp_path / "nothing.npz", SPECS))
+    with pytest.raises(DataError, match="no sample"):
+        list(samples([], SPECS))
+    with pytest.raises(DataError, match="holds no"):
+        list(samples(tmp_path, SPECS))
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(DataError, match="cannot read"):
+        list(samples(tmp_path / "bad.npz", SPECS))
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="cannot read"):
+        list(samples(tmp_path, SPECS))
+
+
+EMBEDDING = """
+g (int64[batch,seq] ids, int64[batch,seq] mask, int64 rate) => (float[batch,seq,2] y)
+<float[5,2] table={0,1,2,3,4,5,6,7,8,9}, int64 wide={16000}, int64 narrow={8000}>
+{
+  flat = Cast<to=7>(ids)
+  e = Gather(table, flat)
+  m = Cast<to=1>(mask)
+  axis = Constant<value_ints=[-1]>()
+  u = Unsqueeze(m, axis)
+  a = Equal(rate, wide)
+  b = Equal(rate, narrow)
+  c = Or(a, b)
+  f = Cast<to=1>(c)
+  s = Mul(e, u)
+  y = Mul(s, f)
+}
+"""
+
+
+def test_integers_are_read_off_the_graph() -> None:
+    model = model_from_text(EMBEDDING)
+    ids, mask, rate = model.graph.inputs
+    assert integer_range(ids).upper == 5
+    assert integer_range(mask).upper is None and not integer_range(mask).choices
+    assert set(integer_range(rate).choices) == {8000, 16000}
+    made = feeds_for(model, {"batch": 3, "seq": 7}, seed=0, edge=True)
+    assert made["ids"].shape == (3, 7) and made["ids"].max() < 5
+    assert set(np.unique(made["mask"])) <= {0, 1} and not made["mask"][0].any() and made["mask"].any()
+    assert int(made["rate"]) in (8000, 16000)
+    again = feeds_for(model, {"batch": 3, "seq": 7}, seed=0, edge=True)
+    assert all(np.array_equal(made[name], again[name]) for name in made)
+
+
+def test_several_sizes_of_each_dynamic_dimension() -> None:
+    model = model_from_text("g (float[batch,3,h,w] x) => (float[batch,3,h,w] y) { y = Relu(x) }")
+    tried = list(size_candidates(model))
+    assert all(sizes.keys() == {"batch", "h", "w"} for sizes in tried)
+    assert len({sizes["h"] for sizes in tried}) > 3 and len({sizes["batch"] for sizes in tried}) > 1
+    static = model_from_text("g (float[2,3] x) => (float[2,3] y) { y = Relu(x) }")
+    assert list(size_candidates(static)) == [{}]
+    assert [str(spec) for spec in inputs_of(model)] == ["x: float[batch,3,h,w]"]

@@ -1,0 +1,69 @@
+"""Paired timing: every form in a process of its own, and a crash is that form's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphopt.errors import TargetError
+from graphopt.machine import Form
+from graphopt.testing import model_from_text, run
+from graphopt.tune.paired import Bench, time_forms
+
+
+def form(folder: Path, label: str, text: str) -> Form:
+    ir.save(model_from_text(text), folder / f"{label}.onnx")
+    return Form(label, "ort-cpu", folder, {"file": f"{label}.onnx"})
+
+
+ONE = "g (float[256,256] x) => (float[256,256] y) { y = MatMul(x, x) }"
+SIX = (
+    "g (float[256,256] x) => (float[256,256] y) "
+    "{ a = MatMul(x, x) b = MatMul(a, x) c = MatMul(b, x) d = MatMul(c, x) e = MatMul(d, x) y = MatMul(e, x) }"
+)
+FEEDS = {"x": np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16}
+
+
+@pytest.mark.parametrize("loaded", [1, 8])
+def test_six_products_take_longer_than_one(tmp_path: Path, loaded: int) -> None:
+    forms = [form(tmp_path, "six", SIX), form(tmp_path, "one", ONE)]
+    with Bench(FEEDS, threads=1, most_loaded=loaded) as bench:
+        baseline, faster = bench.time(forms, seconds=0.5)
+    assert baseline.speedup == 1.0 and faster.form.label == "one"
+    # Six times the work: even a busy machine leaves half of that.
+    assert faster.speedup > 2 and faster.low <= faster.speedup <= faster.high
+    assert faster.rounds >= 4 and faster.milliseconds < baseline.milliseconds
+
+
+def test_outputs_come_from_the_worker(tmp_path: Path) -> None:
+    one = form(tmp_path, "one", ONE)
+    with Bench(FEEDS, threads=1) as bench:
+        got = bench.worker(one).outputs(FEEDS)
+    np.testing.assert_allclose(got["y"], run(model_from_text(ONE), FEEDS)["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_form_that_does_not_load_says_why(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    with pytest.raises(TargetError, match="'bad' fails"):
+        time_forms([Form("bad", "ort-cpu", tmp_path, {"file": "bad.onnx"})], FEEDS)
+
+
+def test_workers_end_with_the_bench(tmp_path: Path) -> None:
+    with Bench(FEEDS, threads=1) as bench:
+        worker = bench.worker(form(tmp_path, "one", ONE))
+        pid = worker._process.pid
+        os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_crash_is_an_error_of_that_form(tmp_path: Path) -> None:
+    with Bench(FEEDS, threads=1) as bench:
+        worker = bench.worker(form(tmp_path, "one", ONE))
+        worker._process.kill()
+        with pytest.raises(TargetError, match="'one'"):
+            worker.run(1, 0.1)
