@@ -5,7 +5,7 @@
 Builds a model of that size (MatMul, Add and Relu with random weights in one external file), compiles it with
 the command line, and samples the memory of the whole process tree. Counted is the proportional set size
 (PSS), so that a page which several processes map counts once. Prints the peak over the size of the weights
-and writes JSON. Linux only. """
+and writes JSON. Linux only."""
 
 from __future__ import annotations
 

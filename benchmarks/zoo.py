@@ -30,7 +30,7 @@ from graphopt import artifact, zoo
 from graphopt.data.interface import Feeds
 from graphopt.errors import GraphoptError
 from graphopt.target import Form
-from graphopt.tune.paired import Timing, time_forms
+from graphopt.tune.paired import time_forms
 
 TOOLS = ("onnxsim", "onnxslim")
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "zoo.json"
@@ -60,6 +60,20 @@ def simplified(tool: str, source: Path, folder: Path, shapes: dict[str, list[int
     return Form(tool, "ort-cpu", folder, {"file": target.name})
 
 
+def simplified_and_runnable(
+    tool: str, source: Path, folder: Path, shapes: dict[str, list[int]], feeds: Feeds, threads: int
+) -> Form:
+    """As :func:`simplified`, checked to run; without the shapes where the tool fails with them."""
+    for attempt in (shapes, {}) if shapes else ({},):
+        try:
+            form = simplified(tool, source, folder, attempt)
+            time_forms([form], feeds, threads=threads, seconds=0.0, least_rounds=1, most_rounds=1)
+            return form
+        except (RuntimeError, GraphoptError) as error:
+            failure = error
+    raise RuntimeError(getattr(failure, "message", str(failure)).splitlines()[0])
+
+
 def measure(name: str, seconds: float, threads: int) -> dict[str, Any]:
     """All figures of one model."""
     source = zoo.fetch(name)
@@ -72,7 +86,8 @@ def measure(name: str, seconds: float, threads: int) -> dict[str, Any]:
         forms = [Form("original", "ort-cpu", source.parent, {"file": source.name})]
         for tool in TOOLS:
             try:
-                forms.append(simplified(tool, source, folder, shapes))
+                sized = {key: dims for key, dims in shapes.items() if dims}
+                forms.append(simplified_and_runnable(tool, source, folder, sized, feeds, threads))
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 row["errors"][tool] = str(error)
         started = time.monotonic()
@@ -97,26 +112,11 @@ def measure(name: str, seconds: float, threads: int) -> dict[str, Any]:
             }
             manifest = artifact.read_manifest(bundle)
             forms.append(Form("graphopt", manifest.target, bundle, manifest.config))
-        timings = _time_each(forms, feeds, threads, seconds, row["errors"])
+        timings = time_forms(forms, feeds, threads=threads, seconds=seconds, least_rounds=11, most_rounds=200)
     row["latency_ms"] = {timing.form.label: timing.milliseconds for timing in timings}
     row["speedup"] = {timing.form.label: timing.speedup for timing in timings}
     row["interval"] = {timing.form.label: [timing.low, timing.high] for timing in timings}
     return row
-
-
-def _time_each(
-    forms: list[Form], feeds: Feeds, threads: int, seconds: float, errors: dict[str, str]
-) -> list[Timing]:
-    """Time all forms together, leaving out those that do not run."""
-    runnable = [forms[0]]
-    for form in forms[1:]:
-        try:
-            time_forms([form], feeds, threads=threads, seconds=0.0, least_rounds=1, most_rounds=1)
-        except GraphoptError as error:
-            errors[form.label] = error.message
-        else:
-            runnable.append(form)
-    return time_forms(runnable, feeds, threads=threads, seconds=seconds, least_rounds=11, most_rounds=200)
 
 
 def geometric_mean(rows: list[dict[str, Any]], label: str) -> float | None:

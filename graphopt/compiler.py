@@ -146,20 +146,23 @@ class Compilation:
         targets = self._runnable_targets(catalog.targets_of(request.target))
         passes = catalog.expand(tuple(request.passes))
         with self._stage("capture"):
-            captured = capture(
-                request.model,
-                example_inputs=request.example_inputs,
-                dynamic_shapes=request.dynamic_shapes,
-                input_shapes=request.input_shapes,
-            )
+            captured = self._capture(request.input_shapes)
         self._large = ir_model.nbytes(captured.original_model) > _LARGE_BYTES
         report = self._new_report(captured, targets[0][0].name)
         with self._stage("reference"):
             reference = self._reference(captured)
-        model = captured.model
         held = self._verify_capture(captured, reference, report)
         with self._stage("passes"):
-            optimized, report.passes = self._manager(passes, reference).run(model) if held else (model, [])
+            optimized, report.passes = self._optimize(captured, passes, reference, held)
+            if request.input_shapes and any(map(_was_rejected, report.passes)):
+                # With fixed sizes a branch that is never taken may have no valid shapes (a model of two sample rates).
+                report.warnings.append(
+                    "with these input shapes the backend rejects a branch of the model: it is compiled with dynamic "
+                    "dimensions, and verified and measured with the shapes given"
+                )
+                captured = self._capture(None)
+                held = self._verify_capture(captured, reference, report)
+                optimized, report.passes = self._optimize(captured, passes, reference, held)
         forms: list[Form] = []
         with self._stage("legalize"):
             for target, _ in targets:
@@ -182,6 +185,22 @@ class Compilation:
         return Outcome(report, manifest, chosen.folder, reference)
 
     # -- the steps -------------------------------------------------------------------------------------------
+
+    def _capture(self, input_shapes: Mapping[str, Sequence[int | None]] | None) -> Captured:
+        request = self.request
+        return capture(
+            request.model,
+            example_inputs=request.example_inputs,
+            dynamic_shapes=request.dynamic_shapes,
+            input_shapes=input_shapes,
+        )
+
+    def _optimize(
+        self, captured: Captured, passes: Sequence[Pass], reference: Reference, held: bool
+    ) -> tuple[ir.Model, list[PassRecord]]:
+        if not held:
+            return captured.model, []
+        return self._manager(passes, reference).run(captured.model)
 
     def _runnable_targets(self, targets: Sequence[Target]) -> list[tuple[Target, Probe]]:
         probed = [(target, target.probe()) for target in targets]
@@ -476,6 +495,10 @@ class Compilation:
 def targets_by_name(targets: Sequence[tuple[Target, Probe]]) -> dict[str, tuple[Target, Probe]]:
     """The same, by name."""
     return {target.name: (target, probe) for target, probe in targets}
+
+
+def _was_rejected(record: PassRecord) -> bool:
+    return any("ONNX Runtime rejects" in entry.reason for entry in record.undone)
 
 
 def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,11 +171,19 @@ def _reshape(node: ir.Node, known: _Known, build: Builder) -> ir.Value | None:
     if target.count(-1) > 1:
         # The inferred shape of the result may know what the operand does not say.
         wanted = known_dims(node.outputs[0])
-        better = reshape_target(x, wanted) if wanted is not None else None
+        better = reshape_target(x, wanted) if wanted is not None and _agree(wanted, elements) else None
         if better is None:
             return None
         target = better
     return build.op("Reshape", x, np.array(target, dtype=np.int64), like=node.outputs[0])
+
+
+def _agree(shape: tuple[Dim, ...], elements: Elements) -> bool:
+    """Whether a shape is what a Reshape to ``elements`` may have; what a model declares of its outputs may be false."""
+    return len(shape) == len(elements.items) and all(
+        dim == item or not isinstance(dim, int) or not isinstance(item, int) or item < 1
+        for dim, item in zip(shape, elements.items, strict=True)
+    )
 
 
 def _does_nothing(node: ir.Node, known: _Known) -> bool:

@@ -2,6 +2,7 @@
 
 import hypothesis
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import strategies as st
 
@@ -250,3 +251,15 @@ def test_minus_one_is_no_dimension_where_zero_is() -> None:
             r = Reshape<allowzero=1>(x, t) s = Shape(r) n = Gather(s, i0) l = Identity(c) y = Identity(r) }""",
         exact=True,
     )
+
+
+def test_a_false_declaration_of_an_output_is_not_believed() -> None:
+    """Seen in a text recogniser: three dimensions, of which the file declares two."""
+    model = model_from_text(
+        f"""g (float[N,M,K,L] x) => (float[1,S] y) {CONSTANTS} {{
+            s = Shape(x) n = Gather(s, a0) m = Gather(s, a1) k = Gather(s, a2) l = Gather(s, a3)
+            nm = Mul(n, m) kl = Mul(k, l) t = Concat<axis=0>(nm, kl, a1) y = Reshape(x, t) }}"""
+    )
+    model.graph.outputs[0].shape = ir.Shape([1, "S"])
+    log = RewriteLog()
+    assert not ShapeFold().run(model, log), log.applied

@@ -24,10 +24,21 @@ def test_fires(total: str, tail: str) -> None:
     )
 
 
+def test_fires_after_a_batchnorm() -> None:
+    model = check(
+        ConvSum(),
+        f"{HEAD} <{WEIGHT}, float[6] e={{1,1,1,1,1,1}}> "
+        f"{{ c = {CONV}(x, w) b = BatchNormalization(c, e, e, e, e) s = Sum(b, x) y = Relu(s) }}",
+        exact=True,
+    )
+    assert [node.op_type for node in model.graph] == ["Conv", "BatchNormalization", "Add", "Relu"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "r = Relu(x) y = Sum(r, x)",
+        "r = Relu(x) b = BatchNormalization(r, e, e, e, e) y = Sum(b, x)",
         f"c = {CONV}(x, w) y = Sum(c, x, c)",
         f"c = {CONV}(x, w) y = Sum(c)",
         f"c = {CONV}(x, w) y = Sum(c, c2)",
@@ -36,7 +47,9 @@ def test_fires(total: str, tail: str) -> None:
     ],
 )
 def test_ignores(body: str) -> None:
-    constants = f"{WEIGHT}, float[6,1,1] c2={{1,2,3,4,5,6}}, float[4] g={{1,1,1,1}}"
+    constants = (
+        f"{WEIGHT}, float[6,1,1] c2={{1,2,3,4,5,6}}, float[4] g={{1,1,1,1}}, float[6] e={{1,1,1,1,1,1}}"
+    )
     check_ignores(ConvSum(), f"{HEAD} <{constants}> {{ {body} }}")
 
 
@@ -45,7 +58,9 @@ def test_onnxruntime_fuses_the_addition(tmp_path) -> None:  # type: ignore[no-un
     import onnx
     import onnxruntime as ort
 
-    text = f"{HEAD} <{WEIGHT}> {{ c = {CONV}(x, w) s = Sum(c, x) y = Relu(s) }}"
+    text = (
+        f"{HEAD} <{WEIGHT}, float[6] b={{1,2,3,4,5,6}}> {{ c = {CONV}(x, w, b) s = Sum(c, x) y = Relu(s) }}"
+    )
     kinds = []
     for model in (model_from_text(text), apply(ConvSum(), text)[0]):
         options = ort.SessionOptions()

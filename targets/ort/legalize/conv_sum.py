@@ -34,10 +34,15 @@ class ConvSum(Rewrite):
         if any(use.node.op_type in _NORMALIZATIONS for use in out.uses()):
             return None
         for value in node.inputs:
-            if (
-                value is not None
-                and facts.producer_op(value) == "Conv"
-                and facts.sole_consumer(value) is node
-            ):
+            if value is not None and facts.sole_consumer(value) is node and _is_convolution(value):
                 return build.op("Add", *node.inputs, like=out)
         return None
+
+
+def _is_convolution(value: ir.Value) -> bool:
+    """Whether a Conv makes ``value``, or a BatchNormalization, which ONNX Runtime takes into the Conv before it."""
+    maker = value.producer()
+    if facts.producer_op(value) != "BatchNormalization" or maker is None or maker.inputs[0] is None:
+        return facts.producer_op(value) == "Conv"
+    inner = maker.inputs[0]
+    return facts.producer_op(inner) == "Conv" and facts.sole_consumer(inner) is maker
