@@ -163,7 +163,7 @@ def from_proto(proto: onnx.ModelProto, *, name: str = "the model") -> ir.Model:
 def _holds_map(type_: onnx.TypeProto) -> bool:
     if type_.HasField("sequence_type"):
         return _holds_map(type_.sequence_type.elem_type)
-    return type_.HasField("map_type")
+    return bool(type_.HasField("map_type"))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,63 @@
+"""The noise floor where inputs cannot be moved, in half precision, and at the end of the number range."""
+
+import warnings
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.testing import model_from_text
+from graphopt.verify.reference import Reference, build_reference
+
+
+def _reference(text: str, **weights: np.ndarray) -> Reference:
+    model = model_from_text(text)
+    for name, array in weights.items():
+        value = next(value for value in model.graph.inputs if value.name == name)
+        value.const_value = ir.tensor(array, name=name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return build_reference(model)
+
+
+def _relative_noise(reference: Reference) -> float:
+    trial = reference.trials[0]
+    return float(trial.noise["y"].max() / np.abs(trial.outputs["y"]).max())
+
+
+def test_half_precision_inside_is_seen_in_a_float_output() -> None:
+    rng = np.random.default_rng(0)
+    reference = _reference(
+        """g (int64[N,5] i, float16[9,16] table, float16[16,16] w) => (float[N,5,16] y) {
+            e = Gather(table, i) m = MatMul(e, w) y = Cast<to=1>(m) }""",
+        table=rng.standard_normal((9, 16)).astype(np.float16),
+        w=rng.standard_normal((16, 16)).astype(np.float16),
+    )
+    assert 1e-4 < _relative_noise(reference) < 1e-2
+
+
+def test_weights_stand_in_for_inputs_that_are_integers() -> None:
+    rng = np.random.default_rng(0)
+    reference = _reference(
+        "g (int64[N,5] i, float[9,16] table) => (float[N,5,16] y) { e = Gather(table, i) y = Exp(e) }",
+        table=rng.standard_normal((9, 16)).astype(np.float32),
+    )
+    assert 1e-8 < _relative_noise(reference) < 1e-5
+
+
+def test_the_largest_number_makes_no_warning() -> None:
+    lowest = np.full((1, 4), np.finfo(np.float32).min, np.float32)
+    reference = _reference(
+        "g (float[N,4] x, float[1,4] mask) => (float[N,4] y) { m = Add(x, mask) y = Softmax(m) }", mask=lowest
+    )
+    assert np.isfinite(reference.trials[0].noise["y"]).all()
+
+
+def test_sequences_are_made_up_and_compared() -> None:
+    reference = _reference(
+        """g (seq(float[2,3]) s, int64 i) => (float[2,3] z, seq(float[2,3]) y) {
+            z = SequenceAt(s, i) r = Relu(z) y = SequenceConstruct(z, r) }"""
+    )
+    assert len(reference.trials[0].feeds["s"]) == 3
+    assert reference.compare(lambda feeds: reference.trials[0].outputs, 2.0).ok is (len(reference.trials) == 1)
