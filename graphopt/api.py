@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt import catalog
-from graphopt.compiler import Compilation, Outcome, Progress, Request, parse_budget, write_bundle
+from graphopt.bundle import Outcome, write_bundle
+from graphopt.compiler import Compilation, Progress, Request, parse_budget
 from graphopt.errors import UsageError
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.record import PassRecord

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from graphopt import artifact, catalog
 from graphopt._version import __version__
+from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of, outputs_of
 from graphopt.data.load import samples
@@ -30,19 +31,14 @@ from graphopt.pipeline.base import Pass
 from graphopt.pipeline.manager import Limits, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
-from graphopt.report import FormTiming, Report
-from graphopt.report_html import render
+from graphopt.report import Report
 from graphopt.rewrite import Numerics
+from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Form, Probe, Target
-from graphopt.tune.paired import Bench, Timing, Worker
-from graphopt.verify.compare import Comparison
+from graphopt.tune.paired import Bench
 from graphopt.verify.reference import Reference, build_reference
 
-FORM_MULTIPLE = 8.0
 CAPTURE_MULTIPLE = 8.0
-ORIGINAL = "original"
-_TIE = 0.02
-_KNOB_GAIN = 0.03
 _LARGE_BYTES = 1 << 30
 
 
@@ -100,16 +96,6 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Outcome:
-    """A finished compilation: the chosen form in a folder that lives as long as this object, and the report."""
-
-    report: Report
-    manifest: artifact.Manifest
-    folder: Path
-    reference: Reference
-
-
 class Compilation:
     """Runs one request.
 
@@ -144,6 +130,7 @@ class Compilation:
         started = time.monotonic()
         request = self.request
         targets = self._runnable_targets(catalog.targets_of(request.target))
+        by_name = {target.name: (target, probe) for target, probe in targets}
         passes = catalog.expand(tuple(request.passes))
         with self._stage("capture"):
             captured = self._capture(request.input_shapes)
@@ -169,19 +156,27 @@ class Compilation:
                 report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
         feeds = reference.trials[0].feeds
         with Bench(feeds, threads=request.threads, most_loaded=1 if self._large else 8) as bench:
+            selection = Selection(
+                by_name,
+                reference,
+                bench,
+                report,
+                request.measure_seconds,
+                self._large,
+                self._results,
+                self.progress.stage,
+            )
             with self._stage("verify"):
-                report.forms = [self._verify_form(bench, form, reference, targets) for form in forms]
+                report.forms = [selection.verify(form) for form in forms]
             with self._stage("measure"):
-                chosen = self._choose(bench, forms, report, reference, targets)
+                chosen = selection.choose(forms, measure=request.time_forms)
         report.chosen = chosen.label
         report.target = chosen.target
         final = self._results[chosen.label]
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - started
         report.stages = dict(self._stages)
-        manifest = self._manifest(
-            captured, report, chosen, final, dict(targets_by_name(targets)[chosen.target][1].machine)
-        )
+        manifest = self._manifest(captured, report, chosen, final, dict(by_name[chosen.target][1].machine))
         return Outcome(report, manifest, chosen.folder, reference)
 
     # -- the steps -------------------------------------------------------------------------------------------
@@ -322,121 +317,6 @@ class Compilation:
         self._results[label] = captured.original_model
         return True
 
-    def _verify_form(
-        self, bench: Bench, form: Form, reference: Reference, targets: Sequence[tuple[Target, Probe]]
-    ) -> FormTiming:
-        timing = FormTiming(form.label)
-        if not targets_by_name(targets)[form.target][1].runnable:
-            timing.note = "compiled, not run: this machine cannot run the target"
-            return timing
-        if form.label == ORIGINAL:
-            timing.verified = True
-            return timing
-        self.progress.stage("verify", form.label)
-        try:
-            comparison = reference.compare(bench.worker(form).outputs, FORM_MULTIPLE)
-            timing.verified = comparison.ok
-            timing.note = "" if comparison.ok else comparison.describe()
-        except TargetError as error:
-            timing.note = error.message
-        if not timing.verified:
-            bench.drop(form)
-        return timing
-
-    def _choose(
-        self,
-        bench: Bench,
-        forms: Sequence[Form],
-        report: Report,
-        reference: Reference,
-        targets: Sequence[tuple[Target, Probe]],
-    ) -> Form:
-        """The fastest verified form; the original unless another is measured to be no slower."""
-        by_label = {form.label: form for form in forms}
-        if not any(probe.runnable for _, probe in targets):
-            # Nothing can be measured here: the legalised graph was verified on the CPU.
-            return by_label.get("legalized", forms[-1])
-        candidates = [by_label[timing.label] for timing in report.forms if timing.verified]
-        if not self.request.time_forms:
-            return candidates[-1]
-        best = candidates[0]
-        if len(candidates) > 1:
-            best = self._fastest(bench, candidates, report)
-        return self._best_variant(bench, best, candidates[0], report, reference, targets)
-
-    def _fastest(self, bench: Bench, candidates: Sequence[Form], report: Report) -> Form:
-        original = candidates[0]
-        timings = self._time(bench, [original, *candidates[1:]])
-        best = max(timings[1:], key=lambda timing: timing.speedup)
-        if abs(best.speedup - 1) < 3 * _TIE:
-            # Close to a tie: look again, at these two alone, before saying that it is no slower.
-            again = self._time(bench, [original, best.form])
-            timings = [
-                again[0],
-                *(timing for timing in timings[1:] if timing.form is not best.form),
-                again[1],
-            ]
-            best = again[1]
-        for timing in timings:
-            self._enter(report, timing)
-        if best.speedup < 1.0:
-            entry = next(entry for entry in report.forms if entry.label == best.form.label)
-            entry.note = f"slower than the original: {best.describe()}"
-            report.warnings.append(
-                f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
-            )
-            return original
-        return best.form
-
-    def _best_variant(
-        self,
-        bench: Bench,
-        best: Form,
-        original: Form,
-        report: Report,
-        reference: Reference,
-        targets: Sequence[tuple[Target, Probe]],
-    ) -> Form:
-        """Try the target's knobs on the best form; one is taken where its gain is beyond doubt and it verifies."""
-        target = targets_by_name(targets)[best.target][0]
-        latency = next((entry.milliseconds for entry in report.forms if entry.label == best.label), None)
-        variants = [
-            Form(
-                f"{best.label}, {knobs['label']}",
-                best.target,
-                best.folder,
-                {**best.config, **_without_label(knobs)},
-            )
-            for knobs in target.variants(self._results[best.label], latency)[1:]
-        ]
-        timings = self._time(bench, [best, *variants])
-        for timing in sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True):
-            if timing.speedup < 1 + _KNOB_GAIN or timing.low < 1:
-                break
-            entry = self._verify_form(bench, timing.form, reference, targets)
-            report.forms.append(entry)
-            if entry.verified:
-                for confirmed in self._time(bench, [original, timing.form]):
-                    self._enter(report, confirmed)
-                self._results[timing.form.label] = self._results[best.label]
-                return timing.form
-        if latency is None:
-            self._enter(report, Timing(original, timings[0].milliseconds, 1.0, 1.0, 1.0, timings[0].rounds))
-        return best
-
-    def _time(self, bench: Bench, forms: Sequence[Form]) -> list[Timing]:
-        return bench.time(
-            forms,
-            seconds=self.request.measure_seconds,
-            progress=lambda text: self.progress.stage("measure", text),
-        )
-
-    @staticmethod
-    def _enter(report: Report, timing: Timing) -> None:
-        entry = next(entry for entry in report.forms if entry.label == timing.form.label)
-        entry.milliseconds, entry.speedup = timing.milliseconds, timing.speedup
-        entry.low, entry.high, entry.rounds = timing.low, timing.high, timing.rounds
-
     def _finish_report(
         self, report: Report, captured: Captured, final: ir.Model, chosen: Form, reference: Reference
     ) -> None:
@@ -492,89 +372,8 @@ class Compilation:
             self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - started
 
 
-def targets_by_name(targets: Sequence[tuple[Target, Probe]]) -> dict[str, tuple[Target, Probe]]:
-    """The same, by name."""
-    return {target.name: (target, probe) for target, probe in targets}
-
-
 def _was_rejected(record: PassRecord) -> bool:
     return any("ONNX Runtime rejects" in entry.reason for entry in record.undone)
-
-
-def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in knobs.items() if key != "label"}
-
-
-def compare_form(
-    form: Form, reference: Reference, threads: int, multiple: float = FORM_MULTIPLE
-) -> Comparison:
-    """Run a form in a process of its own on every trial and compare.
-
-    Raises:
-        TargetError: It does not load or run.
-    """
-    worker = Worker(form, None, threads)
-    try:
-        worker.wait_ready()
-        return reference.compare(worker.outputs, multiple)
-    finally:
-        worker.close()
-
-
-def write_bundle(
-    outcome: Outcome, output: Path, *, threads: int = 0, progress: Callable[[str], None] = lambda text: None
-) -> None:
-    """Write the outcome as a bundle, load it again from disk, verify it, and only then put it in its place.
-
-    Raises:
-        BundleError: The place cannot be written.
-        GraphoptError: The bundle as written does not hold.
-    """
-    report, manifest = outcome.report, outcome.manifest
-    with artifact.replacing(output) as staging:
-        for file in sorted(outcome.folder.iterdir()):
-            _place(file, staging / file.name)
-        artifact.write_manifest(staging, manifest)
-        progress("verifying the bundle as written")
-        _verify_bundle(staging, outcome, threads)
-        report.output = str(output)
-        manifest.passes = [record.as_dict() for record in report.passes]
-        manifest.verification = report.as_dict()["verify"]
-        manifest.measurements = {"forms": [vars(form) for form in report.forms], "threads": report.threads}
-        manifest.warnings = list(report.warnings)
-        manifest.report = report.as_dict()
-        artifact.write_manifest(staging, manifest)
-        (staging / "report.html").write_text(render(report), encoding="utf-8")
-
-
-def _place(file: Path, place: Path) -> None:
-    """A hard link costs nothing where both folders share a disk; a file that is the user's own is copied."""
-    if file.stat().st_nlink == 1:
-        try:
-            place.hardlink_to(file)
-            return
-        except OSError:
-            pass
-    shutil.copyfile(file, place)
-
-
-def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
-    manifest = artifact.read_manifest(folder)
-    artifact.check_files(folder, manifest)
-    verification = outcome.report.verification
-    target = catalog.target(manifest.target)
-    if not target.probe().runnable:
-        verification.status = "verified, not run on the target"
-        return
-    form = Form("bundle", manifest.target, folder, manifest.config)
-    comparison = compare_form(form, outcome.reference, threads)
-    verification.value, verification.noise_floor = comparison.relative_error, comparison.noise_floor
-    verification.describe = comparison.describe()
-    if not comparison.ok and outcome.report.chosen != ORIGINAL:
-        raise GraphoptError(
-            f"the bundle as written does not hold: {comparison.describe()}", hint="please report this"
-        )
-    verification.status = "verified"
 
 
 def _file_size(captured: Captured) -> int:

@@ -94,6 +94,9 @@ class Attention(Rewrite):
             "softcap": scores.softcap or None,
         }
         if len(q.dims) == 3:
+            if v.dims[-1].known is None:
+                # ONNX's inference takes 0 for it: 3-D values times heads of an unknown size.
+                raise Refuse("the size of a value is dynamic")
             k3, v3 = k.build(build), v.build(build)
             if k3 is None or v3 is None:
                 return None

@@ -29,9 +29,9 @@ def command(bundle: Path, model: Path, data: Path | None, threads: int, seed: in
     from graphopt.capture import capture
     from graphopt.cli._console import Progress, write_json
     from graphopt.cli._subject import open_subject
-    from graphopt.compiler import FORM_MULTIPLE, compare_form
     from graphopt.errors import UsageError, VerificationError
     from graphopt.ir.hash import content_hash
+    from graphopt.selection import FORM_MULTIPLE, compare_form
     from graphopt.verify.reference import build_reference
 
     with Progress() as progress:

@@ -8,12 +8,10 @@ crashes or corrupts the graph is undone. Whatever is undone leaves a minimal rep
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -109,7 +107,7 @@ class PassManager:
     def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
         """The model after all passes that held, and the pass log. ``model`` itself stays as it was."""
         records: list[PassRecord] = []
-        with _without_garbage_collection():
+        with ir_model.paused_collection():
             for pass_ in self.passes:
                 for listener in self.listeners:
                     listener.pass_started(pass_.name)
@@ -283,18 +281,6 @@ def fingerprint(model: ir.Model) -> int:
         parts.extend(map(id, graph.outputs))
         parts.extend(id(value.const_value) for value in graph.initializers.values())
     return hash(tuple(parts))
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Graphs are full of cycles that live on; collecting them again and again doubles the time of large ones."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def count_nodes(model: ir.Model) -> int:

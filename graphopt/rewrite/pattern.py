@@ -35,6 +35,16 @@ class Bindings:
         self.nodes: dict[ir.Node, str | None] = {}
         self.graph = graph
 
+    def bind(self, name: str, value: ir.Value | None) -> Iterator[None]:
+        """Yield once with ``name`` bound to ``value``; not at all where it is bound to another."""
+        if name in self.values:
+            if self.values[name] is value:
+                yield
+            return
+        self.values[name] = value
+        yield
+        del self.values[name]
+
 
 class Pattern(abc.ABC):
     """Something that a value may or may not match."""
@@ -57,13 +67,7 @@ class Var(Pattern):
     def solutions(self, value: ir.Value | None, bound: Bindings) -> Iterator[None]:
         if value is None and not self.optional:
             return
-        if self.name in bound.values:
-            if bound.values[self.name] is value:
-                yield
-            return
-        bound.values[self.name] = value
-        yield
-        del bound.values[self.name]
+        yield from bound.bind(self.name, value)
 
 
 class Const(Pattern):
@@ -91,13 +95,7 @@ class Const(Pattern):
         if self.name is None:
             yield
             return
-        if self.name in bound.values:
-            if bound.values[self.name] is value:
-                yield
-            return
-        bound.values[self.name] = value
-        yield
-        del bound.values[self.name]
+        yield from bound.bind(self.name, value)
 
 
 class Op(Pattern):

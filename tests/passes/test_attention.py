@@ -361,3 +361,10 @@ def test_numbers_agree(
     result = check(Attention(), graph(body, inputs=inputs, constants=constants, output=output))
     assert any(node.op_type == "Attention" for node in result.graph)
     assert any(node.op_type == "Transpose" for node in result.graph) != join
+
+
+def test_refuses_values_of_a_dynamic_size() -> None:
+    """ONNX's shape inference takes the size of such a value for 0, and what reads the result no longer loads."""
+    before = """g (float[2,3,N] x) => (float[2,3,N] y) <float half={0.5}> {
+        t = Transpose<perm=[0,2,1]>(x) d = MatMul(x, t) s = Mul(d, half) w = Softmax<axis=-1>(s) y = MatMul(w, x) }"""
+    check_refuses(Attention(), before, "dynamic")

@@ -1,0 +1,82 @@
+"""Writes the outcome of a compilation as a bundle, and proves the bundle before it takes its place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from graphopt import artifact, catalog
+from graphopt.errors import GraphoptError
+from graphopt.machine import Form
+from graphopt.report import Report
+from graphopt.report_html import render
+from graphopt.selection import ORIGINAL, compare_form
+from graphopt.verify.reference import Reference
+
+
+@dataclass
+class Outcome:
+    """A finished compilation: the chosen form in a folder that lives as long as this object, and the report."""
+
+    report: Report
+    manifest: artifact.Manifest
+    folder: Path
+    reference: Reference
+
+
+def write_bundle(
+    outcome: Outcome, output: Path, *, threads: int = 0, progress: Callable[[str], None] = lambda text: None
+) -> None:
+    """Write the outcome as a bundle, load it again from disk, verify it, and only then put it in its place.
+
+    Raises:
+        BundleError: The place cannot be written.
+        GraphoptError: The bundle as written does not hold.
+    """
+    report, manifest = outcome.report, outcome.manifest
+    with artifact.replacing(output) as staging:
+        for file in sorted(outcome.folder.iterdir()):
+            _place(file, staging / file.name)
+        artifact.write_manifest(staging, manifest)
+        progress("verifying the bundle as written")
+        _verify_bundle(staging, outcome, threads)
+        report.output = str(output)
+        manifest.passes = [record.as_dict() for record in report.passes]
+        manifest.verification = report.as_dict()["verify"]
+        manifest.measurements = {"forms": [vars(form) for form in report.forms], "threads": report.threads}
+        manifest.warnings = list(report.warnings)
+        manifest.report = report.as_dict()
+        artifact.write_manifest(staging, manifest)
+        (staging / "report.html").write_text(render(report), encoding="utf-8")
+
+
+def _place(file: Path, place: Path) -> None:
+    """A hard link costs nothing where both folders share a disk; a file that is the user's own is copied."""
+    if file.stat().st_nlink == 1:
+        try:
+            place.hardlink_to(file)
+            return
+        except OSError:
+            pass
+    shutil.copyfile(file, place)
+
+
+def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
+    manifest = artifact.read_manifest(folder)
+    artifact.check_files(folder, manifest)
+    verification = outcome.report.verification
+    target = catalog.target(manifest.target)
+    if not target.probe().runnable:
+        verification.status = "verified, not run on the target"
+        return
+    form = Form("bundle", manifest.target, folder, manifest.config)
+    comparison = compare_form(form, outcome.reference, threads)
+    verification.value, verification.noise_floor = comparison.relative_error, comparison.noise_floor
+    verification.describe = comparison.describe()
+    if not comparison.ok and outcome.report.chosen != ORIGINAL:
+        raise GraphoptError(
+            f"the bundle as written does not hold: {comparison.describe()}", hint="please report this"
+        )
+    verification.status = "verified"

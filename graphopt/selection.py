@@ -1,0 +1,197 @@
+"""Which form of a model is handed out: verified as it will run, measured against the original.
+
+The original stays unless another form is measured to be no slower. A result close to a tie is measured again, and a
+knob of the target is taken only where its gain is beyond doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.errors import TargetError
+from graphopt.machine import Form, Probe
+from graphopt.report import FormTiming, Report
+from graphopt.target import Target
+from graphopt.tune.paired import Bench, Timing, Worker
+from graphopt.verify.compare import Comparison
+from graphopt.verify.reference import Reference
+
+FORM_MULTIPLE = 8.0
+ORIGINAL = "original"
+_TIE = 0.02
+_KNOB_GAIN = 0.03
+
+
+@dataclass
+class Selection:
+    """Verifies and measures the forms of one model.
+
+    Attributes:
+        targets: By name, with what was found of each.
+        reference: What forms are compared with.
+        bench: Where they run.
+        report: Receives each form's outcome.
+        seconds: Time for one comparison of forms.
+        large: Whether memory holds no two of them: then knobs are not tried.
+        models: The graph of each form, by label.
+        progress: Told what is being done.
+    """
+
+    targets: Mapping[str, tuple[Target, Probe]]
+    reference: Reference
+    bench: Bench
+    report: Report
+    seconds: float
+    large: bool = False
+    models: dict[str, ir.Model] = field(default_factory=dict)
+    progress: Callable[[str, str], None] = lambda stage, detail: None
+
+    def verify(self, form: Form) -> FormTiming:
+        """Load a form as it will be used, run it on every trial, and compare with the original."""
+        timing = FormTiming(form.label)
+        if not self.targets[form.target][1].runnable:
+            timing.note = "compiled, not run: this machine cannot run the target"
+            return timing
+        if form.label == ORIGINAL:
+            timing.verified = True
+            return timing
+        self.progress("verify", form.label)
+        try:
+            comparison = self.reference.compare(self.bench.worker(form).outputs, FORM_MULTIPLE)
+            timing.verified = comparison.ok
+            timing.note = "" if comparison.ok else comparison.describe()
+        except TargetError as error:
+            timing.note = error.message
+        if not timing.verified:
+            self.bench.drop(form)
+        return timing
+
+    def choose(self, forms: Sequence[Form], *, measure: bool = True) -> Form:
+        """The fastest verified form; the original unless another is measured to be no slower.
+
+        Args:
+            forms: From plain to special, the original first; each verified before.
+            measure: Without it, the last verified form is taken.
+        """
+        by_label = {form.label: form for form in forms}
+        if not any(probe.runnable for _, probe in self.targets.values()):
+            # Nothing can be measured here: the legalised graph was verified on the CPU.
+            return by_label.get("legalized", forms[-1])
+        candidates = [by_label[timing.label] for timing in self.report.forms if timing.verified]
+        if not measure:
+            return candidates[-1]
+        best = candidates[0]
+        tied: list[Form] = []
+        if len(candidates) > 1:
+            best, tied = self._fastest(candidates)
+        if self.large:
+            return best
+        return self._best_variant([best, *tied], candidates[0])
+
+    def _fastest(self, candidates: Sequence[Form]) -> tuple[Form, list[Form]]:
+        """The fastest form that is no slower than the original, and forms that tie with it from below."""
+        original = candidates[0]
+        timings = self._time([original, *candidates[1:]])
+        best = max(timings[1:], key=lambda timing: timing.speedup)
+        if abs(best.speedup - 1) < 3 * _TIE:
+            # Close to a tie: look again, at these two alone, before saying that it is no slower.
+            again = self._time([original, best.form])
+            timings = [
+                again[0],
+                *(timing for timing in timings[1:] if timing.form is not best.form),
+                again[1],
+            ]
+            best = again[1]
+        for timing in timings:
+            self._enter(timing)
+        if best.speedup < 1.0:
+            entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
+            entry.note = f"slower than the original: {best.describe()}"
+            self.report.warnings.append(
+                f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
+            )
+            return original, [best.form] if best.speedup > 1 - _TIE else []
+        return best.form, []
+
+    def _best_variant(self, bases: Sequence[Form], original: Form) -> Form:
+        """Try the target's knobs on the best form, and on one that ties with it.
+
+        One is taken where its gain is beyond doubt, it verifies, and it is no slower than the original.
+        """
+        best = bases[0]
+        variants = [variant for base in bases for variant in self._variants(base)]
+        latency = next((entry.milliseconds for entry in self.report.forms if entry.label == best.label), None)
+        if not variants and latency is not None:
+            return best
+        timings = self._time([best, *(variant for variant, _ in variants)])
+        bases_of = {variant.label: base for variant, base in variants}
+        for timing in sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True):
+            if timing.speedup < 1 + _KNOB_GAIN or timing.low < 1:
+                break
+            entry = self.verify(timing.form)
+            self.report.forms.append(entry)
+            if not entry.verified:
+                continue
+            confirmed = self._time([original, timing.form])
+            for measured in confirmed:
+                self._enter(measured)
+            if confirmed[1].speedup >= 1.0:
+                self.models[timing.form.label] = self.models[bases_of[timing.form.label].label]
+                return timing.form
+            entry.note = "slower than the original when measured again"
+        if latency is None:
+            self._enter(Timing(original, timings[0].milliseconds, 1.0, 1.0, 1.0, timings[0].rounds))
+        return best
+
+    def _variants(self, base: Form) -> list[tuple[Form, Form]]:
+        """Forms of ``base`` with other knobs, each with ``base``."""
+        target = self.targets[base.target][0]
+        latency = next((entry.milliseconds for entry in self.report.forms if entry.label == base.label), None)
+        return [
+            (
+                Form(
+                    f"{base.label}, {knobs['label']}",
+                    base.target,
+                    base.folder,
+                    {**base.config, **_without_label(knobs)},
+                ),
+                base,
+            )
+            for knobs in target.variants(self.models[base.label], latency)[1:]
+        ]
+
+    def _time(self, forms: Sequence[Form]) -> list[Timing]:
+        return self.bench.time(
+            forms,
+            seconds=self.seconds,
+            progress=lambda text: self.progress("measure", text),
+        )
+
+    def _enter(self, timing: Timing) -> None:
+        entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
+        entry.milliseconds, entry.speedup = timing.milliseconds, timing.speedup
+        entry.low, entry.high, entry.rounds = timing.low, timing.high, timing.rounds
+
+
+def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in knobs.items() if key != "label"}
+
+
+def compare_form(
+    form: Form, reference: Reference, threads: int, multiple: float = FORM_MULTIPLE
+) -> Comparison:
+    """Run a form in a process of its own on every trial and compare.
+
+    Raises:
+        TargetError: It does not load or run.
+    """
+    worker = Worker(form, None, threads)
+    try:
+        worker.wait_ready()
+        return reference.compare(worker.outputs, multiple)
+    finally:
+        worker.close()
