@@ -244,10 +244,10 @@ class Compilation:
             why = comparison.describe()
             held = comparison.ok
         except GraphoptError as error:
-            held, why = False, error.message
+            held, why = False, f"it cannot be run: {error.message}"
         if not held:
             report.warnings.append(
-                f"raising the model from opset {captured.source_opset} changed it ({why}); it is left as it was"
+                f"raised from opset {captured.source_opset}, the model does not hold ({why}); it is left as it was"
             )
         return held
 

@@ -110,7 +110,7 @@ class Selection:
             self._enter(timing)
         if best.speedup < 1.0:
             entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
-            entry.note = f"slower than the original: {best.describe()}"
+            entry.note = f"not as fast as the original: {best.describe()}"
             self.report.warnings.append(
                 f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
             )
@@ -142,7 +142,7 @@ class Selection:
             if confirmed[1].speedup >= 1.0:
                 self.models[timing.form.label] = self.models[bases_of[timing.form.label].label]
                 return timing.form
-            entry.note = "slower than the original when measured again"
+            entry.note = "not as fast as the original when measured again"
         if latency is None:
             self._enter(Timing(original, timings[0].milliseconds, 1.0, 1.0, 1.0, timings[0].rounds))
         return best

@@ -27,6 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catalog",),
     ("artifact", "report_html", "tune", "zoo"),
     ("runtime",),
+    ("selection",),
+    ("bundle",),
     ("compiler",),
     ("api",),
     ("cli",),
