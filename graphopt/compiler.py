@@ -40,6 +40,8 @@ from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
+_HEAVY_BYTES = 256 << 20
+_CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
 class Progress(Protocol):
@@ -288,8 +290,9 @@ class Compilation:
             return []
         passes = [*catalog.expand(tuple(map(PassSpec, target.groups))), *target.legalization()]
         legal, records = self._manager(passes, reference, target.allowed_domains()).run(optimized)
-        changed = any(record.status in (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE) for record in records)
-        if not changed or not (self._large or all(record.numerics is Numerics.EXACT for record in records)):
+        changed = any(record.status in _CHANGED for record in records)
+        exact = all(record.numerics is Numerics.EXACT for record in records if record.status in _CHANGED)
+        if not changed or not (self._large or exact):
             add("optimized", optimized, base / "optimized")
         if changed:
             add("legalized", legal, base / "legalized")

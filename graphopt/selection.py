@@ -36,7 +36,7 @@ class Selection:
         bench: Where they run.
         report: Receives each form's outcome.
         seconds: Time for one comparison of forms.
-        large: Whether memory holds no two of them: then knobs are not tried.
+        try_knobs: Whether the target's knobs are tried; not for models that take long to load.
         models: The graph of each form, by label.
         progress: Told what is being done.
     """
@@ -46,7 +46,7 @@ class Selection:
     bench: Bench
     report: Report
     seconds: float
-    large: bool = False
+    try_knobs: bool = True
     models: dict[str, ir.Model] = field(default_factory=dict)
     progress: Callable[[str, str], None] = lambda stage, detail: None
 
@@ -88,7 +88,7 @@ class Selection:
         tied: list[Form] = []
         if len(candidates) > 1:
             best, tied = self._fastest(candidates)
-        if self.large:
+        if not self.try_knobs:
             return best
         return self._best_variant([best, *tied], candidates[0])
 
