@@ -84,19 +84,20 @@ class Simplify(Pass):
     native: ClassVar[bool] = True
     Options: ClassVar[type[Any]] = SimplifyOptions
 
+    def declines(self, model: ir.Model) -> str:
+        """Graphs that are too large, and interfaces of unknown rank."""
+        nodes = sum(1 for _ in model.graph.all_nodes())
+        if nodes > self.options.max_nodes:
+            return f"{nodes} nodes are more than max_nodes={self.options.max_nodes}: onnxsim would take too long"
+        unranked = _without_rank(model)
+        return f"onnxsim takes no interface of unknown rank: {unranked!r}" if unranked else ""
+
     def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
         """One application for the whole graph."""
         site = model.graph.name or "graph"
-        nodes = sum(1 for _ in model.graph.all_nodes())
-        if nodes > self.options.max_nodes:
-            reason = (
-                f"{nodes} nodes are more than max_nodes={self.options.max_nodes}: onnxsim would take too long"
-            )
+        reason = self.declines(model)
+        if reason:
             log.refused.append(Refusal(self.name, site, reason))
-            return False
-        unranked = _without_rank(model)
-        if unranked:
-            log.refused.append(Refusal(self.name, site, f"onnxsim takes no interface of unknown rank: {unranked!r}"))
             return False
         application = Application(self.name, site)
         if not gate(application):

@@ -121,6 +121,9 @@ class PassManager:
         return model, records
 
     def _transaction(self, pass_: Pass, model: ir.Model, record: PassRecord) -> ir.Model:
+        record.reason = pass_.declines(model)
+        if record.reason:
+            return model
         peak = peak_megabytes()
         attempt = self._attempt(pass_, model, record, allow_all)
         denied: set[Application] = set()
