@@ -301,23 +301,23 @@ def test_a_failed_compile_leaves_the_old_bundle(
     cli: Any, fails: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("compile", "model.onnx", *FAST).code == 0
-    from graphopt import compiler
+    from graphopt import bundle
     from graphopt.errors import GraphoptError
 
     def refuse(*arguments: Any) -> None:
         raise GraphoptError("the bundle as written does not hold: output 'y' differs")
 
-    monkeypatch.setattr(compiler, "_verify_bundle", refuse)
+    monkeypatch.setattr(bundle, "_verify_bundle", refuse)
     fails("compile", "model.onnx", *FAST, code=1, says="the bundle as written does not hold")
 
 
 def test_a_full_disk_is_named(fails: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt import compiler
+    from graphopt import bundle
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device", "/tmp/x")
 
-    monkeypatch.setattr(compiler, "_verify_bundle", full)
+    monkeypatch.setattr(bundle, "_verify_bundle", full)
     fails("compile", "model.onnx", *FAST, code=1, says="No space left on device: /tmp/x")
 
 
