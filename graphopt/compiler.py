@@ -36,6 +36,7 @@ from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Form, Probe, Target
 from graphopt.tune.paired import Bench
+from graphopt.verify.compare import Comparison
 from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
@@ -175,6 +176,7 @@ class Compilation:
         report.chosen = chosen.label
         report.target = chosen.target
         final = self._results[chosen.label]
+        report.verification.enter(selection.comparisons.get(_unvaried(chosen, selection.comparisons)))
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - started
         report.stages = dict(self._stages)
@@ -339,6 +341,10 @@ class Compilation:
             report.warnings.append(
                 "no real data were seen: verified on made-up inputs (give real ones with --data)"
             )
+        if reference.is_hollow:
+            report.warnings.append(
+                "no output holds a finite number on these inputs: nothing could be compared (give others with --data)"
+            )
         if reference.random_outputs:
             report.warnings.append(
                 "the model is random: not compared: " + ", ".join(sorted(reference.random_outputs))
@@ -373,6 +379,10 @@ class Compilation:
             yield
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - started
+
+
+def _unvaried(chosen: Form, known: Mapping[str, Comparison]) -> str:
+    return chosen.label if chosen.label in known else ORIGINAL
 
 
 def _was_rejected(record: PassRecord) -> bool:

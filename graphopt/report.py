@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.pipeline.record import PassRecord, PassStatus
+from graphopt.verify.compare import Comparison
 
 
 @dataclass
@@ -54,6 +55,14 @@ class Verification:
     synthetic: bool = True
     random_outputs: tuple[str, ...] = ()
     describe: str = ""
+
+    def enter(self, comparison: Comparison | None) -> None:
+        """Take over the outcome of comparing the chosen form, before it is saved and compared again."""
+        if comparison is None:
+            return
+        self.status = "verified" if comparison.ok else "not verified"
+        self.value = comparison.relative_error if comparison.ok else None
+        self.noise_floor, self.describe = comparison.noise_floor, comparison.describe()
 
 
 @dataclass

@@ -73,6 +73,22 @@ class Reference:
         """Whether no real data were seen."""
         return all(trial.synthetic for trial in self.trials)
 
+    @property
+    def is_hollow(self) -> bool:
+        """Whether no output of any trial holds a finite number, so that nothing can be compared."""
+        arrays = [
+            array
+            for trial in self.trials
+            for array in trial.outputs.values()
+            if isinstance(array, np.ndarray)
+        ]
+        floats = [array for array in arrays if array.dtype.kind == "f" and array.size]
+        return (
+            bool(floats)
+            and len(floats) == len(arrays)
+            and not any(np.isfinite(array).any() for array in floats)
+        )
+
     def compare(self, run: Callable[[Feeds], Mapping[str, Array]], multiple: float) -> Comparison:
         """Run something on every trial and compare with the original.
 
