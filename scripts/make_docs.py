@@ -73,7 +73,7 @@ def passes_page() -> str:
     """docs/passes.md"""
     parts = [NOTE, PASSES_HEAD, "\n## Pipelines and groups\n"]
     parts += [
-        f"- `{name}`: {', '.join(groups) or 'no pass, the model as it is'}\n"
+        f"- `{name}`: {', '.join(groups) or 'no pass of the graph; what the target itself needs still runs'}\n"
         for name, groups in PIPELINES.items()
     ]
     listed: set[str] = set()
