@@ -72,7 +72,8 @@ def spec_of(value: ir.Value) -> TensorSpec:
         dtype = "undefined" if value.type is None else type(value.type).__name__.lower()
     dims: tuple[int | str | None, ...] | None = None
     if value.shape is not None:
-        dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        # Some exporters write -1 for a dimension that may vary.
+        dims = tuple((dim if dim >= 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape)
     return TensorSpec(value.name or "", dtype, dims)
 
 

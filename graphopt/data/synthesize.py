@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.data.interface import Array, Feeds, TensorSpec, inputs_of
+from graphopt.data.interface import Array, Feeds, TensorSpec, inputs_of, spec_of
 from graphopt.ir import facts
 
 _KEEPS_VALUES = frozenset(
@@ -131,10 +131,9 @@ def feeds_for(
         assert value.name is not None
         if value.name in model.graph.initializers:
             continue
-        spec_dims = value.shape if value.shape is not None else ()
         shape = tuple(
-            dim if isinstance(dim, int) else sizes[dimension_key(value.name, axis, dim.value)]
-            for axis, dim in enumerate(spec_dims)
+            dim if isinstance(dim, int) else sizes[dimension_key(value.name, axis, dim)]
+            for axis, dim in enumerate(spec_of(value).dims or ())
         )
         array = array_for(value, shape, rng, plain=plain)
         if edge and array.ndim >= 2 and _looks_like_mask(value):

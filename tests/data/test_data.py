@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graphopt.data.interface import TensorSpec, check_feeds, inputs_of
@@ -119,6 +120,9 @@ def test_several_sizes_of_each_dynamic_dimension() -> None:
     tried = list(size_candidates(model))
     assert all(sizes.keys() == {"batch", "h", "w"} for sizes in tried)
     assert len({sizes["h"] for sizes in tried}) > 3 and len({sizes["batch"] for sizes in tried}) > 1
+    assert [str(spec) for spec in inputs_of(model)] == ["x: float[batch,3,h,w]"]
+    model.graph.inputs[0].shape = ir.Shape([-1, 3, -1, 8])
+    assert next(size_candidates(model)).keys() == {"x[0]", "x[2]"}
+    assert feeds_for(model, {"x[0]": 2, "x[2]": 5}, seed=0)["x"].shape == (2, 3, 5, 8)
     static = model_from_text("g (float[2,3] x) => (float[2,3] y) { y = Relu(x) }")
     assert list(size_candidates(static)) == [{}]
-    assert [str(spec) for spec in inputs_of(model)] == ["x: float[batch,3,h,w]"]
