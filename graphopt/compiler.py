@@ -36,7 +36,6 @@ from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Form, Probe, Target
 from graphopt.tune.paired import Bench
-from graphopt.verify.compare import Comparison
 from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
@@ -176,7 +175,7 @@ class Compilation:
         report.chosen = chosen.label
         report.target = chosen.target
         final = self._results[chosen.label]
-        report.verification.enter(selection.comparisons.get(_unvaried(chosen, selection.comparisons)))
+        report.verification.enter(selection.comparisons.get(chosen.label))
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - started
         report.stages = dict(self._stages)
@@ -379,10 +378,6 @@ class Compilation:
             yield
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - started
-
-
-def _unvaried(chosen: Form, known: Mapping[str, Comparison]) -> str:
-    return chosen.label if chosen.label in known else ORIGINAL
 
 
 def _was_rejected(record: PassRecord) -> bool:

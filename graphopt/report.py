@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graphopt.pipeline.record import PassRecord, PassStatus
+from graphopt.pipeline.record import PassRecord
 from graphopt.verify.compare import Comparison
 
 
@@ -132,7 +132,7 @@ class Report:
                 "trials": [dict(sizes) for sizes in self.verification.trials],
                 "random_outputs": list(self.verification.random_outputs),
             },
-            "passes": [_pass_dict(record) for record in self.passes],
+            "passes": [record.as_dict() for record in self.passes],
             "nodes": {"before": self.nodes_before, "after": self.nodes_after},
             "ops": {"before": self.ops_before, "after": self.ops_after},
             "size": {"before": self.size_before, "after": self.size_after},
@@ -142,12 +142,3 @@ class Report:
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
             "warnings": list(self.warnings),
         }
-
-
-def _pass_dict(record: PassRecord) -> dict[str, Any]:
-    return record.as_dict()
-
-
-def undone(records: list[PassRecord]) -> list[PassRecord]:
-    """Passes of which something was taken back."""
-    return [record for record in records if record.status in (PassStatus.UNDONE, PassStatus.PARTLY_UNDONE)]

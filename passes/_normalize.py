@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 
@@ -90,6 +92,42 @@ def _keeps_rank(match: Match, rank: int) -> bool:
 def trailing_axis(reduced: tuple[int, ...], rank: int) -> int | None:
     """The first of the axes where they are the last ones, else None."""
     return reduced[0] if reduced == tuple(range(reduced[0], rank)) else None
+
+
+class Trailing(NamedTuple):
+    """What is normalised: the last dimensions of a tensor.
+
+    Attributes:
+        axis: The first of them.
+        rank: Of the tensor.
+        sizes: Their sizes.
+        epsilon: Added to the mean square.
+    """
+
+    axis: int
+    rank: int
+    sizes: tuple[int, ...]
+    epsilon: float
+
+
+def trailing(match: Match, x: ir.Value) -> Trailing | None:
+    """What ``match`` normalises in ``x``; None where its axes or epsilon are not such.
+
+    Raises:
+        Refuse: The axes are not the last ones, or a size is not known.
+    """
+    reduced, small = axes(match), epsilon(match)
+    if reduced is None or small is None:
+        return None
+    shape = facts.dims(x)
+    assert shape is not None
+    axis = trailing_axis(reduced, len(shape))
+    if axis is None:
+        raise match.refuse(f"the axes {reduced} are not the last ones")
+    sizes = tuple(dim for dim in shape[axis:] if dim is not None)
+    if len(sizes) != len(reduced):
+        raise match.refuse("the size of a normalised dimension is not known")
+    return Trailing(axis, len(shape), sizes, small)
 
 
 def spread_to(array: facts.Array, wanted: tuple[int, ...], rank: int) -> facts.Array | None:

@@ -46,30 +46,27 @@ class LayerNorm(PatternRewrite):
         if "inner" in match:
             return _half(match, build) if match.root.op_type == "Cast" else _affine(match, build)
         x, root = match.value("x"), match.root.outputs[0]
-        reduced, epsilon = normalize.axes(match), normalize.epsilon(match)
-        if reduced is None or epsilon is None:
+        region = normalize.trailing(match, x)
+        if region is None:
             return None
-        shape = facts.dims(x)
-        assert shape is not None
-        axis = normalize.trailing_axis(reduced, len(shape))
-        if axis is None:
-            raise match.refuse(f"the axes {reduced} are not the last ones")
-        wanted = tuple(dim for dim in shape[axis:] if dim is not None)
-        if len(wanted) != len(reduced):
-            raise match.refuse("the size of a normalised dimension is not known")
-        scale = np.ones(wanted)
+        scale = np.ones(region.sizes)
         bias: facts.Array | None = None
         if "beta" in match:
-            bias = normalize.spread_to(match.array("beta"), wanted, len(shape))
+            bias = normalize.spread_to(match.array("beta"), region.sizes, region.rank)
             gamma = match.array("gamma") if "gamma" in match else scale
-            spread = normalize.spread_to(gamma, wanted, len(shape))
+            spread = normalize.spread_to(gamma, region.sizes, region.rank)
             if spread is None or bias is None:
                 raise match.refuse("gamma or beta reach beyond the normalised dimensions")
             scale = spread
         operands = [scale] if bias is None else [scale, bias]
         constants = [normalize.rounded(array, root) for array in operands]
         return build.op(
-            "LayerNormalization", x, *constants, like=root, axis=axis - len(shape), epsilon=epsilon
+            "LayerNormalization",
+            x,
+            *constants,
+            like=root,
+            axis=region.axis - region.rank,
+            epsilon=region.epsilon,
         )
 
 

@@ -36,19 +36,13 @@ class RmsNorm(PatternRewrite):
         if "inner" in match:
             return _half(match, build) if match.root.op_type == "Cast" else _scaled(match, build)
         x, root = match.value("x"), match.root.outputs[0]
-        reduced, epsilon = normalize.axes(match), normalize.epsilon(match)
-        if reduced is None or epsilon is None:
+        region = normalize.trailing(match, x)
+        if region is None:
             return None
-        shape = facts.dims(x)
-        assert shape is not None
-        axis = normalize.trailing_axis(reduced, len(shape))
-        if axis is None:
-            raise match.refuse(f"the axes {reduced} are not the last ones")
-        wanted = tuple(dim for dim in shape[axis:] if dim is not None)
-        if len(wanted) != len(reduced):
-            raise match.refuse("the size of a normalised dimension is not known")
-        scale = normalize.rounded(np.ones(wanted), root)
-        return build.op("RMSNormalization", x, scale, like=root, axis=axis - len(shape), epsilon=epsilon)
+        scale = normalize.rounded(np.ones(region.sizes), root)
+        return build.op(
+            "RMSNormalization", x, scale, like=root, axis=region.axis - region.rank, epsilon=region.epsilon
+        )
 
 
 def _scaled(match: Match, build: Builder) -> ir.Value | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +23,7 @@ from graphopt.errors import GraphoptError, PassFailedError
 from graphopt.ir import check as ir_check
 from graphopt.ir import model as ir_model
 from graphopt.ir import shapes
-from graphopt.pipeline.base import Pass, replace_content
+from graphopt.pipeline.base import Pass
 from graphopt.pipeline.isolate import run_isolated, time_limit
 from graphopt.pipeline.record import PassRecord, PassStatus, Undone
 from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
@@ -100,7 +100,6 @@ class PassManager:
     limits: Limits = field(default_factory=Limits)
     allow_domains: frozenset[str] = frozenset()
     repro_dir: Path | None = None
-    compare_multiple: Callable[[Pass], float] | None = None
     _spare: tuple[ir.Model, ir.Model] | None = field(default=None, init=False, repr=False)
     _accepted: list[Feeds] | None = field(default=None, init=False, repr=False)
 
@@ -225,8 +224,6 @@ class PassManager:
         attempt.comparison = whole if own.ok else own
 
     def _multiple(self, pass_: Pass) -> float:
-        if self.compare_multiple is not None:
-            return self.compare_multiple(pass_)
         return ALLOWED_MULTIPLE.get(pass_.numerics, ALLOWED_MULTIPLE[Numerics.REASSOCIATES])
 
     def _find_culprit(
@@ -323,4 +320,4 @@ def _why_nothing(log: RewriteLog, record: PassRecord) -> str:
     return "nothing in the graph matches"
 
 
-__all__ = ["ALLOWED_MULTIPLE", "Limits", "Listener", "PassManager", "count_nodes", "replace_content"]
+__all__ = ["ALLOWED_MULTIPLE", "Limits", "Listener", "PassManager", "count_nodes"]

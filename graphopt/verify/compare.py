@@ -28,7 +28,6 @@ class Status(enum.Enum):
     IDENTICAL = "identical"
     WITHIN_NOISE = "within noise"
     DIFFERENT = "different"
-    NOT_COMPARABLE = "not comparable"
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ def compare(
     return Comparison(tuple(differences.values()), multiple)
 
 
-_ORDER = (Status.IDENTICAL, Status.NOT_COMPARABLE, Status.WITHIN_NOISE, Status.DIFFERENT)
+_ORDER = (Status.IDENTICAL, Status.WITHIN_NOISE, Status.DIFFERENT)
 
 
 def _worse(left: OutputDifference, right: OutputDifference) -> OutputDifference:
