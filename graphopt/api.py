@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from graphopt.errors import UsageError
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.record import PassRecord
 from graphopt.pipeline.spec import PassSpec, parse
+from graphopt.proposals import Budget
 from graphopt.report import Report
 from graphopt.rewrite import Numerics
 from graphopt.runtime import LoadedModel, load
+from graphopt.verify.budget import find_metric, parse_drop
 
 
 class CompiledModel:
@@ -90,6 +93,9 @@ def compile(
     data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
     max_drop: float | str | None = None,
     metric: str | Callable[..., float] | None = None,
+    synthetic_calibration: bool = False,
+    best_effort: bool = False,
+    transform: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     tune: str | float | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     seed: int = 0,
@@ -107,8 +113,13 @@ def compile(
         passes: Names, groups or pipelines with options as on the command line, and pass objects.
         example_inputs: For a ``torch`` module: its inputs, a tuple or a mapping.
         data: Real inputs to verify on: a ``.npz`` file, a folder, or samples; made-up inputs where None.
-        max_drop, metric: The budget of lossy passes. No pass of this version is lossy, so giving one is an error
-            unless a plugin's pass among ``passes`` is.
+        max_drop: What lossy passes may lose of ``metric`` on held-out data, as ``"1%"`` or 0.01 (the default).
+        metric: A name (``sqnr``, the default, ``cosine``, ``top1``, ``ctc``, ``f1``), ``"file.py:function"``, or a
+            function of outputs (one mapping for each sample) and, if it takes two arguments, of labels, which are the
+            entries of ``data`` that are no inputs. More is better.
+        synthetic_calibration: Let lossy passes calibrate on made-up inputs where there are no data.
+        best_effort: Hand out the nearest result where the budget cannot be kept, instead of raising.
+        transform: Applied to each entry of ``data`` before it is read (names to arrays in, the same out).
         tune: Time for measuring the forms of the model, as ``"30s"`` or in seconds.
         input_shapes: Sizes to specialise dynamic dimensions to, by input.
         seed: Of made-up inputs; the same seed gives the same result.
@@ -121,13 +132,14 @@ def compile(
         GraphoptError: A message that names what is wrong and the next step.
     """
     specs = as_specs(passes)
-    if max_drop is not None or metric is not None:
-        expanded = catalog.expand(specs)
-        if not any(pass_.numerics is Numerics.LOSSY for pass_ in expanded):
-            raise UsageError(
-                "max_drop and metric are the budget of lossy passes, and none of the passes is lossy",
-                hint="leave them out: the result is held to the model's own noise floor",
-            )
+    lossy = any(pass_.numerics is Numerics.LOSSY for pass_ in catalog.expand(specs))
+    if not lossy and (max_drop is not None or metric is not None or best_effort or synthetic_calibration):
+        raise UsageError(
+            "max_drop, metric, best_effort and synthetic_calibration are about lossy passes, and none of the passes is "
+            "lossy",
+            hint="leave them out (the result is held to the model's own noise floor), or add a pass: passes=fuse,quantize",
+        )
+    budget = Budget(find_metric(metric), parse_drop(max_drop), synthetic_calibration, best_effort)
     options = {
         "target": target,
         "passes": [str(spec) for spec in specs],
@@ -135,6 +147,13 @@ def compile(
         "seed": seed,
         "threads": threads,
     }
+    if lossy:
+        options |= {
+            "max_drop": budget.max_drop,
+            "metric": budget.metric.name,
+            "synthetic_calibration": synthetic_calibration,
+            "best_effort": best_effort,
+        }
     request = Request(
         model=model,
         target=target,
@@ -148,10 +167,17 @@ def compile(
         seed=seed,
         threads=threads,
         repro_dir=None if repro_dir is None else Path(repro_dir),
+        budget=budget,
+        transform=transform,
         options=options,
     )
     if tune is not None:
-        request.measure_seconds = parse_budget(tune)
+        seconds = parse_budget(tune)
+        request.measure_seconds = seconds
+        if lossy:
+            # Searching takes the larger part, measuring what was found the rest.
+            request.measure_seconds = seconds / 6
+            request.budget = dataclasses.replace(budget, seconds=seconds / 2)
     return CompiledModel(Compilation(request, progress).run(), threads)
 
 

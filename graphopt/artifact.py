@@ -193,14 +193,22 @@ def check_writable(output: Path) -> None:
     """Raise a BundleError now where a bundle could not be written to ``output`` later."""
     parent = Path(os.path.abspath(output)).parent
     if not parent.is_dir():
+        what = "is a file, not a folder" if parent.exists() else "does not exist"
         raise BundleError(
-            f"cannot write {output}: the folder {parent} does not exist", hint="create it first"
+            f"cannot write {output}: the folder {parent} {what}",
+            hint="choose another output with -o" if parent.exists() else "create it first",
         )
     if output.exists() and not (
         output.is_dir() and ((output / MANIFEST).exists() or not any(output.iterdir()))
     ):
         raise BundleError(
             f"cannot write {output}: it exists and is no bundle", hint="choose another output with -o"
+        )
+    if output.suffix.lower() == ".onnx" and not output.exists():
+        bundle = output.with_suffix(SUFFIX)
+        raise BundleError(
+            f"cannot write {output}: a bundle is a folder, not an .onnx file",
+            hint=f"write {bundle} instead (-o {bundle}): the ONNX file lies in it, as {bundle / 'model.onnx'}",
         )
     try:
         with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=parent):

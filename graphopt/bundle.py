@@ -10,20 +10,26 @@ from pathlib import Path
 from graphopt import artifact, catalog
 from graphopt.errors import GraphoptError
 from graphopt.machine import Form
-from graphopt.report import Report
+from graphopt.report import NOT_RUN, Report
 from graphopt.report_html import render
-from graphopt.selection import ORIGINAL, compare_form
+from graphopt.selection import ORIGINAL, compare_form, judge_form
+from graphopt.verify.budget import Evaluation
 from graphopt.verify.reference import Reference
 
 
 @dataclass
 class Outcome:
-    """A finished compilation: the chosen form in a folder that lives as long as this object, and the report."""
+    """A finished compilation: the chosen form in a folder that lives as long as this object, and the report.
+
+    Attributes:
+        evaluation: What the chosen form is held to where it is lossy; None where it is held to the noise floor.
+    """
 
     report: Report
     manifest: artifact.Manifest
     folder: Path
     reference: Reference
+    evaluation: Evaluation | None = None
 
 
 def write_bundle(
@@ -69,9 +75,12 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
     verification = outcome.report.verification
     target = catalog.target(manifest.target)
     if not target.probe().runnable:
-        verification.status = "verified, not run on the target"
+        verification.status = NOT_RUN
         return
     form = Form("bundle", manifest.target, folder, manifest.config)
+    if outcome.evaluation is not None:
+        _judge_bundle(form, outcome.evaluation, outcome, threads)
+        return
     comparison = compare_form(form, outcome.reference, threads)
     verification.value, verification.noise_floor = comparison.relative_error, comparison.noise_floor
     verification.describe = comparison.describe()
@@ -87,3 +96,14 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
         f"the original itself gives other numbers on {manifest.target} than in the reference run: "
         f"{comparison.describe()}"
     )
+
+
+def _judge_bundle(form: Form, evaluation: Evaluation, outcome: Outcome, threads: int) -> None:
+    judgement = judge_form(form, evaluation, threads)
+    found = outcome.report.verification
+    was_over = found.budget is not None and found.status != "verified"
+    found.judge(judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out)
+    if not judgement.ok and not was_over:
+        raise GraphoptError(
+            f"the bundle as written breaks its budget: {judgement.describe()}", hint="please report this"
+        )

@@ -26,18 +26,25 @@ if TYPE_CHECKING:
 TARGETS: Mapping[str, str] = {
     "ort-cpu": "graphopt.targets.ort.target:OrtTarget",
     "ort-cuda": "graphopt.targets.ort.target:OrtTarget",
+    "openvino": "graphopt.targets.openvino.target:OpenVinoTarget",
 }
 RUNTIMES: Mapping[str, str] = {
     "ort-cpu": "graphopt.targets.ort.executable:OrtRuntime",
     "ort-cuda": "graphopt.targets.ort.executable:OrtRuntime",
+    "openvino": "graphopt.targets.openvino.executable:OpenVinoRuntime",
 }
 """What loads a bundle, without the compiler."""
 
 TARGET_GROUPS: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("ort-cpu",),
+    "cpu": ("ort-cpu", "openvino"),
     "cuda": ("ort-cuda",),
-    "auto": ("ort-cuda", "ort-cpu"),
+    "auto": ("ort-cuda", "ort-cpu", "openvino"),
 }
+
+_OTHER_NAMES: Mapping[str, str] = {
+    "gpu": "cuda", "ort-gpu": "ort-cuda", "nvidia": "cuda", "ort": "ort-cpu", "onnxruntime": "ort-cpu", "x86": "cpu",
+}  # fmt: skip
+"""What other tools call a target."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,9 @@ def _group(name: str, spec: PassSpec, done: set[str]) -> list[Pass]:
     members = [member for stage in group.stages for member in stage.members]
     for disabled in options.disable:
         if disabled not in members:
-            raise UnknownNameError(f"member of {name!r} to disable", disabled, set(members))
+            raise UnknownNameError(
+                f"member of {name!r} to disable", disabled, set(members), hint="graphopt passes lists them"
+            )
     return passes + group.build(pass_class, frozenset(options.disable))
 
 
@@ -157,7 +166,9 @@ def _pass_entry(name: str, origin: str) -> Entry:
     except Exception as error:
         return Entry(name, origin, error=str(error).splitlines()[0])
     module = importlib.import_module(found.__module__)
-    text = module.__doc__ if origin == "built-in" else found.__doc__ or module.__doc__
+    # The module's docstring begins with the algebra; where several share a file, that of the class does.
+    own = found.__doc__ or ""
+    text = module.__doc__ if origin == "built-in" and "==>" not in own else own or module.__doc__
     summary = (text or "").strip().split("\n\n")[0].replace("\n", " ")
     numerics = getattr(getattr(found, "numerics", None), "value", "")
     return Entry(name, origin, summary, numerics)
@@ -198,7 +209,9 @@ def target(name: str) -> Target:
             ) from error
         return made
     known = [*TARGETS, *TARGET_GROUPS, *plugins]
-    raise UnknownNameError("target", name, known, hint="graphopt targets lists them")
+    lower = name.lower()
+    meant = lower if lower in known else _OTHER_NAMES.get(lower, "")
+    raise UnknownNameError("target", name, known, meant=meant, hint="graphopt targets lists them")
 
 
 def targets_of(name: str) -> list[Target]:

@@ -22,20 +22,24 @@ from graphopt import artifact, catalog
 from graphopt._version import __version__
 from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
+from graphopt.data.dataset import Dataset
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of, outputs_of
 from graphopt.data.load import samples
 from graphopt.errors import GraphoptError, TargetError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.ir.hash import content_hash
+from graphopt.lossy import LossyPass
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.manager import Limits, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
-from graphopt.report import Report
+from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
+from graphopt.report import FormTiming, Report
 from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Form, Probe, Target
 from graphopt.tune.paired import Bench
+from graphopt.verify.budget import Evaluation, find_metric, parse_drop
 from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
@@ -79,6 +83,8 @@ class Request:
         target: A target, or a group of targets.
         passes: Specifications and Python objects, in order.
         measure_seconds: Time for measuring the forms.
+        budget: Of lossy passes; None stands for the default budget.
+        transform: Applied to each sample of the data.
         verify_only: Run the passes and verification, but time nothing and write nothing.
     """
 
@@ -93,6 +99,8 @@ class Request:
     threads: int = 0
     measure_seconds: float = 3.0
     time_forms: bool = True
+    budget: Budget | None = None
+    transform: Any = None
     repro_dir: Path | None = None
     limits: Limits = field(default_factory=Limits)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -113,6 +121,7 @@ class Compilation:
         self._stages: dict[str, float] = {}
         self._results: dict[str, ir.Model] = {}
         self._large = False
+        self._left_out: list[FormTiming] = []
 
     def run(self) -> Outcome:
         """Compile.
@@ -132,14 +141,16 @@ class Compilation:
         started = time.monotonic()
         request = self.request
         targets = self._runnable_targets(catalog.targets_of(request.target))
-        by_name = {target.name: (target, probe) for target, probe in targets}
-        passes = catalog.expand(tuple(request.passes))
+        baseline = self._baseline(targets)
+        by_name = {target.name: (target, probe) for target, probe in [*baseline, *targets]}
+        passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))
         with self._stage("capture"):
             captured = self._capture(request.input_shapes)
         self._large = ir_model.nbytes(captured.original_model) > _LARGE_BYTES
         report = self._new_report(captured, targets[0][0].name)
+        dataset = self._dataset(captured, None) if lossy and not self._makes_data_up() else None
         with self._stage("reference"):
-            reference = self._reference(captured)
+            reference = self._reference(captured, dataset)
         held = self._verify_capture(captured, reference, report)
         with self._stage("passes"):
             optimized, report.passes = self._optimize(captured, passes, reference, held)
@@ -154,8 +165,20 @@ class Compilation:
                 optimized, report.passes = self._optimize(captured, passes, reference, held)
         forms: list[Form] = []
         with self._stage("legalize"):
+            for target, _ in baseline:
+                self._add_original(target, captured, forms)
             for target, _ in targets:
-                report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
+                try:
+                    report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
+                except TargetError as error:
+                    if len(targets) == 1:
+                        raise
+                    self._left_out.append(FormTiming(target.name, note=error.message))
+        proposals = None
+        if lossy and held:
+            with self._stage("lossy passes"):
+                dataset = dataset or self._dataset(captured, reference)
+                proposals = self._propose(lossy, targets, optimized, captured, dataset, forms, report)
         feeds = reference.trials[0].feeds
         with Bench(feeds, threads=request.threads, most_loaded=1 if self._large else 8) as bench:
             selection = Selection(
@@ -167,20 +190,23 @@ class Compilation:
                 self._large,
                 self._results,
                 self.progress.stage,
+                choosable=frozenset(target.name for target, _ in targets),
+                budgets={} if proposals is None else proposals.judged,
             )
             with self._stage("verify"):
-                report.forms = [selection.verify(form) for form in forms]
+                report.forms = [selection.verify(form) for form in forms] + self._left_out
             with self._stage("measure"):
                 chosen = selection.choose(forms, measure=request.time_forms)
         report.chosen = chosen.label
         report.target = chosen.target
         final = self._results[chosen.label]
         report.verification.enter(selection.comparisons.get(chosen.label))
+        evaluation = self._judge_choice(selection, chosen, lossy, proposals, report)
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - started
         report.stages = dict(self._stages)
         manifest = self._manifest(captured, report, chosen, final, dict(by_name[chosen.target][1].machine))
-        return Outcome(report, manifest, chosen.folder, reference)
+        return Outcome(report, manifest, chosen.folder, reference, evaluation)
 
     # -- the steps -------------------------------------------------------------------------------------------
 
@@ -209,7 +235,20 @@ class Compilation:
                 f"the target {self.request.target!r} is not available: {reasons}", hint="graphopt doctor"
             )
         runnable = [(target, probe) for target, probe in usable if probe.runnable]
-        return runnable or usable
+        used = runnable or usable
+        self._left_out += [
+            FormTiming(target.name, note=" ".join(probe.reason.split()))
+            for target, probe in probed
+            if not any(target is other for other, _ in used)
+        ]
+        return used
+
+    def _baseline(self, targets: Sequence[tuple[Target, Probe]]) -> list[tuple[Target, Probe]]:
+        """What runs the original to compare with, where the targets cannot: ONNX Runtime on the CPU."""
+        if targets[0][0].runs_original:
+            return []
+        target = catalog.target("ort-cpu")
+        return [(target, target.probe())]
 
     def _new_report(self, captured: Captured, target: str) -> Report:
         report = Report(
@@ -226,9 +265,105 @@ class Compilation:
         report.ops_before = ir_model.op_counts(captured.original_model)
         return report
 
-    def _reference(self, captured: Captured) -> Reference:
+    def _propose(
+        self,
+        lossy: Sequence[LossyPass],
+        targets: Sequence[tuple[Target, Probe]],
+        optimized: ir.Model,
+        captured: Captured,
+        dataset: Dataset,
+        forms: list[Form],
+        report: Report,
+    ) -> Proposals:
+        """Let the lossy passes propose forms for each target, and write these.
+
+        Raises:
+            DataError: There are no data to calibrate and judge on.
+            VerificationError: The budget cannot be kept.
+        """
+        budget = self._budget()
+        evaluation = evaluate(captured.original_model, dataset, budget, threads=self.request.threads)
+        proposals = Proposals(
+            lossy, budget, dataset, evaluation, self.request.threads, self.request.seed, self.progress.stage
+        )
+        for target, probe in targets:
+            if not probe.runnable:
+                continue
+            passes = target.legalization()
+
+            def legalize(model: ir.Model, passes: Sequence[Pass] = passes, target: Target = target) -> ir.Model:
+                domains = target.allowed_domains() | frozenset({"com.microsoft", "ai.onnx.ml"})
+                return PassManager(passes, allow_domains=domains).run(model)[0]
+
+            folder = self.work / target.name
+            found, records = proposals.propose(target, optimized, folder, legalize)
+            report.passes += records
+            for candidate, legal in found:
+                label = candidate.label if len(targets) == 1 else f"{target.name}: {candidate.label}"
+                place = folder / f"lossy-{len(forms)}"
+                place.mkdir(parents=True)
+                knobs = {**target.variants(legal, None)[0], **candidate.knobs}
+                forms.append(Form(label, target.name, place, target.emit(legal, place, knobs)))
+                self._results[label] = legal
+                proposals.judged[label] = evaluation
+        proposals.check(bool(proposals.judged))
+        report.warnings += proposals.warnings
+        if self.request.data is None:
+            report.warnings.append(
+                "calibrated and judged on made-up inputs: the accuracy on real data is unknown (give some with --data)"
+            )
+        elif not evaluation.held_out:
+            report.warnings.append(
+                "too few samples to hold some out: the result is judged on the samples that calibrated it"
+            )
+        return proposals
+
+    def _judge_choice(
+        self,
+        selection: Selection,
+        chosen: Form,
+        lossy: Sequence[LossyPass],
+        proposals: Proposals | None,
+        report: Report,
+    ) -> Evaluation | None:
+        """Enter what the chosen form scores; say so where no lossy form was chosen although one was asked for."""
+        if proposals is None:
+            return None
+        judgement = selection.judgements.get(chosen.label)
+        if judgement is not None:
+            evaluation = proposals.evaluation
+            report.verification.judge(judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out)
+            return evaluation
+        names = ", ".join(pass_.name for pass_ in lossy)
+        reasons = [f"{form.label}: {form.note}" for form in report.forms if form.label in proposals.judged and not form.verified]
+        reasons = reasons or [f"{record.name}: {record.reason}" for record in report.passes if record.name in names and record.reason]
+        why = "; ".join(reasons) or "what it proposed was measured to be no faster than the float result"
+        report.warnings.append(f"{names} is not part of the result: {why}")
+        return None
+
+    def _budget(self) -> Budget:
+        return self.request.budget or Budget(find_metric(None), parse_drop(None))
+
+    def _makes_data_up(self) -> bool:
+        return self.request.data is None and self._budget().synthetic
+
+    def _dataset(self, captured: Captured, reference: Reference | None) -> Dataset:
+        """The samples of lossy passes.
+
+        Raises:
+            DataError: There are none, and made-up ones were not allowed.
+        """
+        request = self.request
+        return dataset_for(
+            request.data, captured.model, reference,
+            synthetic=self._makes_data_up(), seed=request.seed, transform=request.transform,
+        )  # fmt: skip
+
+    def _reference(self, captured: Captured, dataset: Dataset | None = None) -> Reference:
         data: Iterator[Feeds] | None = None
-        if self.request.data is not None:
+        if dataset is not None:
+            data = (sample.feeds for sample in dataset)
+        elif self.request.data is not None:
             data = samples(
                 self.request.data, inputs_of(captured.model), optional=optional_inputs_of(captured.model)
             )
@@ -277,30 +412,37 @@ class Compilation:
     ) -> list[PassRecord]:
         """Write the forms of one target: the original, the optimised graph, and the legalised one."""
         prefix = "" if not forms else f"{target.name}: "
-
-        def add(label: str, model: ir.Model, folder: Path) -> None:
-            folder.mkdir(parents=True)
-            config = target.emit(model, folder, target.variants(model, None)[0])
-            forms.append(Form(prefix + label, target.name, folder, config))
-            self._results[prefix + label] = model
-
         base = self.work / target.name
-        if not self._link_original(captured, target, base / "original", forms, prefix):
-            add(ORIGINAL, captured.original_model, base / "original")
+        if target.runs_original or not held:
+            self._add_original(target, captured, forms)
         if not held:
             return []
-        passes = [*catalog.expand(tuple(map(PassSpec, target.groups))), *target.legalization()]
+        passes = target.legalization()
         legal, records = self._manager(passes, reference, target.allowed_domains()).run(optimized)
         changed = any(record.status in _CHANGED for record in records)
         exact = all(record.numerics is Numerics.EXACT for record in records if record.status in _CHANGED)
         if not changed or not (self._large or exact):
-            add("optimized", optimized, base / "optimized")
+            self._add_form(prefix + "optimized", target, optimized, base / "optimized", forms)
         if changed:
-            add("legalized", legal, base / "legalized")
+            self._add_form(prefix + "legalized", target, legal, base / "legalized", forms)
         return records
 
+    def _add_original(self, target: Target, captured: Captured, forms: list[Form]) -> None:
+        label = f"{target.name}: {ORIGINAL}" if forms else ORIGINAL
+        folder = self.work / target.name / "original"
+        if not (target.runs_original and self._link_original(captured, target, folder, forms, label)):
+            self._add_form(label, target, captured.original_model, folder, forms)
+
+    def _add_form(
+        self, label: str, target: Target, model: ir.Model, folder: Path, forms: list[Form]
+    ) -> None:
+        folder.mkdir(parents=True)
+        config = target.emit(model, folder, target.variants(model, None)[0])
+        forms.append(Form(label, target.name, folder, config))
+        self._results[label] = model
+
     def _link_original(
-        self, captured: Captured, target: Target, folder: Path, forms: list[Form], prefix: str
+        self, captured: Captured, target: Target, folder: Path, forms: list[Form], label: str
     ) -> bool:
         """Take the user's own file as the original's form where it lies on this disk; no weights are copied."""
         if captured.original is None or captured.kind != "onnx":
@@ -316,7 +458,6 @@ class Compilation:
         except OSError:
             shutil.rmtree(folder)
             return False
-        label = prefix + ORIGINAL
         forms.append(Form(label, target.name, folder, {"file": source.name}))
         self._results[label] = captured.original_model
         return True
@@ -411,6 +552,6 @@ def parse_budget(text: str | float) -> float:
         seconds = float(number) * units[unit]
     except ValueError:
         seconds = -1.0
-    if not seconds > 0:
+    if not 0 < seconds < float("inf"):
         raise UsageError(f"cannot read the budget {text!r}", hint="write seconds or minutes: 30s, 10m")
     return seconds

@@ -21,7 +21,10 @@ and the hint and no traceback (unless ``--debug``).
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+from graphopt import install
 
 
 class GraphoptError(Exception):
@@ -56,11 +59,14 @@ class UnknownNameError(UsageError):
         kind: What was looked up ("pass", "target", "option of pass 'fuse'", ...).
         name: The unknown name.
         known: The names that exist; the nearest ones are suggested.
+        meant: The one that is meant, where it is called otherwise elsewhere; "" where that is not known.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, meant: str = "", hint: str = ""
+    ) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        near = [meant] if meant else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if near:
             suggestion = "did you mean " + " or ".join(repr(candidate) for candidate in near) + "?"
         elif names:
@@ -109,7 +115,7 @@ class MissingExtraError(GraphoptError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed", hint=f"install it: pip install 'graphopt[{extra}]'")
+        super().__init__(f"{package} is not installed", hint=f"install it: {install.command(extra)}")
         self.package = package
         self.extra = extra
 
@@ -128,3 +134,16 @@ class TargetError(GraphoptError):
 
 class BundleError(GraphoptError):
     """A bundle on disk is damaged, needs what this machine lacks, or cannot be written."""
+
+
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:|"
+    # A place in ONNX Runtime's source, and the signature of the function there.
+    r"/onnxruntime_src/\S+( (?=[^()]*::)[^()]*\((?:[^()]|\([^()]*\))*\)( const)?)?"
+)
+
+
+def shorten(error: BaseException, limit: int = 600) -> str:
+    """The message of an error of ONNX Runtime on one line, without its codes, temporary files and source locations."""
+    text = " ".join(_NOISE.sub("", " ".join(str(error).split())).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,29 @@ class Form:
     config: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that a loaded model runs.
+
+    Attributes:
+        node: Name of the node as the backend knows it, without what it adds to names.
+        op: Operator.
+        outputs: Names of the tensors that it makes.
+        readers: Names of the nodes that read these.
+        integer: Whether its arithmetic is on integers.
+        provider: Of ONNX Runtime, or the backend's name for the implementation.
+        milliseconds: Median over runs; 0 where nothing was run.
+    """
+
+    node: str
+    op: str
+    outputs: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    integer: bool = False
+    provider: str = ""
+    milliseconds: float = 0.0
+
+
 class Executable(Protocol):
     """A loaded model."""
 
@@ -71,4 +94,24 @@ class Runtime(Protocol):
 
         Raises:
             TargetError: The backend rejects it, or this machine lacks what it needs.
+        """
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A runtime that can say which kernels a model really runs, and for how long."""
+
+    def kernels(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        feeds: Mapping[str, npt.NDArray[Any]],
+        *,
+        threads: int = 0,
+        runs: int = 10,
+    ) -> Sequence[Kernel]:
+        """The kernels in the order in which they run; to be called in a process of its own.
+
+        Raises:
+            TargetError: As for :meth:`Runtime.load`.
         """

@@ -17,7 +17,6 @@ PASSES: Mapping[str, str] = {
     "add-into-bias": "graphopt.passes.add_into_bias:AddIntoBias",
     "add-zero": "graphopt.passes.no_op_arithmetic:AddZero",
     "affine-after-pool": "graphopt.passes.affine_after_pool:AffineAfterPool",
-    "affine-to-batchnorm": "graphopt.passes.affine_to_batchnorm:AffineToBatchNorm",
     "attention": "graphopt.passes.attention:Attention",
     "attention-bias": "graphopt.passes.attention_bias:AttentionBias",
     "attention-scale": "graphopt.passes.attention_scale:AttentionScale",
@@ -27,7 +26,6 @@ PASSES: Mapping[str, str] = {
     "concat-chain": "graphopt.passes.concat_chain:ConcatChain",
     "consecutive-linear": "graphopt.passes.consecutive_linear:ConsecutiveLinear",
     "constant-fold": "graphopt.passes.constant_fold:ConstantFold",
-    "convtranspose-to-depth": "graphopt.passes.convtranspose_to_depth:ConvTransposeToDepth",
     "cse": "graphopt.passes.cse:CommonSubexpressions",
     "dead-code": "graphopt.passes.dead_code:DeadCode",
     "div-to-mul": "graphopt.passes.div_to_mul:DivToMul",
@@ -50,6 +48,7 @@ PASSES: Mapping[str, str] = {
     "onnxsim": "graphopt.passes.simplify:Simplify",
     "pad-into-conv": "graphopt.passes.pad_into_conv:PadIntoConv",
     "prelu": "graphopt.passes.prelu:PRelu",
+    "quantize": "graphopt.passes.quantize:Quantize",
     "relu-chain": "graphopt.passes.relu_chain:ReluChain",
     "reshape-chain": "graphopt.passes.reshape_chain:ReshapeChain",
     "residual-bias": "graphopt.passes.residual_bias:ResidualBias",
@@ -208,14 +207,11 @@ _FUSE = (
     Stage("dead-code", ("dead-code",)),
 )
 
-_BLOCKED = (Stage("blocked layout", ("affine-to-batchnorm", "convtranspose-to-depth")),)
-
 GROUPS: Mapping[str, Group] = {
     "fold": Group(_FOLD),
     "fuse": Group(_FUSE, requires=("fold",)),
-    "blocked": Group(_BLOCKED),
 }
-"""``blocked`` serves backends with a blocked convolution layout; their targets ask for it, after ``fuse``."""
+"""What serves one backend only is part of its target's legalisation."""
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "O0": (),

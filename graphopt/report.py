@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.pipeline.record import PassRecord
+from graphopt.verify.budget import Judgement
 from graphopt.verify.compare import Comparison
+
+NOT_RUN = "verified, not run on the target"
+"""Status of a verification by ONNX Runtime on the CPU, for a target that the machine lacks."""
 
 
 @dataclass
@@ -55,6 +59,24 @@ class Verification:
     synthetic: bool = True
     random_outputs: tuple[str, ...] = ()
     describe: str = ""
+    budget: dict[str, Any] | None = None
+    """Of a lossy result: the metric, its value, the original's, the drop, what is allowed, and decibels."""
+
+    def judge(self, judgement: Judgement, metric: str, samples: int, held_out: bool) -> None:
+        """Take over what a lossy form scores against its budget."""
+        self.status = "verified" if judgement.ok else "over the budget"
+        self.metric, self.value, self.noise_floor = metric, judgement.value, None
+        self.describe = judgement.describe()
+        self.budget = {
+            "metric": metric,
+            "value": judgement.value,
+            "original": judgement.original,
+            "drop": judgement.drop,
+            "allowed": judgement.allowed,
+            "decibels": judgement.decibels,
+            "samples": samples,
+            "held_out": held_out,
+        }
 
     def enter(self, comparison: Comparison | None) -> None:
         """Take over the outcome of comparing the chosen form, before it is saved and compared again."""
@@ -131,6 +153,7 @@ class Report:
                 "synthetic": self.verification.synthetic,
                 "trials": [dict(sizes) for sizes in self.verification.trials],
                 "random_outputs": list(self.verification.random_outputs),
+                "budget": self.verification.budget,
             },
             "passes": [record.as_dict() for record in self.passes],
             "nodes": {"before": self.nodes_before, "after": self.nodes_after},

@@ -70,13 +70,14 @@ def load(path: str | Path, *, threads: int = 0, check: bool = True) -> LoadedMod
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    _check_machine(folder, manifest)
+    check_machine(folder, manifest)
     if check:
         check_files(folder, manifest)
     return LoadedModel(folder, manifest, threads=threads)
 
 
-def _check_machine(folder: Path, manifest: Manifest) -> None:
+def check_machine(folder: Path, manifest: Manifest) -> None:
+    """Raise a BundleError that says why, where this machine cannot run the bundle in ``folder``."""
     probe = catalog.runtime(manifest.target).probe()
     if not probe.available or not probe.runnable:
         raise BundleError(

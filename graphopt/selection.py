@@ -17,6 +17,7 @@ from graphopt.machine import Form, Probe
 from graphopt.report import FormTiming, Report
 from graphopt.target import Target
 from graphopt.tune.paired import Bench, Timing, Worker
+from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.compare import Comparison
 from graphopt.verify.reference import Reference
 
@@ -39,7 +40,10 @@ class Selection:
         try_knobs: Whether the target's knobs are tried; not for models that take long to load.
         models: The graph of each form, by label.
         progress: Told what is being done.
+        choosable: Names of the targets that were asked for; forms of others are measured only. Empty for all.
         comparisons: Of each form that ran, by label.
+        budgets: What a lossy form is held to instead of the noise floor, by label.
+        judgements: Of each lossy form that ran, by label.
     """
 
     targets: Mapping[str, tuple[Target, Probe]]
@@ -50,7 +54,10 @@ class Selection:
     try_knobs: bool = True
     models: dict[str, ir.Model] = field(default_factory=dict)
     progress: Callable[[str, str], None] = lambda stage, detail: None
+    choosable: frozenset[str] = frozenset()
     comparisons: dict[str, Comparison] = field(default_factory=dict)
+    budgets: Mapping[str, Evaluation] = field(default_factory=dict)
+    judgements: dict[str, Judgement] = field(default_factory=dict)
 
     def verify(self, form: Form) -> FormTiming:
         """Load a form as it will be used, run it on every trial, and compare with the original."""
@@ -60,6 +67,15 @@ class Selection:
             return timing
         self.progress("verify", form.label)
         try:
+            budget = self._budget_of(form)
+            if budget is not None:
+                judgement = budget.judge([self.bench.worker(form).outputs(feeds) for feeds in budget.feeds])
+                self.judgements[form.label] = judgement
+                timing.verified, timing.note = judgement.ok, judgement.describe()
+                if not judgement.ok:
+                    timing.note = f"over the budget: {timing.note}"
+                    self.bench.drop(form)
+                return timing
             comparison = self.reference.compare(self.bench.worker(form).outputs, FORM_MULTIPLE)
             self.comparisons[form.label] = comparison
             # The original is what the user has: it is never refused, only said to differ.
@@ -71,6 +87,10 @@ class Selection:
             self.bench.drop(form)
         return timing
 
+    def _budget_of(self, form: Form) -> Evaluation | None:
+        """The budget of a lossy form, and of what only differs from it by the target's knobs."""
+        return next((held for label, held in self.budgets.items() if form.label.startswith(label)), None)
+
     def choose(self, forms: Sequence[Form], *, measure: bool = True) -> Form:
         """The fastest verified form; the original unless another is measured to be no slower.
 
@@ -81,10 +101,23 @@ class Selection:
         by_label = {form.label: form for form in forms}
         if not any(probe.runnable for _, probe in self.targets.values()):
             # Nothing can be measured here: the legalised graph was verified on the CPU.
-            return by_label.get("legalized", forms[-1])
+            chosen = by_label.get("legalized", forms[-1])
+            why = " ".join(self.targets[chosen.target][1].reason.split())
+            self.report.warnings.append(
+                f"compiled, not run: {why or 'this machine lacks what ' + chosen.target + ' needs'}; "
+                "the graph was verified on the CPU, and nothing was timed"
+            )
+            return chosen
         candidates = [by_label[timing.label] for timing in self.report.forms if timing.verified]
+        ours = [form for form in candidates if self._may_choose(form)]
+        if not ours:
+            notes = "; ".join(f"{entry.label}: {entry.note}" for entry in self.report.forms if entry.note)
+            raise TargetError(
+                f"no form of the model holds on {', '.join(sorted(self.choosable))}: {notes}",
+                hint="choose another target: graphopt targets lists them",
+            )
         if not measure:
-            return candidates[-1]
+            return [form for form in ours if form.target == ours[0].target][-1]
         best = candidates[0]
         tied: list[Form] = []
         if len(candidates) > 1:
@@ -97,7 +130,8 @@ class Selection:
         """The fastest form that is no slower than the original, and forms that tie with it from below."""
         original = candidates[0]
         timings = self._time([original, *candidates[1:]])
-        best = max(timings[1:], key=lambda timing: timing.speedup)
+        choosable = [timing for timing in timings[1:] if self._may_choose(timing.form)]
+        best = max(choosable, key=lambda timing: timing.speedup)
         if abs(best.speedup - 1) < 3 * _TIE:
             # Close to a tie: look again, at these two alone, before saying that it is no slower.
             again = self._time([original, best.form])
@@ -109,7 +143,12 @@ class Selection:
             best = again[1]
         for timing in timings:
             self._enter(timing)
-        if best.speedup < 1.0:
+        if best.speedup < 1.0 and not self._may_choose(original):
+            self.report.warnings.append(
+                f"on {best.form.target} the model is not as fast as the original in ONNX Runtime ({best.describe()}): "
+                "--target cpu chooses between them"
+            )
+        elif best.speedup < 1.0:
             entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
             entry.note = f"not as fast as the original: {best.describe()}"
             self.report.warnings.append(
@@ -117,6 +156,9 @@ class Selection:
             )
             return original, [best.form] if best.speedup > 1 - _TIE else []
         return best.form, []
+
+    def _may_choose(self, form: Form) -> bool:
+        return not self.choosable or form.target in self.choosable
 
     def _best_variant(self, bases: Sequence[Form], original: Form) -> Form:
         """Try the target's knobs on the best form, and on one that ties with it.
@@ -180,6 +222,20 @@ class Selection:
 
 def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in knobs.items() if key != "label"}
+
+
+def judge_form(form: Form, evaluation: Evaluation, threads: int) -> Judgement:
+    """Run a form in a process of its own on every held-out sample and judge it.
+
+    Raises:
+        TargetError: It does not load or run.
+    """
+    worker = Worker(form, None, threads)
+    try:
+        worker.wait_ready()
+        return evaluation.judge([worker.outputs(feeds) for feeds in evaluation.feeds])
+    finally:
+        worker.close()
 
 
 def compare_form(

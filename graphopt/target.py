@@ -24,10 +24,11 @@ class Target(Runtime, Protocol):
     """A backend.
 
     Attributes:
-        groups: Groups of built-in passes that its legalisation begins with.
+        runs_original: Whether it loads a model's ONNX file as it is, so that the original can be the baseline. Where it
+            does not, ONNX Runtime on the CPU runs the original.
     """
 
-    groups: tuple[str, ...]
+    runs_original: bool
 
     def legalization(self) -> Sequence[Pass]:
         """Passes that bring the graph into the form that the backend runs fastest."""

@@ -9,88 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.passes._operators import BROADCAST, REDUCTIONS, SOFTMAX, UNARY
 from graphopt.rewrite import Builder
 
 Perm = tuple[int, ...]
 
-UNARY = frozenset(
-    (
-        "Abs",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Clip",
-        "Cos",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Log",
-        "Mish",
-        "Neg",
-        "Not",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-    )
+MOVABLE = (
+    UNARY | BROADCAST | REDUCTIONS | SOFTMAX | {"Concat", "Pad", "Slice", "Split", "Squeeze", "Unsqueeze"}
 )
-BINARY = frozenset(
-    (
-        "Add",
-        "And",
-        "Div",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Or",
-        "PRelu",
-        "Pow",
-        "Sub",
-        "Sum",
-        "Where",
-        "Xor",
-    )
-)
-REDUCTIONS = frozenset(
-    (
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceSum",
-        "ReduceSumSquare",
-    )
-)
-SOFTMAX = frozenset(("LogSoftmax", "Softmax"))
-OTHER = frozenset(("Concat", "Pad", "Slice", "Split", "Squeeze", "Unsqueeze"))
-MOVABLE = UNARY | BINARY | REDUCTIONS | SOFTMAX | OTHER
 
 
 @dataclass
@@ -131,7 +57,7 @@ def data_inputs(node: ir.Node) -> list[int] | None:
     """Indices of the inputs that carry data in the layout (constants among them are to be reordered)."""
     if node.domain or node.op_type not in MOVABLE:
         return None
-    if node.op_type in BINARY or node.op_type == "Concat":
+    if node.op_type in BROADCAST or node.op_type == "Concat":
         return list(range(len(node.inputs)))
     return [0]
 
@@ -141,7 +67,7 @@ def move(node: ir.Node, perm: Perm) -> Moved | None:
     kind, rank = node.op_type, len(perm)
     if kind in UNARY:
         return Moved(perm)
-    if kind in BINARY:
+    if kind in BROADCAST:
         return _move_broadcast(node, perm)
     if kind in SOFTMAX:
         return Moved(perm, {"axis": perm[facts.attribute(node, "axis", -1) % rank]})

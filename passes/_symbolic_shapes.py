@@ -14,34 +14,11 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.passes._dims import Dim, Dims, broadcast, combine, expanded, product, squeezed
+from graphopt.passes._operators import BROADCAST, KEEPS_SHAPE
 
 _BUDGET = 400
 _DEEPEST = 60
 _LONGEST = 32
-# fmt: off
-_SAME_SHAPE = frozenset([
-    "Abs", "Cast", "Clip", "Cos", "CumSum", "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish",
-    "Identity", "IsNaN", "LayerNormalization", "LeakyRelu", "Log", "Mish", "Neg", "Not", "RMSNormalization",
-    "Reciprocal", "Relu", "RotaryEmbedding", "Sigmoid", "Sin", "Softmax", "Sqrt", "Tanh", "Trilu",
-])
-# fmt: on
-_BROADCAST = frozenset(
-    [
-        "Add",
-        "And",
-        "Div",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Mul",
-        "Or",
-        "Pow",
-        "Sub",
-        "Where",
-    ]
-)
 
 
 class Shapes:
@@ -141,14 +118,14 @@ class Shapes:
         kind, first = node.op_type, node.inputs[0]
         if kind == "Reshape":
             return self.reshaped(node)
-        if kind in _BROADCAST:
+        if kind in BROADCAST:
             return broadcast([self.of(operand) for operand in node.inputs])
         if kind == "Range" and facts.scalar(first) == 0.0 and facts.scalar(node.inputs[2]) == 1.0:
             return self.elements(node.inputs[1])
         source = self.of(first)
         if source is None:
             return None
-        if kind in _SAME_SHAPE and value is node.outputs[0]:
+        if kind in KEEPS_SHAPE and value is node.outputs[0]:
             return source
         if kind == "Transpose":
             perm = facts.attribute(node, "perm", tuple(reversed(range(len(source)))))

@@ -18,7 +18,8 @@ grouped queries 1.20 to 1.25 (one thread, 16 to 512 tokens, interleaved, separat
 Refuses: inner values that are read elsewhere (attention weights as an output); element types other than float16
 and float32 (ONNX Runtime has no other kernel); a scale that is not positive; batches or heads not known to be
 equal; a mask that may enlarge the scores; a row that may be wholly masked where the mask is as large as the scores,
-or of float16 (which rounds such a row to uniform weights where ONNX Runtime's float32 arithmetic does not).
+or of float16 (which rounds such a row to uniform weights where ONNX Runtime's float32 arithmetic does not); in ONNX
+Runtime 1.27 and older, whose Attention makes NaN of a row of -inf, a guard where such a row cannot be excluded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, kernels
 from graphopt.passes import _masks
 from graphopt.passes._dims import ONE, Dim, Dims
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain, transposed, without_copies
@@ -283,6 +284,8 @@ def _mask(
         if total.dtype == ir.DataType.FLOAT16:
             raise Refuse("a row that is masked wholly would not be uniform in float16")
         finite = sum(bounds) >= _masks.limit(total.dtype)
+        if guarded and not finite and not kernels.attention_zeroes_closed_rows():
+            raise Refuse("the installed ONNX Runtime makes NaN of a row that is masked wholly, and the guard zero")
         if not finite and not guarded and len(dims) >= 3 and heads != ONE and dims[-3] != ONE:
             raise Refuse("a row that is masked wholly would become zero instead of NaN")
         total = _masks.settle(build, total, sum(bounds), guarded)

@@ -1,13 +1,15 @@
 """a node whose inputs are all constant  ==>  its result as a constant
 
 Forms: weights that are built rather than stored (ConstantOfShape, Transpose or Reshape of an initializer,
-weight normalisation), position tables, masks, shape arithmetic once the shapes are known. ONNX Runtime itself
-computes them, many nodes to a session and its optimisations off, so a folded number is the number that the
-model computed before.
+weight normalisation), float weights that are quantized while running (QuantizeLinear, as training with simulated
+quantization writes them, and DynamicQuantizeLinear), position tables, masks, shape arithmetic once the shapes
+are known. ONNX Runtime itself computes them, many nodes to a session and its optimisations off, so a folded
+number is the number that the model computed before.
 
 Refuses:
 - random operators, and those that a session of ONNX Runtime rejects;
-- QuantizeLinear, DequantizeLinear and Casts that widen a large integer weight: they keep a model small;
+- DequantizeLinear and Casts that widen a large integer weight: they keep a model small, and integer kernels form
+  around DequantizeLinear;
 - results larger than what they are computed from by more than ``max_growth_bytes`` (ConstantOfShape, Expand,
   Tile, Range), unless they are weights of a convolution, matrix product, normalisation or recurrent layer, or
   a table that Gather reads: targets need those as constants;
@@ -33,14 +35,11 @@ from graphopt.passes._evaluate import (
     inner_nodes,
     is_native,
 )
+from graphopt.passes._operators import RANDOM
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, Refusal, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit
 
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
-_KEEPS_SMALL = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _DOMAINS = ("", "ai.onnx.ml")
 # Op type -> the inputs that a target wants to know, None for all of them.
 _WEIGHTS: dict[str, tuple[int, ...] | None] = {
@@ -219,7 +218,7 @@ class _Round:
 
     def _sizes(self, node: ir.Node, results: dict[ir.Value, _Result]) -> list[int] | None:
         """Bytes of each output; None where they are not known yet, or the node must not be computed."""
-        if node.op_type in _KEEPS_SMALL or (node.op_type == "Identity" and node.outputs[0].is_graph_output()):
+        if node.op_type == "DequantizeLinear" or (node.op_type == "Identity" and node.outputs[0].is_graph_output()):
             return None
         unknown = any(
             output.name and (facts.static_dims(output) is None or output.dtype is None)
@@ -329,7 +328,7 @@ def _is_result(node: ir.Node, results: dict[ir.Value, _Result]) -> bool:
 
 def _is_pure(node: ir.Node) -> bool:
     """Whether a node gives the same result each time, and so do the nodes of its subgraphs."""
-    if node.op_type in _RANDOM or node.domain not in _DOMAINS:
+    if node.op_type in RANDOM or node.domain not in _DOMAINS:
         return False
     if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
         return False

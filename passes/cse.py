@@ -21,14 +21,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.passes._operators import RANDOM
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit
 from graphopt.rewrite.pattern import COMMUTATIVE
 
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
 _SAMPLE_BYTES = 1024
 _CHUNK_BYTES = 1 << 22
 
@@ -149,7 +147,7 @@ def _replace(graph: ir.Graph, node: ir.Node, twin: ir.Node, maker: str) -> None:
 
 
 def _key(node: ir.Node) -> Hashable | None:
-    if node.op_type in _RANDOM or node.domain not in ("", "ai.onnx.ml", "com.microsoft") or not node.outputs:
+    if node.op_type in RANDOM or node.domain not in ("", "ai.onnx.ml", "com.microsoft") or not node.outputs:
         return None
     if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
         return None

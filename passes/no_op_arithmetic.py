@@ -85,7 +85,7 @@ class NoOpArithmetic(Rewrite):
 
 
 class AddZero(Rewrite):
-    """x + 0.0 and x - -0.0, which are x up to the sign of a zero."""
+    """x + 0.0, x - -0.0  ==>  x, up to the sign of a zero"""
 
     name: ClassVar[str] = "add-zero"
     roots: ClassVar[tuple[str, ...]] = ("Add", "Sub")

@@ -7,7 +7,8 @@ above 0 where the data cannot be negative.
 
 Refuses: pads of batch or channels, or negative; modes other than constant; another value than 0 (MaxPool: see
 above); ``auto_pad`` SAME with a stride; ``ceil_mode``; an AveragePool that pads by itself without counting; pads as
-wide as the window of a pool; a Pad that something else reads.
+wide as the window of a pool; a Pad that something else reads; an AveragePool whose padding is not equal
+on all sides in ONNX Runtime 1.24 and older, which counts it wrongly.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, kernels
 from graphopt.rewrite import Builder, Refuse, Rewrite
 
 _NON_NEGATIVE = frozenset(("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"))
@@ -59,6 +60,8 @@ class PadIntoConv(Rewrite):
         if node.op_type == "AveragePool":
             if any(own) and not facts.attribute(node, "count_include_pad", 0):
                 raise Refuse("the pool leaves its own padding out of the average")
+            if len(set(pads)) > 1 and not kernels.average_pool_counts_all_padding():
+                raise Refuse("the installed ONNX Runtime counts padding wrongly that is not equal on all sides")
             attributes["count_include_pad"] = 1
         if node.op_type != "Conv":
             if facts.attribute(node, "ceil_mode", 0):

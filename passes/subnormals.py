@@ -67,7 +67,7 @@ def _mask(chunk: npt.NDArray[Any], tiny: float) -> npt.NDArray[np.bool_]:
 def count_subnormals(content: npt.NDArray[Any]) -> int:
     """Number of subnormal elements, read a few MiB at a time."""
     flat = content.reshape(-1)
-    tiny = np.finfo(content.dtype).tiny
+    tiny = float(np.finfo(content.dtype).tiny)
     return sum(
         int(np.count_nonzero(_mask(flat[start : start + _CHUNK], tiny)))
         for start in range(0, flat.size, _CHUNK)
@@ -78,7 +78,7 @@ def without_subnormals(content: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A copy in which subnormal elements are zeros of the same sign."""
     copy = np.array(content)
     flat = copy.reshape(-1)
-    tiny = np.finfo(content.dtype).tiny
+    tiny = float(np.finfo(content.dtype).tiny)
     for start in range(0, flat.size, _CHUNK):
         chunk = flat[start : start + _CHUNK]
         chunk[_mask(chunk, tiny)] *= 0

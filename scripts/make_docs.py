@@ -44,8 +44,9 @@ What the targets `ort-cpu` and `ort-cuda` do after the passes. The result may ho
 CLI_HEAD = """# Command line
 
 Results go to stdout, progress and errors to stderr. Progress is shown only on a terminal, and only for what takes
-longer than a second. Every command takes `--json`, which prints exactly one object on stdout (on failure
-`{"error": {"kind", "message", "hint"}}`), and `--debug`, which adds the traceback to an error.
+longer than a second. Every command, `zoo list` and `zoo fetch` among them, takes `--json`, which prints exactly one
+object on stdout (on failure `{"error": {"kind", "message", "hint"}}`), and `--debug`, which adds the traceback to an
+error.
 
 | exit code | meaning |
 | --- | --- |

@@ -17,17 +17,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "graphopt"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("install",),
     ("errors", "_version", "machine"),
     ("ir",),
     ("rewrite", "data", "capture"),
     ("verify", "models"),
     ("pipeline",),
+    ("quant",),
+    ("lossy",),
     ("target", "report", "pipelines", "testing"),
     ("passes", "targets"),
     ("catalog",),
     ("artifact", "report_html", "tune", "zoo"),
     ("runtime",),
-    ("selection",),
+    ("selection", "proposals"),
     ("bundle",),
     ("compiler",),
     ("api",),
@@ -42,7 +45,7 @@ HEAVY = {
     *("onnx", "onnxruntime", "onnxsim", "onnxscript"),
 }
 PASSES_MAY_IMPORT = tuple(
-    f"graphopt.{name}" for name in ("errors", "ir", "rewrite", "pipeline.base", "passes._")
+    f"graphopt.{name}" for name in ("errors", "ir", "rewrite", "pipeline.base", "lossy", "quant", "passes._")
 )
 
 

@@ -42,7 +42,7 @@ class Site:
         for name, value in attributes.items():
             self.node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
-    def constant(self, array: np.ndarray, name: str, dtype: ir.DataType | None = None) -> ir.Value:
+    def constant(self, array: facts.Array, name: str, dtype: ir.DataType | None = None) -> ir.Value:
         """An initializer of the main graph, named after the node."""
         base = f"{self.node.name or self.node.op_type}/{name}"
         unique, suffix = base, 0

@@ -14,6 +14,7 @@ from graphopt.errors import InvalidGraphError
 from graphopt.ir import names, opset
 from graphopt.ir.describe import all_reads, describe_cycle, find_cycle, neighbourhood
 from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
+from graphopt.ir.shapes import size_or_name
 
 MAX_IR_VERSION = opset.limits().ir_version
 
@@ -42,25 +43,15 @@ def repair(model: ir.Model, *, keep_default_inputs: bool = False) -> list[str]:
     return warnings
 
 
-_PLACEHOLDER_DIMS = frozenset({"", "None", "none", "?", "-1", "unk", "unknown", "dynamic"})
-
-
 def _forget_placeholder_dims(graph: ir.Graph) -> None:
     """Sizes of -1 and names such as "None" mean "unknown"; taken as they stand, two of them would be equal."""
     values = [*graph.inputs, *graph.outputs]
     values += [value for node in graph for value in node.outputs]
     for value in values:
-        shape = value.shape
-        if shape is None or all(
-            dim >= 0 if isinstance(dim, int) else dim.value not in _PLACEHOLDER_DIMS for dim in shape
-        ):
-            continue
-        value.shape = ir.Shape(
-            [
-                None if (dim < 0 if isinstance(dim, int) else dim.value in _PLACEHOLDER_DIMS) else dim
-                for dim in shape
-            ]
-        )
+        if value.shape is not None:
+            dims = [size_or_name(dim) for dim in value.shape]
+            if dims != [dim if isinstance(dim, int) else dim.value for dim in value.shape]:
+                value.shape = ir.Shape(dims)
 
 
 def clone_unsorted(model: ir.Model) -> ir.Model:

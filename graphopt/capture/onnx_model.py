@@ -108,7 +108,7 @@ def _capture(
     _check(model)
     if upgrade.relabel_down(model):
         noted.append(
-            f"opset {source_opset} is read as {upgrade.RUNTIME_OPSET}: no operator in it changed since"
+            f"opset {source_opset} is read as {upgrade.source_opset(model)}: no operator in it changed since"
         )
     given = model
     model = ir_model.clone(given)
@@ -135,6 +135,11 @@ def _uses_onnx(model: ir.Model) -> bool:
 
 
 def _check(model: ir.Model) -> None:
+    if not model.graph.outputs:
+        raise InvalidGraphError(
+            "the model has no outputs, so there is nothing to compute",
+            hint="name the values it is to compute as outputs of its graph, and export it again",
+        )
     try:
         check.check(
             model,

@@ -10,11 +10,13 @@ operators, and lacks adapters for others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from graphopt.capture.adapters import ADAPTERS, INTERNAL_OPSET, RUNTIME_OPSET, WITHOUT_KERNEL, Site
 from graphopt.errors import InvalidGraphError, UnsupportedModelError
-from graphopt.ir import check
+from graphopt.ir import check, kernels
 from graphopt.ir.check import RUNTIME_DOMAINS, schema_of
 from graphopt.ir.graphs import with_subgraphs
 
@@ -23,7 +25,6 @@ OLDEST_OPSET = 7
 __all__ = [
     "ADAPTERS",
     "INTERNAL_OPSET",
-    "NEWEST_WITH_KERNEL",
     "OLDEST_OPSET",
     "RUNTIME_OPSET",
     "STANDARD_DOMAINS",
@@ -34,18 +35,6 @@ __all__ = [
     "target_opset",
     "upgrade",
 ]
-
-NEWEST_WITH_KERNEL = {
-    "GlobalLpPool": 21,
-    "MaxRoiPool": 21,
-    "Multinomial": 21,
-    "RandomNormal": 21,
-    "RandomNormalLike": 21,
-    "RandomUniform": 21,
-    "RandomUniformLike": 21,
-    "RoiAlign": 21,
-}
-"""Operators that ONNX Runtime 1.31 implements up to this opset only. A model with one of them stays there."""
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx.ml"}) | RUNTIME_DOMAINS
 
@@ -107,7 +96,7 @@ def _runtime_operators() -> frozenset[tuple[str, str]]:
 
 
 def relabel_down(model: ir.Model) -> bool:
-    """Let a model that is too new for ONNX Runtime have its newest opset, where each node means the same in both.
+    """Let a model that is too new for ONNX Runtime have the newest opset it can run, where each node means the same.
 
     That is so for operators that did not change since, or that only gained element types and attributes which the
     node does not use; ``check`` then verifies the types against the older schema.
@@ -116,6 +105,9 @@ def relabel_down(model: ir.Model) -> bool:
         UnsupportedModelError: A node that needs the newer opset; names it.
     """
     opset = source_opset(model)
+    runs = min(RUNTIME_OPSET, _newest(model, kernels.newest_opsets()))
+    if opset <= runs or (runs < RUNTIME_OPSET and _can_read_as(model, runs)):
+        return opset > runs
     if opset <= RUNTIME_OPSET:
         return False
     try:
@@ -126,6 +118,20 @@ def relabel_down(model: ir.Model) -> bool:
             f"{error.message}",
             hint=f"export the model with opset_version={RUNTIME_OPSET}",
         ) from error
+    return True
+
+
+def _newest(model: ir.Model, ends: Mapping[str, int]) -> int:
+    """The newest opset that every operator of ``model`` allows, at most the one that ONNX Runtime takes."""
+    used = {node.op_type for node in model.graph.all_nodes() if node.domain == ""}
+    return min((ends[op_type] for op_type in used & ends.keys()), default=RUNTIME_OPSET)
+
+
+def _can_read_as(model: ir.Model, wanted: int) -> bool:
+    try:
+        _read_as(model, wanted)
+    except (InvalidGraphError, UnsupportedModelError):
+        return False
     return True
 
 
@@ -160,24 +166,20 @@ def _too_new(node: ir.Node, opset: int) -> UnsupportedModelError:
 
 
 def target_opset(model: ir.Model) -> int:
-    """The opset to raise ``model`` to: the internal one, or the newest at which the reference can run it."""
-    limits = [
-        NEWEST_WITH_KERNEL[node.op_type]
-        for node in model.graph.all_nodes()
-        if node.domain == "" and node.op_type in NEWEST_WITH_KERNEL
-    ]
+    """The opset to raise ``model`` to: the internal one, or the newest at which ONNX Runtime runs it as well.
+
+    A newer model is relabelled, where each node means the same in the older opset.
+    """
     newest_node = max(
         (node.version for node in model.graph.all_nodes() if node.version is not None), default=0
     )
     given = max(source_opset(model), newest_node)
-    if limits:
-        return max(given, min(limits))
-    if given > INTERNAL_OPSET:
-        try:
-            _read_as(model, INTERNAL_OPSET)
-        except (InvalidGraphError, UnsupportedModelError):
-            return given
-    return INTERNAL_OPSET
+    wanted = min(INTERNAL_OPSET, _newest(model, kernels.preferred_opsets()))
+    if given <= wanted or _can_read_as(model, wanted):
+        return wanted
+    if given <= INTERNAL_OPSET or _can_read_as(model, INTERNAL_OPSET):
+        return min(given, INTERNAL_OPSET)
+    return given
 
 
 def upgrade(model: ir.Model) -> dict[str, int]:

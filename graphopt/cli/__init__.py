@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -89,8 +90,9 @@ def app() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
-    settings = Settings()
     args = list(sys.argv[1:] if arguments is None else arguments)
+    # Read here as well: a command line that cannot be parsed never comes to its options.
+    settings = Settings(debug="--debug" in args, json="--json" in args)
     try:
         with _termination_unwinds(), _quiet_warnings():
             try:
@@ -178,7 +180,8 @@ def _explain(error: BaseException, settings: Settings) -> tuple[str, str, int]:
         return UnknownNameError(f"option of {path!r}", error.option_name, known).message, hint, USAGE
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else "graphopt"
-        return error.format_message().rstrip("."), f"see {path} --help", USAGE
+        message = error.format_message().rstrip(".")
+        return message, _where_it_belongs(message, error.ctx) or f"see {path} --help", USAGE
     if isinstance(error, click.ClickException):
         return error.format_message(), "", error.exit_code
     if isinstance(error, MemoryError):
@@ -193,6 +196,21 @@ def _explain(error: BaseException, settings: Settings) -> tuple[str, str, int]:
         else "a bug: run it again with --debug and report what it prints"
     )
     return f"{type(error).__name__}: {summary}", hint, 1
+
+
+def _where_it_belongs(message: str, context: click.Context | None) -> str:
+    """For an argument too many: the option that takes it; "" where none does."""
+    extra = re.search(r"unexpected extra arguments? \((\S+?)[ )]", message)
+    if extra is None or context is None:
+        return ""
+    name = extra.group(1)
+    options = {option for parameter in context.command.params for option in parameter.opts}
+    if name.endswith((".npz", ".npy")) and "--data" in options:
+        return f"data are given with --data: {context.command_path} ... --data {name}"
+    if context.command.name == "compile":
+        output = os.path.splitext(name)[0] + ".gopt"
+        return f"the output is given with -o: {context.command_path} MODEL -o {output}"
+    return ""
 
 
 def _colour() -> bool:

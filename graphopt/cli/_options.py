@@ -52,10 +52,12 @@ data_option = click.option(
     help="Real inputs: a .npz file, or a folder of .npz or .npy files. Made-up inputs without it.",
 )  # fmt: skip
 
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of made-up inputs.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of made-up inputs."
+)
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+    "--threads", type=click.IntRange(0, 1024), default=0, show_default=True, metavar="N",
     help="Threads of an operator; 0 leaves it to the backend.",
 )  # fmt: skip
 

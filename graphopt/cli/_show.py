@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, table
 from graphopt.pipeline.record import PassRecord, PassStatus
-from graphopt.report import FormTiming, Report
+from graphopt.report import NOT_RUN, FormTiming, Report
 
 _LABEL = 12
 _WIDTH = 100
@@ -115,12 +115,14 @@ def _target(report: Report) -> str:
 
 def _verified(report: Report) -> str:
     found = report.verification
-    if found.status != "verified":
-        return bad(found.status)
     inputs = "made-up" if found.synthetic else "real"
     plural = "" if len(found.trials) == 1 else "s"
-    outcome = good(found.describe or "verified")
-    return f"{outcome} on {len(found.trials)} {inputs} input{plural}, reloaded from disk"
+    where = f"on {len(found.trials)} {inputs} input{plural}"
+    if found.status == NOT_RUN:
+        return f"{bad('compiled, not run')}: the graph was verified on the CPU {where}"
+    if found.status != "verified":
+        return bad(found.status)
+    return f"{good(found.describe or 'verified')} {where}, reloaded from disk"
 
 
 def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | None:

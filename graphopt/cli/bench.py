@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli._options import common, data_option, seed_option, threads_option
+from graphopt.cli._options import common, data_option, input_shape_option, seed_option, threads_option
 
 if TYPE_CHECKING:
     from graphopt.cli._subject import Subject
+    from graphopt.data.interface import TensorSpec
 
 
 @click.command("bench", short_help="Time bundles and models against each other.")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--seconds", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Of timing.")
 @data_option
+@input_shape_option
 @threads_option
 @seed_option
 @common
 def command(
-    models: tuple[Path, ...], seconds: float, data: Path | None, threads: int, seed: int, as_json: bool
+    models: tuple[Path, ...],
+    seconds: float,
+    data: Path | None,
+    input_shapes: tuple[str, ...],
+    threads: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Time MODELS (bundles and .onnx files with the same inputs), interleaved, each in a process of its own.
+
+    Where one of them fixes sizes that another leaves open, all are timed with those sizes.
 
     The first .onnx file is the baseline, or the first of all where there is none. The speedup is the median ratio to
     the baseline within a round, with its 95 % interval. An .onnx file runs in ONNX Runtime with its defaults.
@@ -33,18 +45,22 @@ def command(
     """
     from graphopt.cli._console import Progress, write_json
     from graphopt.cli._subject import open_subject
+    from graphopt.errors import UsageError
     from graphopt.tune.paired import Bench
 
+    if not math.isfinite(seconds):
+        raise UsageError(f"--seconds {seconds} is no time", hint="write a number of seconds: --seconds 4")
     with Progress() as progress:
         progress.say("reading the models")
-        subjects = [open_subject(path) for path in models]
+        subjects = [open_subject(path, input_shapes) for path in models]
         baseline = next((index for index, subject in enumerate(subjects) if subject.manifest is None), 0)
         ordered = [subjects[baseline], *subjects[:baseline], *subjects[baseline + 1 :]]
-        for subject in ordered[1:]:
-            _check_same_inputs(ordered[0], subject)
+        specs = common_inputs(ordered)
         progress.say("preparing the inputs")
         feeds = (
-            next(iter(ordered[0].samples(data))) if data is not None else ordered[0].made_up(threads, seed)
+            next(iter(ordered[0].samples(data, specs)))
+            if data is not None
+            else ordered[0].made_up(threads, seed, specs)
         )
         progress.say("timing")
         with Bench(feeds, threads=threads, most_loaded=len(ordered)) as bench:
@@ -74,17 +90,29 @@ def command(
         _show(result)
 
 
-def _check_same_inputs(baseline: Subject, other: Subject) -> None:
+def common_inputs(subjects: Sequence[Subject]) -> tuple[TensorSpec, ...]:
+    """The inputs that all of them take, each dimension of the size that any of them fixes.
+
+    Raises:
+        UsageError: They have other inputs than the first.
+    """
+    from graphopt.data.intersection import differences, intersection
     from graphopt.errors import UsageError
 
-    wanted = {spec.name: spec.dtype for spec in baseline.inputs if spec.name not in baseline.optional}
-    got = {spec.name: spec.dtype for spec in other.inputs if spec.name not in other.optional}
-    if wanted != got:
-        shown = [", ".join(map(str, subject.inputs)) for subject in (baseline, other)]
-        raise UsageError(
-            f"{baseline.path} and {other.path} have different inputs: ({shown[0]}) and ({shown[1]})",
-            hint="time models with the same inputs against each other",
-        )
+    baseline, *others = subjects
+    if not others:
+        return baseline.inputs
+    specs = baseline.required
+    for other in others:
+        names = (str(baseline.path), str(other.path))
+        found = differences(specs, other.required, names)
+        if found:
+            raise UsageError(
+                f"{names[0]} and {names[1]} have different inputs: {'; '.join(found)}",
+                hint="time models with the same inputs against each other",
+            )
+        specs = intersection(specs, other.required)
+    return specs
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -105,4 +133,5 @@ def _show(result: dict[str, Any]) -> None:
         )
     write(table(("model", "target", "ms", "speedup", "95 % interval"), rows, right=(2, 3)))
     shapes = ", ".join(f"{name} [{','.join(map(str, dims))}]" for name, dims in result["shapes"].items())
-    write(f"\n{result['models'][0]['rounds']} interleaved rounds; {result['inputs']} inputs: {shapes}")
+    inputs = "made-up inputs" if result["inputs"] == "made up" else f"inputs of {result['inputs']}"
+    write(f"\n{result['models'][0]['rounds']} interleaved rounds; {inputs}: {shapes}")

@@ -80,7 +80,11 @@ def _value(name: str, value: Any, path: Path) -> Any:
         return [value] if isinstance(value, str) else value
     if name == "passes" and isinstance(value, list):
         return ",".join(map(str, value))
-    if name in _PATHS and isinstance(value, str):
+    if name in _PATHS:
+        if not isinstance(value, str):
+            raise UsageError(
+                f"{_key(name)!r} in {path} must be a path, not {value!r}", hint="write it in quotes"
+            )
         # Relative to the file that says so, not to where the command happens to run.
         return path.parent / value
     if isinstance(value, dict | list):
@@ -104,8 +108,15 @@ def _value(name: str, value: Any, path: Path) -> Any:
 )  # fmt: skip
 @input_shape_option
 @data_option
-@click.option("--max-drop", metavar="D", help="Budget of lossy passes, as 1% or 0.01.")
-@click.option("--metric", metavar="M", help="What the budget is of.")
+@click.option("--max-drop", metavar="D", help="Budget of lossy passes: what the metric may lose, as 1% (the default) or 0.01.")
+@click.option(
+    "--metric", metavar="M",
+    help="What the budget is of: sqnr (the default), cosine, top1, ctc, f1, or a function of your own, FILE.py:FUNCTION.",
+)  # fmt: skip
+@click.option(
+    "--synthetic-calibration", is_flag=True, help="Let lossy passes calibrate on made-up inputs where there is no --data."
+)
+@click.option("--best-effort", is_flag=True, help="Write the nearest result where the budget cannot be kept.")
 @click.option("--tune", metavar="TIME", help="Time for measuring the forms of the model, as 30s or 5m.")
 @threads_option
 @seed_option
@@ -128,6 +139,8 @@ def command(
     data: Path | None,
     max_drop: str | None,
     metric: str | None,
+    synthetic_calibration: bool,
+    best_effort: bool,
     tune: str | None,
     threads: int,
     seed: int,
@@ -154,6 +167,8 @@ def command(
         artifact.check_writable(place)
         if repro_dir is None:
             repro_dir = place.parent / f"graphopt-repro-{model.stem}"
+        if repro_dir.exists() and not repro_dir.is_dir():
+            raise UsageError(f"{repro_dir} is no folder", hint="name another with --repro-dir")
     with Progress() as progress:
         compiled = compile_model(
             model,
@@ -162,6 +177,8 @@ def command(
             data=data,
             max_drop=max_drop,
             metric=metric,
+            synthetic_calibration=synthetic_calibration,
+            best_effort=best_effort,
             tune=tune,
             input_shapes=_typed(shapes),
             seed=seed,

@@ -63,7 +63,7 @@ def command(as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything that ``doctor`` knows."""
-    from graphopt import catalog
+    from graphopt import catalog, install
     from graphopt._version import __version__
     from graphopt.cli.targets import listing
 
@@ -82,12 +82,12 @@ def examine() -> dict[str, Any]:
         if entry["origin"] != "built-in"
     ]
     problems = [
-        f"{name} is missing: pip install --force-reinstall graphopt"
+        f"{name} is missing: {install.command(package=name)}"
         for name, version in packages.items()
         if not version
     ]
     if runtime["error"]:
-        problems.append(f"{runtime['error']}: pip install 'graphopt[cpu]'")
+        problems.append(f"{runtime['error']}: {install.command('cpu')}")
     return {
         "graphopt": __version__,
         "python": platform.python_version(),
@@ -180,6 +180,7 @@ def _cache() -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any]) -> None:
+    from graphopt import install
     from graphopt.cli._console import bad, bold, dim, good, size, table, write
     from graphopt.cli.targets import state
 
@@ -208,12 +209,15 @@ def _show(facts: dict[str, Any]) -> None:
     write()
     rows = [[name, version or bad("missing"), ""] for name, version in facts["packages"].items()]
     for extra, packages in facts["extras"].items():
-        install = f"pip install 'graphopt[{extra}]'"
         rows += [
-            [name, version or dim("not installed"), dim(f"optional: {extra}" if version else install)]
+            [name, version or dim("not installed"), dim(f"optional: {extra}")]
             for name, version in packages.items()
         ]
     write(table(("package", "version", ""), rows))
+    write()
+    for extra, packages in facts["extras"].items():
+        if not all(packages.values()):
+            line(extra, dim(install.command(extra)))
     write()
     for entry in facts["targets"]:
         remark = " ".join((entry["error"] or entry["reason"]).split())

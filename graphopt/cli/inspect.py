@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.artifact import Manifest
+    from graphopt.data.interface import TensorSpec
+
+_WIDTH = 89
+_OPTIONAL = " (optional)"
+_MOST_OPTIONAL = 4
 
 
 @click.command("inspect", short_help="Show what is in a model or a bundle.")
@@ -55,9 +62,8 @@ def command(path: Path, as_text: bool, log: bool, as_json: bool) -> None:
     if as_text:
         if model is None:
             raise UsageError(f"{path} holds no graph as ONNX", hint="leave out --text")
-        if as_json:
-            raise UsageError("--text and --json exclude each other", hint="choose one of the two")
-        write(to_text(model))
+        text = to_text(model)
+        write_json({"path": str(path), "text": text}) if as_json else write(text)
         return
     facts: dict[str, Any] = {"path": str(path)}
     if manifest is not None:
@@ -78,9 +84,13 @@ def bundle_facts(manifest: Manifest) -> dict[str, Any]:
     del facts["measurements"], facts["inputs"], facts["outputs"]
     return {
         **facts,
-        "inputs": [str(tensor.spec()) for tensor in manifest.inputs],
+        "inputs": [_input(tensor.spec(), manifest.optional_inputs) for tensor in manifest.inputs],
         "outputs": [str(tensor.spec()) for tensor in manifest.outputs],
     }
+
+
+def _input(spec: TensorSpec, optional: Collection[str]) -> str:
+    return f"{spec}{_OPTIONAL if spec.name in optional else ''}"
 
 
 def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
     from graphopt.ir.hash import content_hash
 
     nodes = list(model.graph.all_nodes())
-    initializers = model.graph.initializers
+    tensors = {id(tensor): tensor for tensor in ir_model.all_tensors(model)}
     optional = optional_inputs_of(model)
     made = Counter(maker for node in nodes if (maker := provenance.made_by(node)) is not None)
     external = sorted({str(tensor.location) for tensor in ir_model.external_tensors(model)})
@@ -101,15 +111,17 @@ def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
         "ir_version": model.ir_version,
         "opsets": dict(model.graph.opset_imports),
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
+        "metadata": dict(model.metadata_props),
         "graph": {
-            "inputs": [
-                f"{spec}{' (optional)' if spec.name in optional else ''}" for spec in inputs_of(model)
-            ],
+            "name": model.graph.name or "",
+            "inputs": [_input(spec, optional) for spec in inputs_of(model)],
             "outputs": [str(spec) for spec in outputs_of(model)],
             "nodes": len(nodes),
             "subgraphs": sum(1 for _ in model.graph.subgraphs()),
             "functions": len(model.functions),
-            "initializers": len(initializers),
+            "initializers": len(model.graph.initializers),
+            "constants": sum(node.op_type == "Constant" and not node.domain for node in nodes),
+            "parameters": sum(tensor.size for tensor in tensors.values()),
             "weight_bytes": ir_model.nbytes(model),
             "file_bytes": size
             + sum((base / name).stat().st_size for name in external if (base / name).is_file()),
@@ -128,7 +140,7 @@ def _show(facts: dict[str, Any], log: bool) -> None:
         if value not in ("", None):
             write(f"{bold(label)}{' ' * max(1, 11 - len(click.unstyle(label)))}{value}")
 
-    def several(label: str, values: list[str]) -> None:
+    def several(label: str, values: Sequence[str]) -> None:
         for index, value in enumerate(values):
             line(label, value) if index == 0 else write(" " * 11 + value)
 
@@ -139,16 +151,22 @@ def _show(facts: dict[str, Any], log: bool) -> None:
         line("made", f"by graphopt {facts['graphopt']} from {facts['name']}, for {facts['target']}")
         line("options", _pairs(facts["options"]))
         line("needs", _pairs(facts["machine"]))
-    several("inputs", facts.get("inputs") or graph.get("inputs", []))
+    several("inputs", _shown_inputs(facts.get("inputs") or graph.get("inputs", [])))
     several("outputs", facts.get("outputs") or graph.get("outputs", []))
     if graph:
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in facts["opsets"].items())
         line("opset", f"{opsets} · IR version {facts['ir_version']}")
         line("producer", facts["producer"])
+        line("graph", graph["name"])
+        several("metadata", [f"{key}: {_short(value)}" for key, value in facts["metadata"].items()])
         inner = f" ({graph['subgraphs']} subgraphs)" if graph["subgraphs"] else ""
         functions = f" · {graph['functions']} functions" if graph["functions"] else ""
         line("nodes", f"{graph['nodes']}{inner}{functions}")
-        line("weights", f"{size(graph['weight_bytes'])} in {graph['initializers']} initializers")
+        held = [f"{graph[kind]} {kind}" for kind in ("initializers", "constants") if graph[kind]]
+        where = f" in {' and '.join(held)}" if held else ""
+        line("weights", f"{size(graph['weight_bytes'])}, {graph['parameters']:,} elements{where}")
+        if not is_bundle:
+            line("file", size(graph["file_bytes"]))
         several("external", graph["external_data"])
         line("hash", graph["content_hash"])
     if is_bundle:
@@ -161,8 +179,10 @@ def _show(facts: dict[str, Any], log: bool) -> None:
         return
     if graph:
         write()
-        made = [f"{name} x{count}" for name, count in graph["made_by"].items()]
-        several("rewritten", made and ["  ".join(made)])
+        made = "  ".join(f"{name} x{count}" for name, count in graph["made_by"].items())
+        if made:
+            several("rewritten", textwrap.wrap(made, _WIDTH, break_long_words=False, break_on_hyphens=False))
+            write()
         write(
             table(
                 ("operator", "count"),
@@ -172,18 +192,50 @@ def _show(facts: dict[str, Any], log: bool) -> None:
         )
 
 
-def _pairs(values: dict[str, Any]) -> str:
-    return "  ".join(f"{key}={value}" for key, value in values.items() if value not in (None, "", [], {}))
+def _shown_inputs(inputs: Sequence[str]) -> list[str]:
+    """The inputs that must be given; of the others, where there are many, only how many they are."""
+    optional = [text for text in inputs if text.endswith(_OPTIONAL)]
+    if len(optional) <= _MOST_OPTIONAL:
+        return list(inputs)
+    required = [text for text in inputs if not text.endswith(_OPTIONAL)]
+    return [*required, f"and {len(optional)} with a default value (--json lists them)"]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return "  ".join(
+        f"{key.replace('_', ' ')}: {_value(value)}"
+        for key, value in values.items()
+        if value not in (None, "", [], {})
+    )
+
+
+def _value(value: Any) -> str:
+    """An option as it is written on the command line."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}:{_value(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(_value, value))
+    return "?" if value is None else str(value)
+
+
+def _short(text: str) -> str:
+    """On one line, and not longer than that."""
+    return textwrap.shorten(text, _WIDTH - 20, placeholder=" ...") or repr(text[:20])
 
 
 def _show_evidence(facts: dict[str, Any], line: Any) -> None:
     from graphopt.cli._console import milliseconds
+    from graphopt.report import NOT_RUN
 
     found = facts["verification"]
     if found:
         kind = "made-up" if found.get("synthetic") else "real"
         inputs = f"{len(found.get('trials', []))} {kind} inputs"
-        status = f"on {inputs}" if found.get("status") == "verified" else f"{found.get('status')} ({inputs})"
+        status = f"on {inputs}"
+        if found.get("status") == NOT_RUN:
+            status = f"compiled, not run; the graph on the CPU, {status}"
+        elif found.get("status") != "verified":
+            status = f"{found.get('status')} ({inputs})"
         error = ""
         if found.get("value") is not None:
             error = f": {found['metric']} {found['value']:.1e}, noise floor {found['noise_floor'] or 0:.1e}"
@@ -203,7 +255,11 @@ def _show_evidence(facts: dict[str, Any], line: Any) -> None:
 def _show_log(passes: list[dict[str, Any]]) -> None:
     from graphopt.cli._console import bad, bold, dim, write
 
+    idle: list[str] = []
     for record in passes:
+        if record["status"] == "nothing to do" and not record["refused"]:
+            idle.append(record["name"])
+            continue
         nodes = record["nodes"]
         numbers = record["numerics"]
         if record["identical"]:
@@ -221,3 +277,6 @@ def _show_log(passes: list[dict[str, Any]]) -> None:
             write(f"  {bad('undone')} {entry['what']}: {entry['reason']}{repro}")
         for entry in record["refused"]:
             write(dim(f"  refused {entry['rewrite']} at {entry['site']}: {entry['reason']}"))
+    if idle:
+        text = f"nothing to do: {', '.join(idle)}"
+        write("\n".join(dim(part) for part in textwrap.wrap(text, _WIDTH + 11, break_on_hyphens=False)))

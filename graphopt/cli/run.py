@@ -12,12 +12,13 @@ from typing import Any
 
 import click
 
-from graphopt.cli._options import common, data_option, seed_option, threads_option
+from graphopt.cli._options import common, data_option, input_shape_option, seed_option, threads_option
 
 
 @click.command("run", short_help="Run a bundle or a model, and show or save its outputs.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_option
+@input_shape_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="OUT",
     help="Save the outputs: to a .npz file (samples stacked), or to a folder (one .npz for each sample).",
@@ -26,7 +27,13 @@ from graphopt.cli._options import common, data_option, seed_option, threads_opti
 @seed_option
 @common
 def command(
-    model: Path, data: Path | None, output: Path | None, threads: int, seed: int, as_json: bool
+    model: Path,
+    data: Path | None,
+    input_shapes: tuple[str, ...],
+    output: Path | None,
+    threads: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Run MODEL, a bundle or an .onnx file, on real or made-up inputs.
 
@@ -41,7 +48,7 @@ def command(
     results: list[Mapping[str, Any]] = []
     with Progress() as progress:
         progress.say(f"loading {model}")
-        subject = open_subject(model)
+        subject = open_subject(model, input_shapes)
         run = _runner(subject, threads)
         samples = subject.samples(data) if data is not None else iter([subject.made_up(threads, seed)])
         for feeds in samples:
@@ -95,11 +102,10 @@ def check_place(output: Path) -> None:
     Raises:
         UsageError: Something is there already that saving would destroy, or there is no such folder.
     """
+    from graphopt.cli._place import check_parent
     from graphopt.errors import UsageError
 
-    parent = Path(os.path.abspath(output)).parent
-    if not parent.is_dir():
-        raise UsageError(f"cannot write {output}: there is no folder {parent}", hint="create it first")
+    check_parent(output)
     if output.suffix == ".npz":
         if output.is_dir():
             raise UsageError(f"cannot write {output}: it is a folder", hint="choose another output with -o")

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli._options import common, data_option, seed_option, threads_option
+from graphopt.cli._options import common, data_option, input_shape_option, seed_option, threads_option
+
+if TYPE_CHECKING:
+    from graphopt.cli._subject import Subject
+    from graphopt.data.interface import TensorSpec
 
 
 @click.command("verify", short_help="Compare a bundle with the original model.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @data_option
+@input_shape_option
 @threads_option
 @seed_option
 @common
-def command(bundle: Path, model: Path, data: Path | None, threads: int, seed: int, as_json: bool) -> None:
+def command(
+    bundle: Path,
+    model: Path,
+    data: Path | None,
+    input_shapes: tuple[str, ...],
+    threads: int,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Run BUNDLE and the original MODEL on the same inputs and compare the outputs.
 
     The original runs in ONNX Runtime with its optimisations off, and its own noise floor is measured; the bundle must
@@ -28,7 +41,8 @@ def command(bundle: Path, model: Path, data: Path | None, threads: int, seed: in
     """
     from graphopt.capture import capture
     from graphopt.cli._console import Progress, write_json
-    from graphopt.cli._subject import open_subject
+    from graphopt.cli._subject import open_subject, specialized, with_inputs
+    from graphopt.data.interface import inputs_of, outputs_of
     from graphopt.errors import UsageError, VerificationError
     from graphopt.ir.hash import content_hash
     from graphopt.selection import FORM_MULTIPLE, compare_form
@@ -36,18 +50,21 @@ def command(bundle: Path, model: Path, data: Path | None, threads: int, seed: in
 
     with Progress() as progress:
         progress.say(f"reading {bundle}")
-        subject = open_subject(bundle)
+        subject = open_subject(bundle, input_shapes)
         manifest = subject.manifest
         if manifest is None:
             raise UsageError(f"{bundle} is not a bundle", hint="usage: graphopt verify BUNDLE MODEL")
         progress.say(f"reading {model}")
-        shapes = {name: tuple(dims) for name, dims in manifest.options.get("input_shapes", {}).items()}
-        captured = capture(model, input_shapes=shapes or None)
+        captured = capture(model)
+        specs = common_inputs(subject, inputs_of(captured.model), outputs_of(captured.model), model)
+        if not input_shapes:
+            # A bundle may take more than it was compiled with: those sizes are the ones that are known to run.
+            specs = specialized(specs, manifest.options.get("input_shapes", {}), subject.optional)
         same = content_hash(captured.original_model) == manifest.hashes.get("source")
         reference = build_reference(
             captured.original_model,
-            interface=captured.model,
-            data=None if data is None else subject.samples(data),
+            interface=with_inputs(captured.model, specs),
+            data=None if data is None else subject.samples(data, specs),
             seed=seed,
             progress=progress.say,
         )
@@ -91,6 +108,29 @@ def command(bundle: Path, model: Path, data: Path | None, threads: int, seed: in
         )
 
 
+def common_inputs(
+    subject: Subject, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], model: Path
+) -> tuple[TensorSpec, ...]:
+    """The inputs that the bundle and the model both take.
+
+    Raises:
+        UsageError: They have different inputs or outputs; says which.
+    """
+    from graphopt.data.intersection import differences, intersection
+    from graphopt.errors import UsageError
+
+    names = (str(subject.path), str(model))
+    sides = {"inputs": (subject.inputs, inputs), "outputs": (subject.outputs, outputs)}
+    for kind, (ours, theirs) in sides.items():
+        found = differences(ours, theirs, names, shapes=kind == "inputs")
+        if found:
+            raise UsageError(
+                f"{names[0]} and {names[1]} have different {kind}: {'; '.join(found)}",
+                hint="give the model that the bundle was compiled from",
+            )
+    return intersection(subject.inputs, inputs)
+
+
 def _show(result: dict[str, Any]) -> None:
     from graphopt.cli._console import bad, good, table, write
 
@@ -98,9 +138,7 @@ def _show(result: dict[str, Any]) -> None:
         [
             output["name"],
             (good if output["status"] in ("identical", "within noise") else bad)(output["status"]),
-            f"{output['relative_error']:.1e}",
-            f"{output['noise_floor']:.1e}",
-            f"{output['ratio']:.2g}",
+            *_numbers(output),
         ]
         for output in result["outputs"]
     ]
@@ -115,3 +153,10 @@ def _show(result: dict[str, Any]) -> None:
     )
     for warning in result["warnings"]:
         write(f"{bad('warning')}: {warning}")
+
+
+def _numbers(output: dict[str, Any]) -> list[str]:
+    """Error, noise floor and their quotient; of an output that differs in more than numbers there are none."""
+    if output["status"] == "different" and not output["relative_error"]:
+        return ["", "", ""]
+    return [f"{output['relative_error']:.1e}", f"{output['noise_floor']:.1e}", f"{output['ratio']:.2g}"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import click
@@ -47,23 +49,32 @@ def fetch(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """
     from graphopt import zoo
     from graphopt.cli._console import Progress, write, write_json
+    from graphopt.cli._place import check_parent
     from graphopt.errors import UsageError
 
     if output is not None:
         if len(names) > 1:
             raise UsageError("-o takes a single model", hint="fetch them one by one, or leave out -o")
-        if output.exists():
+        if output.exists() or output.is_symlink():
             raise UsageError(f"{output} exists", hint="choose another output with -o, or remove it")
+        check_parent(output)
     found: dict[str, str] = {}
     with Progress() as progress:
         for name in names:
             progress.say(f"fetching {name}")
             path = zoo.fetch(name)
             if output is not None:
-                path = Path(shutil.copyfile(path, output))
+                path = _copy(path, output)
             found[name] = str(path)
     if as_json:
         write_json({"models": found})
     else:
         for place in found.values():
             write(place)
+
+
+def _copy(path: Path, output: Path) -> Path:
+    """Copy a file, all or nothing."""
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder:
+        os.replace(shutil.copyfile(path, Path(folder) / output.name), output)
+    return output

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ Feeds = dict[str, Array]
 
 _INNER = "graphopt:"
 _OUTLINES = f"{_INNER}outlines"
+_INVENTED = re.compile(r"unk__\d+")
 _NOT_TENSORS = frozenset({"sequencetype", "optionaltype"})
 _NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
@@ -56,24 +58,29 @@ class TensorSpec:
         """Whether any dimension may vary."""
         return self.dims is None or any(not isinstance(dim, int) for dim in self.dims)
 
+    @property
+    def type_text(self) -> str:
+        """Element type and shape for people: ``float[n,3,?]``; ``[...]`` where the rank is unknown."""
+        if self.dims is None:
+            return f"{self.dtype}[...]"
+        return f"{self.dtype}[{','.join('?' if dim is None else str(dim) for dim in self.dims)}]"
+
     def __str__(self) -> str:
-        shape = (
-            "?" if self.dims is None else ",".join(str(dim if dim is not None else "?") for dim in self.dims)
-        )
-        return f"{self.name}: {self.dtype}[{shape}]"
+        return f"{self.name}: {self.type_text}"
 
 
 def spec_of(value: ir.Value) -> TensorSpec:
     """The specification of a graph input or output."""
     import onnx_ir as ir
 
+    from graphopt.ir.shapes import size_or_name
+
     dtype = "undefined" if value.dtype is None else value.dtype.name.lower()
     if not isinstance(value.type, ir.TensorType):
         dtype = "undefined" if value.type is None else type(value.type).__name__.lower()
     dims: tuple[int | str | None, ...] | None = None
     if value.shape is not None:
-        # Some exporters write -1 for a dimension that may vary.
-        dims = tuple((dim if dim >= 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape)
+        dims = tuple(map(size_or_name, value.shape))
     return TensorSpec(value.name or "", dtype, dims)
 
 
@@ -90,8 +97,17 @@ def optional_inputs_of(model: ir.Model) -> frozenset[str]:
 
 
 def outputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
-    """The outputs, in order."""
-    return tuple(spec_of(value) for value in model.graph.outputs)
+    """The outputs, in order; a name that ONNX's shape inference made up for a dimension is no name."""
+    known = {dim for spec in inputs_of(model) for dim in spec.dims or () if isinstance(dim, str)}
+
+    def named(dim: int | str | None) -> int | str | None:
+        made_up = isinstance(dim, str) and _INVENTED.fullmatch(dim) and dim not in known
+        return None if made_up else dim
+
+    return tuple(
+        spec if spec.dims is None else replace(spec, dims=tuple(map(named, spec.dims)))
+        for spec in map(spec_of, model.graph.outputs)
+    )
 
 
 def check_feeds(
@@ -117,9 +133,7 @@ def check_feeds(
         if spec.name not in feeds:
             if spec.name in optional:
                 continue
-            raise DataError(
-                f"{origin} have no array for input {spec.name!r}", hint=f"the model expects {spec}"
-            )
+            raise DataError(f"{origin}: no array for input {spec.name!r}", hint=f"the model expects {spec}")
         if spec.dtype in _NOT_TENSORS:
             checked[spec.name] = feeds[spec.name]
             continue

@@ -13,6 +13,7 @@ Accepted forms:
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ import numpy as np
 
 from graphopt.data.interface import Feeds, TensorSpec, check_feeds
 from graphopt.errors import DataError, UnknownNameError
+
+_NPY_MAGIC = b"\x93NUMPY"
+_NPZ_HINT = (
+    "expected: numpy.savez(path, INPUT=array, ...), one array for each input of the model, by its name"
+)
 
 
 def samples(
@@ -35,15 +41,15 @@ def samples(
         DataError: The source does not exist, cannot be read, is empty or does not fit.
     """
     count = 0
-    for origin, raw in _raw(source):
-        for feeds in _split(raw, specs, origin):
+    for origin, raw in entries(source):
+        for feeds in split(raw, specs, origin):
             count += 1
             yield check_feeds(feeds, specs, optional=optional, origin=origin)
     if count == 0:
         raise DataError("the data hold no sample", hint="give at least one array for each input of the model")
 
 
-def _raw(
+def entries(
     source: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]],
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(source, Mapping):
@@ -64,7 +70,11 @@ def _raw(
     elif path.exists() and path.suffix == ".npz":
         yield str(path), _read_npz(path)
     elif path.exists():
-        raise DataError(f"{path} is neither a .npz file nor a folder", hint="save it with numpy.savez")
+        one_array = "put it in a folder, named after the input, and give the folder"
+        raise DataError(
+            f"{path} is neither a .npz file nor a folder",
+            hint=one_array if path.suffix == ".npy" else _NPZ_HINT,
+        )
     else:
         raise DataError(f"no data at {path}", hint="check the path given as --data")
 
@@ -93,20 +103,46 @@ def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _read_npz(path: Path) -> Mapping[str, Any]:
     try:
         # Opened here: numpy leaves the file open where it is no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"cannot read {path}: {error}", hint="save it again with numpy.savez") from error
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise DataError(f"cannot read {path}: it is not a .npz file, or is cut off", hint=_NPZ_HINT)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: _array(archive, name, path) for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}", hint=_NPZ_HINT) from error
+
+
+def _array(archive: Any, name: str, path: Path) -> Any:
+    """One member of the archive; numpy returns bytes for a file that is no array."""
+    try:
+        array = archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise DataError(
+            f"cannot read {path}: {name!r} is an array of Python objects",
+            hint="save numbers, booleans or text: array.astype('float32')",
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"cannot read {path}: {name!r} is no array", hint=_NPZ_HINT)
+    return array
 
 
 def _read_npy(path: Path) -> Any:
     try:
+        with open(path, "rb") as file:
+            if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
+                raise DataError(
+                    f"cannot read {path}: it is not a .npy file", hint="expected: numpy.save(path, array)"
+                )
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot read {path}: {error}", hint="save it again with numpy.save") from error
+        what = "it holds Python objects" if "allow_pickle" in str(error) else error
+        raise DataError(f"cannot read {path}: {what}", hint="save it again with numpy.save") from error
 
 
-def _split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> Iterator[Mapping[str, Any]]:
+def split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> Iterator[Mapping[str, Any]]:
     ranks = {spec.name: None if spec.dims is None else len(spec.dims) for spec in specs}
     for name in raw:
         if name not in ranks:
@@ -122,7 +158,7 @@ def _split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -
     lengths = {name: len(raw[name]) for name in stacked}
     if len(set(lengths.values())) != 1:
         raise DataError(
-            f"{origin} hold different numbers of samples: {lengths}",
+            f"{origin}: the inputs have different numbers of samples: {lengths}",
             hint="stack the same number of samples for each input",
         )
     for index in range(next(iter(lengths.values()))):

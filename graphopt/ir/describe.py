@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 import onnx_ir as ir
 
 from graphopt.ir.graphs import subgraphs_of
+from graphopt.ir.shapes import shown
 
 _MOST_NEIGHBOURS = 4
 
@@ -57,10 +58,10 @@ def all_reads(node: ir.Node) -> list[ir.Value]:
 
 def describe_cycle(cycle: list[ir.Node]) -> str:
     """A cycle as text: ``a (Add) -> b (Relu) -> a``."""
-    shown = [f"{_label(node)} ({node.op_type})" for node in cycle[:8]]
+    labels = [f"{_label(node)} ({node.op_type})" for node in cycle[:8]]
     if len(cycle) > 8:
-        shown.append(f"... {len(cycle) - 8} more")
-    return " -> ".join([*shown, _label(cycle[0])])
+        labels.append(f"... {len(cycle) - 8} more")
+    return " -> ".join([*labels, _label(cycle[0])])
 
 
 def _label(node: ir.Node) -> str:
@@ -83,7 +84,7 @@ def _operand(value: ir.Value | None) -> str:
     if value.dtype is None and value.shape is None:
         return text
     dtype = "?" if value.dtype is None else value.dtype.name.lower()
-    shape = "[...]" if value.shape is None else "[" + ",".join(str(dim) for dim in value.shape) + "]"
+    shape = "[...]" if value.shape is None else shown(value.shape)
     return f"{text}: {dtype}{shape}"
 
 
@@ -112,8 +113,8 @@ def _ring(frontier: set[ir.Node], step: Callable[[ir.Node], Iterable[ir.Node | N
 
 
 def _lines(nodes: Collection[ir.Node]) -> list[str]:
-    shown = sorted(describe(node) for node in nodes)
-    lines = [f"    {line}" for line in shown[:_MOST_NEIGHBOURS]]
-    if len(shown) > _MOST_NEIGHBOURS:
-        lines.append(f"    ... and {len(shown) - _MOST_NEIGHBOURS} more")
+    described = sorted(describe(node) for node in nodes)
+    lines = [f"    {line}" for line in described[:_MOST_NEIGHBOURS]]
+    if len(described) > _MOST_NEIGHBOURS:
+        lines.append(f"    ... and {len(described) - _MOST_NEIGHBOURS} more")
     return lines

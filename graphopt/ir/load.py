@@ -67,6 +67,8 @@ def _read_proto(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    if path.is_dir() and (path / "manifest.json").is_file():
+        raise ModelError(f"{path} is a bundle, not a model", hint="give the model that it was compiled from")
     if path.is_dir():
         raise ModelError(f"{path} is a folder, not a model", hint="give the .onnx file in it")
     try:
@@ -90,16 +92,19 @@ def _read_proto(path: Path) -> onnx.ModelProto:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # onnx calls its text format experimental
-                return onnx.load(path, load_external_data=False)
+                text = onnx.load(path, load_external_data=False)
         except Exception as error:  # each format's parser has errors of its own
             raise ModelError(
                 f"{path} is not ONNX in the format of its suffix {path.suffix!r}: {_first_line(error)}",
                 hint="check the syntax at that position",
             ) from error
+        return _checked(text, path)
     for magic, what in _OTHER_FORMATS:
         if head.startswith(magic):
+            is_pointer = magic.startswith(b"version https://git-lfs")
             raise ModelError(
-                f"{path} is not an ONNX model: it is {what}", hint="convert or export the model to ONNX"
+                f"{path} is not an ONNX model: it is {what}",
+                hint="fetch the file: git lfs pull" if is_pointer else "convert or export the model to ONNX",
             )
     proto = onnx.ModelProto()
     try:
@@ -112,6 +117,10 @@ def _read_proto(path: Path) -> onnx.ModelProto:
                 hint="copy, download or export it again and compare its size with the source",
             ) from error
         raise _not_a_model(path) from error
+    return _checked(proto, path)
+
+
+def _checked(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if proto.ir_version == 0 or not (proto.graph.node or proto.graph.output):
         raise _not_a_model(path)
     return proto
@@ -125,7 +134,10 @@ def _not_a_model(path: Path) -> ModelError:
 
 
 def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    # The parser of ONNX's text syntax raises bytes.
+    said = error.args[0] if error.args else ""
+    text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+    return " ".join(text.split())[:300]
 
 
 def from_proto(proto: onnx.ModelProto, *, name: str = "the model") -> ir.Model:
@@ -149,6 +161,8 @@ def from_proto(proto: onnx.ModelProto, *, name: str = "the model") -> ir.Model:
     for function in proto.functions:
         _repair_nodes(function.node)
     _check_unique_names(proto.graph, name)
+    for tensor in proto.graph.initializer:
+        _check_location(tensor, name)
     try:
         with _quiet_serde():
             model = ir.from_proto(proto)
@@ -158,6 +172,15 @@ def from_proto(proto: onnx.ModelProto, *, name: str = "the model") -> ir.Model:
         ) from error
     _own_tensors(model)
     return model
+
+
+def _check_location(tensor: onnx.TensorProto, model: str) -> None:
+    for entry in tensor.external_data:
+        if entry.key in ("offset", "length") and not entry.value.isdecimal():
+            raise ModelError(
+                f"{model}: the data of tensor {tensor.name!r} have the {entry.key} {entry.value!r}, which is no number",
+                hint="export the model again",
+            )
 
 
 def _holds_map(type_: onnx.TypeProto) -> bool:
@@ -179,8 +202,10 @@ def _quiet_serde() -> Iterator[None]:
 
 
 def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (
+        cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    ) is not None:
+        error = cause
     return _first_line(error)
 
 

@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     import onnx
 
 Dims: TypeAlias = "tuple[int | None, ...]"
+_LARGEST_SIZE = 2**31 - 1
+_PLACEHOLDERS = frozenset({"", "None", "none", "?", "-1", "unk", "unknown", "dynamic"})
+
+
+def size_or_name(dim: int | ir.SymbolicDim) -> int | str | None:
+    """A size, or the name of a dynamic dimension; None where it is unknown, for which exporters write -1 or "None"."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return None if dim.value in _PLACEHOLDERS else dim.value
+
+
+def shown(shape: ir.Shape) -> str:
+    """A shape for people: ``[n,3,?]``."""
+    dims = map(size_or_name, shape)
+    return f"[{','.join('?' if dim is None else str(dim) for dim in dims)}]"
 
 
 def infer(model: ir.Model) -> bool:
@@ -135,6 +150,11 @@ def parse_input_shape(text: str) -> tuple[str, Dims]:
                 f"in the input shape {text!r} the size at position {position} is {size}, but sizes are positive",
                 hint=f"{example}; ? leaves a dimension as it is",
             )
+        if size > _LARGEST_SIZE:
+            raise SpecError(
+                f"in the input shape {text!r} the size at position {position} is {size}, which is too large",
+                hint=example,
+            )
         dims.append(size)
     return name, tuple(dims)
 
@@ -196,13 +216,13 @@ def _check_shape(value: ir.Value, dims: Sequence[int | None], sizes: dict[str, t
             raise UsageError(f"input {name!r}: dimension {axis} cannot be {size}", hint="sizes are positive")
     if value.shape is None:
         return
-    shown = _shown(value.shape)
+    text = shown(value.shape)
     if len(dims) != len(value.shape):
         raise UsageError(
-            f"input {name!r} has {len(value.shape)} dimensions {shown}, but {len(dims)} sizes are given",
+            f"input {name!r} has {len(value.shape)} dimensions {text}, but {len(dims)} sizes are given",
             hint=f"write {name}:"
             + ",".join(str(dim) if isinstance(dim, int) else "?" for dim in value.shape)
-            + " with a size in place of each ?",
+            + ("" if value.shape.is_static() else " with a size in place of each ?"),
         )
     for axis, (size, dim) in enumerate(zip(dims, value.shape, strict=True)):
         if size is None:
@@ -210,7 +230,7 @@ def _check_shape(value: ir.Value, dims: Sequence[int | None], sizes: dict[str, t
         if isinstance(dim, int):
             if dim != size:
                 raise UsageError(
-                    f"input {name!r} is fixed to {shown}: dimension {axis} is {dim} and cannot become {size}",
+                    f"input {name!r} is fixed to {text}: dimension {axis} is {dim} and cannot become {size}",
                     hint="export the model with this dimension dynamic, or leave it as it is with ?",
                 )
         elif dim.value is not None:
@@ -220,10 +240,6 @@ def _check_shape(value: ir.Value, dims: Sequence[int | None], sizes: dict[str, t
                     f"dimension {dim.value!r} would be {seen[0]} in {seen[1]} and {size} in input {name!r}",
                     hint="the model names it as one dimension: give it one size",
                 )
-
-
-def _shown(shape: ir.Shape) -> str:
-    return "[" + ",".join(str(dim) for dim in shape) + "]"
 
 
 def _bind(value: ir.Value, bindings: Mapping[str, int]) -> None:

@@ -52,6 +52,7 @@ class PassRecord:
         error: Relative error of the worst output after the pass; None where nothing was run.
         noise_floor: The model's noise floor on the same scale.
         identical: Whether all outputs were equal bit for bit.
+        details: What else a pass has to say about what it decided; plain JSON.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PassRecord:
     error: float | None = None
     noise_floor: float | None = None
     identical: bool | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,4 +89,5 @@ class PassRecord:
             "error": self.error,
             "noise_floor": self.noise_floor,
             "identical": self.identical,
+            "details": self.details,
         }

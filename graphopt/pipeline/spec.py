@@ -159,7 +159,8 @@ def make_options(options_class: type[Any], given: Mapping[str, Any], owner: str)
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in fields:
-            raise UnknownNameError(f"option of {owner}", key, fields)
+            hint = "write NAME{option=value}" if fields else "leave it out"
+            raise UnknownNameError(f"option of {owner}", key, fields, hint=hint)
         values[name] = _convert(value, hints[name], f"option {key!r} of {owner}")
     return options_class(**values)
 

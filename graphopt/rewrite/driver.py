@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.errors import PassFailedError
-from graphopt.ir import provenance
+from graphopt.ir import check, kernels, provenance
 from graphopt.rewrite.rewrite import Builder, Refuse, Rewrite
 
 _MOST_SWEEPS = 12
@@ -99,6 +99,7 @@ class Driver:
         for rewrite in rewrites:
             for root in rewrite.roots:
                 self._by_root[root].append(rewrite)
+        self._opset: int | None = None
         self._broken: set[str] = set()
         self._refused: set[tuple[str, str]] = set()
         self._occurrences: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -106,6 +107,7 @@ class Driver:
 
     def run(self, model: ir.Model) -> RewriteLog:
         """Rewrite the model's graph and its subgraphs until nothing applies any more."""
+        self._opset = model.graph.opset_imports.get("")
         graphs = [model.graph, *model.graph.subgraphs()]
         budget = 8 * sum(len(graph) for graph in graphs) + 1000
         for _ in range(_MOST_SWEEPS):
@@ -141,6 +143,7 @@ class Driver:
             build = Builder(node, rewrite.name, occurrence)
             try:
                 result = rewrite.apply(node, build)
+                _require_kernels(build.nodes, self._opset)
             except Refuse as refusal:
                 build.discard()
                 if (rewrite.name, site) not in self._refused:
@@ -167,6 +170,20 @@ class Driver:
             self.log.replaced[application] = tuple(origin.name for origin in replaced if origin.name)
             return commit(graph, node, replacements, build, rewrite.name)
         return ()
+
+
+def _require_kernels(nodes: Sequence[ir.Node], opset: int | None) -> None:
+    """Refuse a node that the opset of the model lacks, or that ONNX Runtime does not run at that opset.
+
+    A model stays at an older opset where one of its operators has no kernel, or a worse one, at the internal one.
+    """
+    for node in nodes:
+        if opset is None or node.domain:
+            continue
+        if check.schema_of("", node.op_type, opset) is None:
+            raise Refuse(f"{node.op_type} is newer than opset {opset}, at which the model stays")
+        if opset > kernels.newest_opsets().get(node.op_type, opset):
+            raise Refuse(f"the installed ONNX Runtime does not run {node.op_type} of opset {opset}")
 
 
 def _key(node: ir.Node) -> str:

@@ -4,7 +4,7 @@ A process whose turn is over is stopped: ONNX Runtime's idle threads go on spinn
 take the cores from whoever runs next. In each round every form runs in turn, in an order that rotates; the
 ratio to the baseline is taken within the round, so that what the machine does between rounds cancels. The
 speedup is the median of the ratios, with a bootstrap interval of 95 % (Efron & Tibshirani, An Introduction to
-the Bootstrap, ch. 13, percentile method). """
+the Bootstrap, ch. 13, percentile method)."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Worker:
             raise TargetError(f"the process that runs the form {self.form.label!r} crashed")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise TargetError(f"the form {self.form.label!r} fails: {answer['error']}")
+            raise TargetError(f"the form {self.form.label!r} fails: {answer['error']}", hint=answer["hint"])
         return answer
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
+from graphopt.errors import GraphoptError
 
 
 def main() -> None:
@@ -35,8 +36,10 @@ def main() -> None:
                 answer = {"done": True}
             else:
                 answer = {"seconds": _time(executable, feeds, **command["run"])}
+        except GraphoptError as error:
+            answer = {"error": error.message, "hint": error.hint}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Array, Feeds
-from graphopt.errors import MissingExtraError, TargetError
+from graphopt.errors import MissingExtraError, TargetError, shorten
 
 _SHARED_FROM = 64 * 1024
 _ALIGN = 4096
@@ -153,13 +153,3 @@ class Session:
             return dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True))
         except Exception as error:  # as above
             raise TargetError(f"ONNX Runtime fails on the graph: {shorten(error)}") from error
-
-
-def shorten(error: BaseException, limit: int = 600) -> str:
-    """The message of an error of ONNX Runtime without its source locations."""
-    text = " ".join(str(error).split())
-    marker = "/onnxruntime_src/"
-    if marker in text:
-        parts = [part for part in text.split() if not part.startswith(marker)]
-        text = " ".join(parts)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

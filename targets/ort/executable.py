@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.errors import MissingExtraError, TargetError
-from graphopt.machine import Probe
+from graphopt import install
+from graphopt.errors import MissingExtraError, TargetError, shorten
+from graphopt.machine import Kernel, Probe
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 LEVELS = {
@@ -78,7 +79,7 @@ class OrtExecutable:
         provider = PROVIDERS[target]
         if provider not in ort.get_available_providers():
             raise TargetError(
-                f"ONNX Runtime has no {provider} here", hint="install it: pip install 'graphopt[cuda]'"
+                f"ONNX Runtime has no {provider} here", hint=f"install it: {install.command('cuda')}"
             )
         options = session_options(config, threads)
         providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
@@ -88,7 +89,8 @@ class OrtExecutable:
             )
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise TargetError(
-                f"ONNX Runtime rejects {path.name}: {' '.join(str(error).split())[:600]}"
+                f"ONNX Runtime rejects {path.name}: {shorten(error)}",
+                hint=f"export the model again, or try a newer ONNX Runtime (this is {ort.__version__})",
             ) from error
         if provider not in self._session.get_providers():
             raise TargetError(
@@ -106,7 +108,10 @@ class OrtExecutable:
         try:
             results = self._session.run(None, dict(feeds))
         except Exception as error:  # as above
-            raise TargetError(f"ONNX Runtime fails: {' '.join(str(error).split())[:600]}") from error
+            raise TargetError(
+                f"ONNX Runtime fails: {shorten(error)}",
+                hint="the model may take only some sizes and values: give it others",
+            ) from error
         return dict(zip(self.output_names, results, strict=True))
 
 
@@ -129,16 +134,37 @@ class OrtRuntime:
             return Probe(False, False, reason=str(error))
         there = self.provider in ort.get_available_providers()
         reason = ""
-        if not there:
-            reason = f"ONNX Runtime {ort.__version__} has no {self.provider}: pip install 'graphopt[cuda]'"
-        elif self.name == "ort-cuda" and not _has_nvidia_driver():
-            there, reason = False, "no NVIDIA driver on this machine: models compile, but are not run here"
+        if self.name == "ort-cuda" and not _has_nvidia_driver():
+            there, reason = False, "this machine has no NVIDIA driver"
+        elif not there:
+            reason = f"ONNX Runtime {ort.__version__} has no {self.provider}: {install.command('cuda')}"
         machine = {"onnxruntime": ort.__version__, "machine": platform.machine()}
         return Probe(True, there, ort.__version__, reason, machine)
 
     def load(self, folder: Path, config: Mapping[str, Any], *, threads: int = 0) -> OrtExecutable:
         """A session on the file that the configuration names."""
         return OrtExecutable(folder / config["file"], config, target=self.name, threads=threads)
+
+    def kernels(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        feeds: Mapping[str, npt.NDArray[Any]],
+        *,
+        threads: int = 0,
+        runs: int = 10,
+    ) -> list[Kernel]:
+        """The kernels that a session on the file runs."""
+        from graphopt.targets.ort import kernels
+
+        return kernels.kernels(
+            folder / config["file"],
+            session_options(config, threads),
+            list(dict.fromkeys([self.provider, "CPUExecutionProvider"])),
+            feeds,
+            runs=runs,
+            disabled_optimizers=config.get("disabled_optimizers"),
+        )
 
 
 def _has_nvidia_driver() -> bool:

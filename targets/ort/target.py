@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphopt.ir import model as ir_model
 from graphopt.pipeline.base import Pass, RewritePass
+from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.ort.executable import OrtRuntime
 from graphopt.targets.ort.splat import SplatConstants
 
@@ -31,9 +32,7 @@ class OrtTarget(OrtRuntime):
         name: ``ort-cpu`` or ``ort-cuda``.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.groups: tuple[str, ...] = ("blocked",) if name == "ort-cpu" else ()
+    runs_original = True
 
     def legalization(self) -> Sequence[Pass]:
         """Vendor operators where they were measured faster than what they replace."""
@@ -43,6 +42,14 @@ class OrtTarget(OrtRuntime):
         from graphopt.targets.ort.legalize import REWRITES
 
         return (RewritePass(self.name, [rewrite() for rewrite in REWRITES]), SplatConstants())
+
+    def integer_kernels(self) -> IntegerKernels | None:
+        """The integer kernels of the CPU provider; the CUDA provider has none for QDQ graphs."""
+        if self.name != "ort-cpu":
+            return None
+        from graphopt.targets.ort.integers import kernels
+
+        return kernels()
 
     def allowed_domains(self) -> frozenset[str]:
         """ONNX Runtime's contributed operators."""
@@ -56,6 +63,9 @@ class OrtTarget(OrtRuntime):
         default: dict[str, Any] = {"label": "default"}
         if self.name != "ort-cpu":
             return (default,)
+        if any(node.op_type == "QuantizeLinear" for node in model.graph):
+            # A MatMul that became a Gemm with a float bias has no integer kernel.
+            default["disabled_optimizers"] = SLOW_FUSIONS
         found: list[Mapping[str, Any]] = [default]
         if {"MatMul", "LayerNormalization"} & ir_model.op_counts(model).keys():
             found.append({"label": "without slow fusions", "disabled_optimizers": SLOW_FUSIONS})

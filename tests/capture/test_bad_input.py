@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from graphopt import install
 from graphopt.capture import capture
 from graphopt.errors import (
     InvalidGraphError,
@@ -148,7 +149,7 @@ def test_torch_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
         with pytest.raises(MissingExtraError, match=f"{missing} is not installed") as caught:
             capture(tmp_path / "m.pt2")
-        assert caught.value.hint == "install it: pip install 'graphopt[torch]'"
+        assert caught.value.hint == f"install it: {install.command('torch')}"
 
 
 def test_capturing_onnx_does_not_import_torch() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from graphopt import install
+
 ROOT = Path(__file__).parents[2]
 FAST = ("--passes", "hardswish", "--tune", "0.1s")
 Make = Callable[..., Path]
@@ -168,11 +170,13 @@ def test_other_commands_say_the_same(fails: Any, tmp_path: Path, command: str) -
         ("x:1,9", ("x", "8")),
         ("x:one,8", ("'x:one,8'", "'one'")),
         ("x:0,8", ("positive",)),
+        ("x:99999999999999999999,8", ("too large",)),
         ("1,8", ("NAME:SIZE",)),
     ],
 )
 def test_wrong_input_shape(fails: Any, model: Path, shape: str, says: tuple[str, ...]) -> None:
     fails("compile", "model.onnx", "--input-shape", shape, code=2, says=says)
+    fails("run", "model.onnx", "--input-shape", shape, code=2, says=says)
 
 
 def test_input_shape_given_twice(fails: Any, model: Path) -> None:
@@ -206,9 +210,12 @@ def test_no_data_there(fails: Any, model: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     fails("compile", "model.onnx", "--data", "folder", code=1, says="holds no .npz")
     (tmp_path / "text.npz").write_text("not an archive")
-    fails("compile", "model.onnx", "--data", "text.npz", code=1, says="cannot read text.npz")
+    message = fails("compile", "model.onnx", "--data", "text.npz", code=1, says="cannot read text.npz")
+    assert "not a .npz file" in message and "numpy.savez" in message and "pickle" not in message
     (tmp_path / "data.csv").write_text("1,2")
     fails("compile", "model.onnx", "--data", "data.csv", code=1, says="neither a .npz file nor a folder")
+    np.save(tmp_path / "x.npy", np.zeros((2, 8), np.float32))
+    fails("run", "model.onnx", "--data", "x.npy", code=1, says=("neither a .npz file", "put it in a folder"))
 
 
 # -- names and options ----------------------------------------------------------------------------------------
@@ -223,15 +230,23 @@ def test_no_data_there(fails: Any, model: Path, tmp_path: Path) -> None:
         (("--passes", "hardswish{a=1}"), ("option of pass 'hardswish'", "'a'")),
         (("--passes", "fuse{disable"), ("cannot read the pass list", "position")),
         (("--passes", ""), ("the pass list is empty", "O0")),
-        (("--target", "ort-gpu"), ("unknown target 'ort-gpu'", "ort-cpu")),
+        (("--passes", "gelu{a=1}"), ("option of pass 'gelu'", "leave it out")),
+        (("--target", "ort-cuad"), ("unknown target 'ort-cuad'", "did you mean 'ort-cuda'")),
+        (("--target", "gpu"), ("unknown target 'gpu'", "did you mean 'cuda'?")),
+        (("--target", "CPU"), ("unknown target 'CPU'", "did you mean 'cpu'?")),
         (("--pases", "fuse"), ("unknown option of 'graphopt compile' '--pases'", "'--passes'")),
         (("--threads", "-1"), ("--threads", "-1")),
         (("--threads", "two"), ("--threads", "two")),
+        (("--threads", "99999999999"), ("--threads", "99999999999")),
         (("--seed", "x"), ("--seed",)),
+        (("--seed", "-1"), ("--seed", "-1")),
         (("--tune", "soon"), ("cannot read the budget 'soon'", "30s")),
+        (("--tune", "inf"), ("cannot read the budget 'inf'", "30s")),
         (("--max-drop", "1%"), ("lossy",)),
         (("--metric", "f1"), ("lossy",)),
-        (("extra.onnx",), ("unexpected extra argument",)),
+        (("extra.onnx",), ("unexpected extra argument", "-o extra.gopt")),
+        (("data.npz",), ("unexpected extra argument", "--data data.npz")),
+        (("--repro-dir", "model.onnx"), ("model.onnx is no folder", "--repro-dir")),
         (("--config", "nowhere.toml"), ("cannot read nowhere.toml",)),
     ],
 )
@@ -255,6 +270,7 @@ def test_unknown_command(fails: Any) -> None:
         ("target = 'cpu'\n", ("no table [compile]",)),
         ("[compile]\nthreads = 'two'\n", ("--threads",)),
         ("[compile]\ntarget = ['cpu']\n", ("'target'", "single value")),
+        ("[compile]\ndata = 5\n", ("'data'", "config.toml", "path, not 5")),
     ],
 )
 def test_wrong_config(fails: Any, model: Path, tmp_path: Path, text: str, says: tuple[str, ...]) -> None:
@@ -264,6 +280,20 @@ def test_wrong_config(fails: Any, model: Path, tmp_path: Path, text: str, says: 
 
 def test_unknown_zoo_model(fails: Any) -> None:
     fails("zoo", "fetch", "ppocrv4-recc", code=2, says=("ppocrv4-recc", "ppocrv4-rec"))
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("no/x.onnx", ("cannot write no/x.onnx", "no folder", "create it")),
+        ("/proc/x.onnx", ("cannot write /proc/x.onnx", "-o")),
+        ("model.onnx", ("model.onnx exists",)),
+    ],
+)
+def test_zoo_fetch_writes_only_where_it_may(
+    fails: Any, model: Path, place: str, says: tuple[str, ...]
+) -> None:
+    fails("zoo", "fetch", "ppocr-cls", "-o", place, code=2, says=says)
 
 
 # -- the output -----------------------------------------------------------------------------------------------
@@ -280,6 +310,11 @@ def test_output_in_no_folder(fails: Any, model: Path) -> None:
 
 def test_output_where_nobody_may_write(fails: Any, model: Path) -> None:
     fails("compile", "model.onnx", "-o", "/proc/out.gopt", code=1, says=("cannot write /proc/out.gopt", "-o"))
+
+
+def test_output_that_looks_like_an_onnx_file(fails: Any, model: Path) -> None:
+    says = ("cannot write new.onnx", "-o new.gopt", "new.gopt/model.onnx")
+    fails("compile", "model.onnx", "-o", "new.onnx", code=1, says=says)
 
 
 def test_existing_file_is_not_overwritten(fails: Any, model: Path, tmp_path: Path) -> None:
@@ -361,6 +396,58 @@ def test_verify_wants_a_bundle_and_the_right_model(
     fails("verify", "nowhere.gopt", "model.onnx", code=1, says="no bundle at nowhere.gopt")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "dtype", "says"),
+    [
+        ({"z": ("n", 8)}, 1, ("different inputs", "'x' (float[n,8]) is only in", "'z' (float[n,8]) is only in")),
+        ({"x": ("n", 9)}, 1, ("different inputs", "'x' is float[n,8] in", "float[n,9] in other.onnx")),
+        ({"x": ("n", 8)}, 6, ("different inputs", "int32[n,8] in other.onnx")),
+        ({"x": (None, "?", 8)}, 1, ("different inputs", "float[?,?,8] in other.onnx")),
+    ],
+)
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_other_inputs_are_named(
+    fails: Any, bundle: Path, make: Make, tmp_path: Path, command: str, inputs: Any, dtype: int, says: Any
+) -> None:
+    name = next(iter(inputs))
+    make(
+        [helper.make_node("Neg", [name], ["y"])], tmp_path / "other.onnx",
+        inputs=inputs, outputs={"y": next(iter(inputs.values()))}, dtype=dtype,
+    )  # fmt: skip
+    # bench names the baseline, which is the model file, first.
+    said = says if command == "verify" else says[:1]
+    fails(command, "model.gopt", "other.onnx", code=2, says=said)
+
+
+def test_verify_names_other_outputs(fails: Any, bundle: Path, make: Make, tmp_path: Path) -> None:
+    make([helper.make_node("Neg", ["x"], ["z"])], tmp_path / "other.onnx", outputs={"z": ("n", 8)})
+    says = ("model.gopt and other.onnx have different outputs", "'y' (float[n,8]) is only in model.gopt")
+    fails("verify", "model.gopt", "other.onnx", code=2, says=says)
+
+
+def test_input_shape_that_a_bundle_does_not_take(fails: Any, model: Path, cli: Any) -> None:
+    assert cli("compile", "model.onnx", *FAST, "--input-shape", "x:2,8").code == 0
+    says = ("model.gopt", "'x' is fixed to [2,8]", "cannot become 3")
+    for command in (("run", "model.gopt"), ("bench", "model.gopt"), ("verify", "model.gopt", "model.onnx")):
+        fails(*command, "--input-shape", "x:3,8", code=2, says=says)
+
+
+def test_a_bundle_for_a_gpu_that_is_not_there(
+    fails: Any, cli: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt.targets.ort import executable
+
+    monkeypatch.setattr(executable, "_has_nvidia_driver", lambda: False)
+    assert cli("compile", "model.onnx", *FAST, "--target", "cuda").code == 0
+    for command in (("run", "model.gopt"), ("bench", "model.gopt"), ("verify", "model.gopt", "model.onnx")):
+        says = ("model.gopt needs the target 'ort-cuda', which does not run here", "no NVIDIA driver")
+        assert "TargetError" not in fails(*command, code=1, says=says)
+
+
+def test_a_bundle_is_not_compiled_again(fails: Any, bundle: Path) -> None:
+    fails("compile", "model.gopt", code=1, says=("model.gopt is a bundle", "compiled from"))
+
+
 def test_verify_fails_where_numbers_differ(cli: Any, bundle: Path, make: Make, tmp_path: Path) -> None:
     make([helper.make_node("Neg", ["x"], ["y"])], tmp_path / "other.onnx")
     done = cli("verify", "model.gopt", "other.onnx")
@@ -371,7 +458,7 @@ def test_verify_fails_where_numbers_differ(cli: Any, bundle: Path, make: Make, t
 
 def test_bench_wants_the_same_inputs(fails: Any, model: Path, make: Make, tmp_path: Path) -> None:
     make([helper.make_node("Neg", ["z"], ["y"])], tmp_path / "other.onnx", inputs={"z": ("n", 8)})
-    fails("bench", "model.onnx", "other.onnx", code=2, says=("different inputs", "x: float[n,8]"))
+    fails("bench", "model.onnx", "other.onnx", code=2, says=("different inputs", "'x' (float[n,8])"))
 
 
 # -- what else can happen -------------------------------------------------------------------------------------
@@ -478,14 +565,14 @@ sys.meta_path[:] = [Filter(finder) for finder in sys.meta_path]
         (
             "onnxruntime",
             ("compile", "model.onnx"),
-            ("onnxruntime is not installed", "pip install 'graphopt[cpu]'"),
+            ("onnxruntime is not installed", f"-e '{ROOT}[cpu]'"),
         ),
         (
             "onnxruntime",
             ("run", "model.onnx"),
-            ("onnxruntime is not installed", "pip install 'graphopt[cpu]'"),
+            ("onnxruntime is not installed", f"-e '{ROOT}[cpu]'"),
         ),
-        ("torch", ("compile", "program.pt2"), ("torch is not installed", "pip install 'graphopt[torch]'")),
+        ("torch", ("compile", "program.pt2"), ("torch is not installed", f"-e '{ROOT}[torch]'")),
     ],
 )
 def test_a_missing_extra_says_what_to_install(
@@ -507,5 +594,5 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
     running = process(tmp_path, "doctor", PYTHONPATH=os.pathsep.join([str(hidden), str(ROOT)]))
     out, err = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert "onnxruntime is not installed: pip install 'graphopt[cpu]'" in out
+    assert f"onnxruntime is not installed: {install.command('cpu')}" in out
     assert err == ""

@@ -212,6 +212,45 @@ def test_bench_times_against_the_model(cli: Any, bundle: Path) -> None:
     assert "baseline" in cli("bench", "model.gopt", "model.onnx", "--seconds", "0.1").out
 
 
+def test_inputs_are_made_for_what_all_models_take(cli: Any, model: Path) -> None:
+    done = cli("compile", "model.onnx", *FAST, "--input-shape", "x:5,8")
+    assert done.code == 0, done.err
+    for order in (("model.gopt", "model.onnx"), ("model.onnx", "model.gopt")):
+        done = cli("bench", *order, "--seconds", "0.1", "--json")
+        assert done.code == 0, done.err
+        assert done.json["shapes"] == {"x": [5, 8]}
+    assert cli("run", "model.gopt", "--json").json["outputs"][0]["shape"] == [5, 8]
+    done = cli("verify", "model.gopt", "model.onnx", "--json")
+    assert done.code == 0 and done.json["trials"] == [{}, {}, {}], done.err
+
+
+def test_input_shape_of_made_up_inputs(cli: Any, bundle: Path) -> None:
+    for name in ("model.onnx", "model.gopt"):
+        done = cli("run", name, "--input-shape", "x:7,8", "--json")
+        assert done.json["outputs"][0]["shape"] == [7, 8], done.err
+    done = cli("bench", "model.gopt", "model.onnx", "--input-shape", "x:7,8", "--seconds", "0.1", "--json")
+    assert done.json["shapes"] == {"x": [7, 8]}, done.err
+    done = cli("verify", "model.gopt", "model.onnx", "--input-shape", "x:7,8", "--json")
+    assert done.code == 0 and done.json["status"] == "verified", done.err
+
+
+def test_a_target_that_is_not_here_is_said(
+    cli: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt.targets.ort import executable
+
+    monkeypatch.setattr(executable, "_has_nvidia_driver", lambda: False)
+    done = cli("compile", "model.onnx", *FAST, "--target", "cuda")
+    assert done.code == 0, done.err
+    assert re.search(r"verified\s+compiled, not run: ", done.out)
+    assert re.search(r"warning\s+compiled, not run: this machine has no NVIDIA driver", done.out)
+    report = cli("compile", "model.onnx", *FAST, "--target", "cuda", "--json").json
+    assert report["warnings"][0].startswith("compiled, not run: this machine has no NVIDIA driver")
+    shown = cli("inspect", "model.gopt").out
+    assert re.search(r"verified\s+compiled, not run", shown) and "verified   verified" not in shown
+    assert "compiled, not run: " in (tmp_path / "model.gopt" / "report.html").read_text()
+
+
 # -- looking ---------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +271,40 @@ def test_inspect_prints_the_graph(cli: Any, model: Path) -> None:
     assert re.search(r"a = MatMul\s*\(x, w\)", shown)
 
 
+def test_inspect_prints_the_graph_as_json_too(cli: Any, model: Path) -> None:
+    assert "g (float[n,8] x)" in cli("inspect", "model.onnx", "--text", "--json").json["text"]
+
+
+def test_inspect_counts_constants_and_names_what_must_be_given(cli: Any, make: Any, tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper, numpy_helper
+
+    value = numpy_helper.from_array(np.ones((2, 3), np.float32))
+    nodes = [helper.make_node("Constant", [], ["w"], value=value), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    path = make(nodes, tmp_path / "c.onnx", inputs={"x": (None, -1)}, outputs={"y": (None, 3)})
+    found = cli("inspect", "c.onnx", "--json").json["graph"]
+    assert (found["constants"], found["initializers"], found["parameters"]) == (1, 0, 6)
+    assert found["inputs"] == ["x: float[?,?]"]
+    shown = cli("inspect", "c.onnx").out
+    assert re.search(r"weights\s+24 B, 6 elements in 1 constants", shown)
+    proto = onnx.load(path)
+    proto.metadata_props.add(key="classes", value="cat\ndog " * 50)
+    for index in range(5):
+        proto.graph.input.append(helper.make_tensor_value_info(f"bias{index}", 1, (2,)))
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), f"bias{index}"))
+    onnx.save(proto, path)
+    shown = cli("inspect", "c.onnx").out
+    assert "and 5 with a default value" in shown and "bias0" not in shown
+    assert re.search(r"metadata\s+classes: cat dog .* \.\.\.\n", shown)
+    assert "bias0: float[2] (optional)" in cli("inspect", "c.onnx", "--json").json["graph"]["inputs"]
+
+
+def test_inspect_shows_options_as_they_are_written(cli: Any, model: Path) -> None:
+    assert cli("compile", "model.onnx", *FAST, "--input-shape", "x:?,8").code == 0
+    shown = cli("inspect", "model.gopt").out
+    assert "passes: hardswish  input shapes: x:?,8" in shown and "None" not in shown
+
+
 def test_inspect_a_bundle_with_its_log(cli: Any, bundle: Path) -> None:
     found = cli("inspect", "model.gopt", "--json").json
     assert found["target"] == "ort-cpu" and found["passes"][0]["name"] == "hardswish"
@@ -245,6 +318,9 @@ def test_passes_lists_passes_groups_and_pipelines(cli: Any) -> None:
     names = {entry["name"]: entry for entry in found["passes"]}
     assert names["hardswish"]["summary"].startswith("x * clip(x + 3, 0, 6) / 6  ==>  HardSwish(x)")
     assert [entry["name"] for entry in found["passes"] if entry["error"]] == []
+    assert names["add-zero"]["summary"] == "x + 0.0, x - -0.0  ==>  x, up to the sign of a zero"
+    summaries = [entry["summary"] for entry in found["passes"]]
+    assert len(set(summaries)) == len(summaries), "each says what it does itself"
     assert set(found["pipelines"]) == {"O0", "O1", "O2"} and found["groups"]["fuse"]["requires"] == ["fold"]
     assert "hardswish" in cli("passes").out
 
@@ -263,6 +339,31 @@ def test_doctor_is_well(cli: Any) -> None:
     assert "CPUExecutionProvider" in done.json["onnxruntime"]["providers"]
     assert done.json["cpu"]["cores"] >= 1 and done.json["cache"]["writable"]
     assert "ready to compile" in cli("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (("complie", "model.onnx"), "UnknownNameError"),
+        (("compile", "--pases", "fuse"), "NoSuchOption"),
+        (("zoo", "fetch"), "MissingParameter"),
+    ],
+)
+def test_json_of_a_command_line_that_cannot_be_read(cli: Any, arguments: tuple[str, ...], kind: str) -> None:
+    done = cli(*arguments, "--json")
+    assert done.code == 2 and done.json["error"]["kind"] == kind
+
+
+def test_zoo_fetch_copies_a_model(
+    cli: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt import zoo
+
+    monkeypatch.setattr(zoo, "fetch", lambda name: model)
+    done = cli("zoo", "fetch", "ppocr-cls", "-o", "copy.onnx", "--json")
+    assert done.json["models"] == {"ppocr-cls": "copy.onnx"}, done.err
+    assert (tmp_path / "copy.onnx").read_bytes() == model.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.onnx", "model.onnx"]
 
 
 def test_zoo_lists_models(cli: Any) -> None:

@@ -210,5 +210,7 @@ def test_cuda_compiles_without_a_gpu(gelu: Path, tmp_path: Path) -> None:
     report = compiled.report.as_dict()
     assert report["verify"]["status"] == "verified, not run on the target"
     assert report["speedup"] is None and report["target"] == "ort-cuda"
+    assert any(warning.startswith("compiled, not run: ") for warning in report["warnings"])
+    assert "compiled, not run: " in (tmp_path / "m.gopt" / "report.html").read_text()
     with pytest.raises(BundleError, match="does not run here"):
         graphopt.load(tmp_path / "m.gopt")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt.data.interface import TensorSpec, check_feeds, inputs_of
+from graphopt.data.interface import TensorSpec, check_feeds, inputs_of, outputs_of
 from graphopt.data.load import samples
 from graphopt.data.synthesize import feeds_for, integer_range, size_candidates
 from graphopt.errors import DataError, UnknownNameError
@@ -20,6 +20,18 @@ SPECS = (TensorSpec("x", "float", ("n", 3)), TensorSpec("ids", "int64", ("n",)))
 
 def feeds(count: int = 2) -> dict[str, Any]:
     return {"x": np.ones((count, 3), np.float32), "ids": np.arange(count)}
+
+
+def test_unknown_sizes_are_spelled_in_one_way() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[n,3] x) => (float[n,3] y) { y = Relu(x) }'
+    model = model_from_text(text)
+    model.graph.inputs[0].shape = ir.Shape([-1, None, "None", "?", "n", 3])
+    model.graph.outputs[0].shape = ir.Shape(["unk__0", "n"])
+    assert [str(spec) for spec in inputs_of(model)] == ["x: float[?,?,?,?,n,3]"]
+    # The output's first dimension was named by shape inference, not by anyone who knows what it is.
+    assert [str(spec) for spec in outputs_of(model)] == ["y: float[?,n]"]
+    model.graph.inputs[0].shape = ir.Shape(["unk__0", "n"])
+    assert [str(spec) for spec in outputs_of(model)] == ["y: float[unk__0,n]"]
 
 
 def test_npz_is_one_sample_or_many(tmp_path: Path) -> None:

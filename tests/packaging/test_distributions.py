@@ -97,7 +97,7 @@ def expected(name: str) -> set[str]:
     return {
         f"graphopt/{name}/{path.relative_to(ROOT / name)}"
         for path in (ROOT / name).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", ".hypothesis"} & set(path.parts)
     }
 
 

@@ -16,6 +16,7 @@ import onnx_ir.passes.common
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.ir import opset
 from graphopt.passes.add_into_bias import AddIntoBias
 from graphopt.passes.affine_after_pool import AffineAfterPool
 from graphopt.passes.batchnorm_before_conv import BatchNormBeforeConv
@@ -72,8 +73,10 @@ class Chain:
             [onnx.helper.make_tensor_value_info("y", element, None)],
             [onnx.numpy_helper.from_array(array, name) for name, array in self.constants.items()],
         )
-        opset = onnx.helper.make_opsetid("", 26)
-        model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=13))
+        newest = opset.limits()
+        opsets = [onnx.helper.make_opsetid("", newest.newest_opset)]
+        proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=newest.ir_version)
+        model = ir.from_proto(proto)
         onnx_ir.passes.common.ShapeInferencePass()(model)
         return model
 

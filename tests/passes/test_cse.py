@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from graphopt.passes.cse import CommonSubexpressions, CseOptions
 from graphopt.rewrite import RewriteLog
-from graphopt.testing import assert_same_numbers, check, check_ignores, model_from_text, text_of
+from graphopt.testing import OPSET, assert_same_numbers, check, check_ignores, model_from_text, text_of
 
 HEAD = "g (float[N,4] x) => (float[N,4] y)"
 
@@ -127,8 +127,8 @@ def _with_weights(weights: list[np.ndarray]) -> ir.Model:  # type: ignore[type-a
         add.outputs[0].type, add.outputs[0].shape = x.type, x.shape
         current = add.outputs[0]
         nodes += [total, add]
-    graph = ir.Graph([x], [current], nodes=nodes, initializers=values, opset_imports={"": 26}, name="g")
-    return ir.Model(graph, ir_version=13)
+    graph = ir.Graph([x], [current], nodes=nodes, initializers=values, opset_imports={"": OPSET}, name="g")
+    return ir.Model(graph, ir_version=10)
 
 
 def test_large_constants_are_told_apart_beyond_their_samples() -> None:

@@ -83,11 +83,11 @@ def test_ignores_what_has_to_stay(text: str) -> None:
     check_ignores(DeadCode(), text)
 
 
-FUNCTIONS = """<ir_version: 13, opset_import: ["" : 26, "own": 1]>
+FUNCTIONS = """<ir_version: 10, opset_import: ["" : 21, "own": 1]>
 g (float[N] x) => (float[N] y) { y = own.outer(x) }
-<domain: "own", opset_import: ["" : 26, "own": 1]> outer (a) => (b) { b = own.inner(a) }
-<domain: "own", opset_import: ["" : 26]> inner (a) => (b) { b = Neg(a) }
-<domain: "own", opset_import: ["" : 26]> unused (a) => (b) { b = Exp(a) }"""
+<domain: "own", opset_import: ["" : 21, "own": 1]> outer (a) => (b) { b = own.inner(a) }
+<domain: "own", opset_import: ["" : 21]> inner (a) => (b) { b = Neg(a) }
+<domain: "own", opset_import: ["" : 21]> unused (a) => (b) { b = Exp(a) }"""
 
 
 def test_functions() -> None:

@@ -46,6 +46,15 @@ def test_auto_pad(mode: str, pads: str) -> None:
 def test_average_pool_counts_the_padding() -> None:
     check(
         PadIntoConv(),
+        f"{HEAD} <int64[8] p={{0,0,1,1,0,0,1,1}}> {{ t = Pad(x, p) y = AveragePool<kernel_shape=[3,3]>(t) }}",
+        f"{HEAD} {{ y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x) }}",
+    )
+
+
+@pytest.mark.onnxruntime("1.25", "counts all padding in its AveragePool kernel")
+def test_average_pool_counts_padding_that_is_not_equal() -> None:
+    check(
+        PadIntoConv(),
         f"{HEAD} <{PADS}> {{ t = Pad(x, p) y = AveragePool<kernel_shape=[3,3]>(t) }}",
         f"{HEAD} {{ y = AveragePool<kernel_shape=[3,3], pads=[1,0,1,2], count_include_pad=1>(x) }}",
     )

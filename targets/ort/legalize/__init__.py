@@ -6,6 +6,7 @@ from graphopt.rewrite import Rewrite
 from graphopt.targets.ort.legalize.average_pool import PlainAveragePool
 from graphopt.targets.ort.legalize.blocked_affine import BlockedAffine
 from graphopt.targets.ort.legalize.conv_sum import ConvSum
+from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeToDepth
 from graphopt.targets.ort.legalize.elu import LegalizeElu
 from graphopt.targets.ort.legalize.gated_residual import GatedResidual
 from graphopt.targets.ort.legalize.long_conv import LegalizeLongConv
@@ -14,13 +15,16 @@ from graphopt.targets.ort.legalize.mish import LegalizeMish
 from graphopt.targets.ort.legalize.plain_bias import PlainBias
 from graphopt.targets.ort.legalize.plain_residual import PlainResidual
 from graphopt.targets.ort.legalize.prelu import LegalizePRelu
+from graphopt.targets.ort.legalize.quantize_type import QuantizeType
 from graphopt.targets.ort.legalize.reduce_l2 import LegalizeReduceL2
+from graphopt.targets.ort.legalize.signed_qdq import SignedQdq
 from graphopt.targets.ort.legalize.softplus import LegalizeSoftplus
 from graphopt.targets.ort.legalize.split_concat import SplitConcat
 
 REWRITES: tuple[type[Rewrite], ...] = (
     LegalizeLrn,
     LegalizeLongConv,
+    ConvTransposeToDepth,
     PlainAveragePool,
     ConvSum,
     SplitConcat,
@@ -33,4 +37,6 @@ REWRITES: tuple[type[Rewrite], ...] = (
     LegalizeReduceL2,
     PlainResidual,
     PlainBias,
+    SignedQdq,
+    QuantizeType,
 )

@@ -80,4 +80,5 @@ def _inverse_share(
         if np.any(inside <= 0):
             raise Refuse("a window lies in the padding")
         factors.append(kernel[axis] / inside)
-    return np.multiply.outer(*factors).astype(np.float32)[None, None]
+    share: facts.Array = np.multiply.outer(*factors).astype(np.float32)
+    return share[None, None]

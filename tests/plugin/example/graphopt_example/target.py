@@ -36,7 +36,7 @@ class OnnxReference:
     """ONNX's reference evaluator: slow, and an independent implementation of every operator."""
 
     name = "onnx-reference"
-    groups: tuple[str, ...] = ()
+    runs_original = True
 
     def probe(self) -> Probe:
         """It runs wherever onnx does."""

@@ -1,0 +1,236 @@
+"""Runs the lossy passes of a compilation on each target: what they propose becomes forms that are held to the budget."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.data.dataset import Dataset, Sample, Source, Transform
+from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
+from graphopt.data.synthesize import feeds_for
+from graphopt.errors import DataError, GraphoptError, VerificationError
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.machine import Form, Kernel
+from graphopt.pipeline.record import PassRecord, PassStatus
+from graphopt.rewrite import Numerics
+from graphopt.target import Target
+from graphopt.tune.kernels import kernels_of
+from graphopt.verify.budget import Evaluation, Metric
+from graphopt.verify.reference import Reference
+from graphopt.verify.session import Session
+
+EVALUATED = 48
+_EVALUATED_BYTES = 256 << 20
+_SYNTHETIC = 16
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What lossy passes may lose, and on what they are judged.
+
+    Attributes:
+        metric: What the budget is of.
+        max_drop: Share of the original's score that may be lost.
+        synthetic: Whether made-up inputs may stand in for data.
+        best_effort: Whether the nearest result is handed out where the budget cannot be kept.
+        seconds: Time for searching, on each target.
+    """
+
+    metric: Metric
+    max_drop: float
+    synthetic: bool = False
+    best_effort: bool = False
+    seconds: float = 45.0
+
+
+@dataclass
+class Proposals:
+    """The lossy part of one compilation.
+
+    Attributes:
+        passes: In order.
+        budget: For all of them together.
+        dataset: Samples for calibration and judgement.
+        evaluation: The held-out ones, with what the original makes of them.
+        threads, seed, progress: As in the request.
+        judged: The evaluation that each form is held to, by label.
+        warnings: For the report.
+    """
+
+    passes: Sequence[LossyPass]
+    budget: Budget
+    dataset: Dataset
+    evaluation: Evaluation
+    threads: int = 0
+    seed: int = 0
+    progress: Callable[[str, str], None] = lambda stage, detail: None
+    judged: dict[str, Evaluation] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    _over_budget: list[str] = field(default_factory=list)
+
+    def propose(
+        self, target: Target, model: ir.Model, folder: Path, legalize: Callable[[ir.Model], ir.Model]
+    ) -> tuple[list[tuple[Candidate, ir.Model]], list[PassRecord]]:
+        """What the passes propose for ``model`` on ``target``, legalised; and the pass log."""
+        records: list[PassRecord] = []
+        kept: list[Candidate] = [Candidate("", model)]
+        for pass_ in self.passes:
+            record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
+            records.append(record)
+            started = time.monotonic()
+            proposal = self._run(pass_, kept[-1].model, target, folder, legalize, record)
+            record.seconds = time.monotonic() - started
+            record.details = {"target": target.name, **proposal.details}
+            if not proposal.candidates and proposal.best_effort is not None:
+                self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
+                if self.budget.best_effort:
+                    proposal.candidates = [proposal.best_effort]
+                    self.warnings.append(f"{pass_.name} on {target.name}: {proposal.reason}; handed out as best effort")
+            if proposal.candidates:
+                kept = proposal.candidates
+                record.status = PassStatus.APPLIED
+                record.nodes_after = len(kept[-1].model.graph)
+            else:
+                record.reason = record.reason or proposal.reason
+                record.nodes_after = record.nodes_before
+        found = [(candidate, legalize(candidate.model)) for candidate in kept if candidate.label]
+        return found, records
+
+    def check(self, kept: bool) -> None:
+        """Refuse to go on where the budget cannot be kept by anything that was asked for.
+
+        Args:
+            kept: Whether any lossy form was proposed, on any target.
+
+        Raises:
+            VerificationError: Says what came nearest.
+        """
+        if not kept and self._over_budget:
+            raise VerificationError(
+                f"the budget of {self.budget.max_drop:.2%} ({self.budget.metric.name}) cannot be kept: "
+                + "; ".join(self._over_budget),
+                hint="raise --max-drop, give more or better --data, or take the nearest with --best-effort",
+            )
+
+    def _run(
+        self,
+        pass_: LossyPass,
+        model: ir.Model,
+        target: Target,
+        folder: Path,
+        legalize: Callable[[ir.Model], ir.Model],
+        record: PassRecord,
+    ) -> Proposal:
+        integer_kernels = getattr(target, "integer_kernels", None)
+        numbers = itertools.count()
+
+        def profile(graph: ir.Model, label: str) -> Sequence[Kernel]:
+            place = folder / f"profile-{next(numbers)}"
+            place.mkdir(parents=True)
+            try:
+                legal = legalize(graph)
+                config = target.emit(legal, place, target.variants(legal, None)[0])
+                form = Form(label, target.name, place, config)
+                return kernels_of(form, self.evaluation.feeds[0], threads=self.threads)
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+        context = Context(
+            self.dataset,
+            self.evaluation,
+            target.name,
+            integer_kernels() if callable(integer_kernels) else None,
+            profile,
+            threads=self.threads,
+            seed=self.seed,
+            deadline=time.monotonic() + self.budget.seconds,
+            progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
+        )
+        try:
+            return pass_.propose(model, context)
+        except DataError:
+            raise
+        except GraphoptError as error:
+            record.status, record.reason = PassStatus.UNDONE, error.message.splitlines()[0]
+        except Exception as error:
+            record.status = PassStatus.UNDONE
+            record.reason = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self.warnings.append(f"{pass_.name} on {target.name} failed and was left out: {record.reason}")
+        return Proposal()
+
+
+def dataset_for(
+    source: Source | None,
+    model: ir.Model,
+    reference: Reference | None,
+    *,
+    synthetic: bool,
+    seed: int,
+    transform: Transform | None = None,
+) -> Dataset:
+    """The samples of a compilation with lossy passes.
+
+    Args:
+        source: The user's; None where there are none.
+        model: Whose inputs they are.
+        reference: Whose sizes made-up inputs take.
+        synthetic: Whether made-up inputs may stand in for data.
+
+    Raises:
+        DataError: There are no data, and made-up ones were not allowed.
+    """
+    specs, optional = inputs_of(model), optional_inputs_of(model)
+    if source is not None:
+        return Dataset(source, specs, optional=optional, transform=transform)
+    if not synthetic:
+        raise DataError(
+            "lossy passes are calibrated and judged on data, and there are none",
+            hint="give some with --data, or accept made-up inputs with --synthetic-calibration",
+        )
+    sizes = {} if reference is None else reference.trials[0].sizes
+    made: list[Feeds] = [feeds_for(model, sizes, seed + 100 + index) for index in range(_SYNTHETIC)]
+    return Dataset(made, specs, optional=optional)
+
+
+def evaluate(
+    original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0, most: int = EVALUATED
+) -> Evaluation:
+    """The held-out samples, with what the original makes of them; as many as fit into memory with their outputs.
+
+    Raises:
+        DataError: There are no samples.
+        TargetError: The original does not run on one.
+    """
+    samples, held_out = dataset.evaluation(most)
+    session = Session(original, optimize="all", threads=threads)
+    kept: list[Sample] = []
+    references: list[Feeds] = []
+    total = 0
+    for sample in samples:
+        outputs = session.run(sample.feeds)
+        total += sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))
+        if kept and total > _EVALUATED_BYTES:
+            break
+        kept.append(sample)
+        references.append(outputs)
+    return Evaluation(
+        [sample.feeds for sample in kept],
+        references,
+        [sample.labels for sample in kept],
+        budget.metric,
+        budget.max_drop,
+        held_out,
+    )
+
+
+def lossy_and_others(passes: Sequence[Any]) -> tuple[list[Any], list[LossyPass]]:
+    """The passes that keep the numbers, and the lossy ones, which run after them."""
+    lossy = [pass_ for pass_ in passes if isinstance(pass_, LossyPass)]
+    return [pass_ for pass_ in passes if not isinstance(pass_, LossyPass)], lossy

@@ -1,0 +1,254 @@
+"""Which units of a graph compute on integers: the fastest set, by measurement, whose outputs stay within the budget.
+
+1. Calibrate: ranges of every tensor that could be quantized.
+2. Measure: the graph in float and with every unit on integers, kernel by kernel; a minimum cut over these times gives
+   the fastest set (:mod:`graphopt.quant.cut`).
+3. Judge it on held-out samples. Within the budget it is done; else each unit's own noise is measured in one sweep
+   (:mod:`graphopt.quant.sweep`), noise gets a price, and bisection finds the lowest price at which the budget holds.
+
+It can be stopped at any time: what was found to hold so far stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.errors import TargetError
+from graphopt.ir import model as ir_model
+from graphopt.machine import Kernel
+from graphopt.quant.attribution import Attribution, attribute, conversion_costs
+from graphopt.quant.cut import Costs, fastest
+from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.observe import Calibration
+from graphopt.quant.place import Weights, place
+from graphopt.quant.ranges import Range
+from graphopt.quant.sweep import noise_of_units
+from graphopt.quant.units import Unit, units_of
+from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.session import Session
+
+_SWEEP_SAMPLES = 4
+_MOST_JUDGED = 9
+_PRICES = 40
+_SMALL = 1e-9
+
+Profile = Callable[[ir.Model, str], Sequence[Kernel]]
+
+
+@dataclass
+class Point:
+    """A set of units on integers, and what became of it.
+
+    Attributes:
+        chosen: Names of the units.
+        milliseconds: Time that the kernels' times predict.
+        noise: Share of noise that the units' own predict; None where it was not measured.
+        judgement: On the held-out samples; None where it was not judged.
+    """
+
+    chosen: frozenset[str]
+    milliseconds: float
+    noise: float | None = None
+    judgement: Judgement | None = None
+
+
+@dataclass
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        points: Every set that was judged, in order.
+        best: The fastest of them that holds; None where none does.
+        units: All units that could compute on integers.
+        refused: Other nodes of their operators, with the reason.
+        integer: Units that an integer kernel really formed for, with all on integers.
+        interrupted: Whether it was stopped before its end.
+    """
+
+    points: list[Point] = field(default_factory=list)
+    best: Point | None = None
+    units: list[Unit] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    slow: dict[str, str] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+    costs: Costs = field(default_factory=lambda: Costs({}, {}, {}))
+    float_milliseconds: float = 0.0
+    interrupted: bool = False
+
+
+@dataclass
+class Search:
+    """Looks for the mix of one graph on one target.
+
+    Attributes:
+        model: The float graph; left as it was.
+        kernels: The target's integer kernels.
+        calibration: Ranges and sizes of all tensors of all units.
+        evaluation: Held-out samples and the budget.
+        profile: Kernels that a graph runs on the target; also told a label.
+        allowed: Whether a unit may be put on integers at all, or the reason why not.
+        weights: Integer weights found by looking at data, in place of rounding to nearest.
+        deadline: ``time.monotonic()`` after which nothing new is begun.
+    """
+
+    model: ir.Model
+    kernels: IntegerKernels
+    calibration: Calibration
+    evaluation: Evaluation
+    profile: Profile
+    allowed: Callable[[Unit], str] = lambda unit: ""
+    weights: Weights = field(default_factory=Weights)
+    deadline: float = float("inf")
+    threads: int = 0
+    progress: Callable[[str], None] = lambda text: None
+    found: Found = field(default_factory=Found, init=False)
+
+    def run(self) -> Found:
+        """Search; what was found so far is returned where the user stops it."""
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            if self.found.best is None:
+                raise
+            self.found.interrupted = True
+        return self.found
+
+    def quantized(self, chosen: Iterable[str]) -> ir.Model:
+        """A copy of the graph with these units on integers."""
+        copy = ir_model.clone(self.model)
+        place(copy, frozenset(chosen), self.calibration.ranges, self.kernels, self.weights)
+        return copy
+
+    def judge(self, chosen: Iterable[str]) -> Judgement:
+        """What the graph with these units on integers loses on the held-out samples."""
+        session = Session(self.quantized(chosen), optimize="all", threads=self.threads)
+        return self.evaluation.judge([session.run(feeds) for feeds in self.evaluation.feeds])
+
+    def _run(self) -> None:
+        self.found.units, self.found.refused = usable_units(
+            self.model, self.kernels, self.calibration.ranges, self.allowed
+        )
+        if not self.found.units:
+            return
+        self._measure()
+        chosen = self._cut(0.0)
+        if not chosen:
+            return
+        if self._try(chosen).ok or time.monotonic() > self.deadline:
+            return
+        self._sweep()
+        self._bisect()
+
+    def _measure(self) -> None:
+        self.progress("times in float")
+        floats = attribute(self.profile(self.model, "float"), self.found.units, self.model)
+        self.progress("times on integers")
+        everything = self.quantized(unit.name for unit in self.found.units)
+        try:
+            integers = attribute(self.profile(everything, "integers"), self.found.units, everything)
+        except TargetError:
+            # Some unit has no kernel that loads: the large ones are tried alone.
+            everything = self.quantized(unit.name for unit in self.found.units if unit.kind == "compute")
+            self.found.units = [unit for unit in self.found.units if unit.kind == "compute"]
+            integers = attribute(self.profile(everything, "integers"), self.found.units, everything)
+        self.found.float_milliseconds = sum(floats.milliseconds.values()) + floats.other
+        for unit in self.found.units:
+            if unit.kind == "compute" and unit.name not in integers.integer:
+                self.found.slow[unit.name] = "no integer kernel formed for it"
+        self.found.units = [unit for unit in self.found.units if unit.name not in self.found.slow]
+        self.found.costs = self._costs(floats, integers)
+
+    def _costs(self, floats: Attribution, integers: Attribution) -> Costs:
+        converted = [value.name or "" for unit in self.found.units for value in (*unit.inputs, unit.output)]
+        convert = conversion_costs(
+            integers.conversions, list(dict.fromkeys(converted)), self.calibration.sizes
+        )
+        return Costs(floats.milliseconds, integers.milliseconds, convert)
+
+    def _cut(self, price: float) -> frozenset[str]:
+        chosen = fastest(self.found.units, self.found.costs, self.kernels, price)
+        compute = {unit.name for unit in self.found.units if unit.kind == "compute"}
+        return chosen if chosen & compute else frozenset()
+
+    def _try(self, chosen: frozenset[str]) -> Judgement:
+        self.progress(f"judging {len(chosen)} units on integers")
+        point = Point(chosen, self._predicted(chosen))
+        if self.found.noise:
+            point.noise = sum(self.found.noise.get(name, 0.0) for name in chosen)
+        point.judgement = self.judge(chosen)
+        self.found.points.append(point)
+        best = self.found.best
+        if point.judgement.ok and (best is None or point.milliseconds < best.milliseconds):
+            self.found.best = point
+        return point.judgement
+
+    def _predicted(self, chosen: frozenset[str]) -> float:
+        costs = self.found.costs
+        saved = sum(costs.floats.get(name, 0.0) - costs.integers.get(name, 0.0) for name in chosen)
+        return self.found.float_milliseconds - saved
+
+    def _sweep(self) -> None:
+        names = [unit.name for unit in self.found.units]
+        samples: list[Feeds] = list(itertools.islice(self.evaluation.feeds, _SWEEP_SAMPLES))
+        self.found.noise = noise_of_units(
+            self.model, names, self.calibration.ranges, self.kernels, samples,
+            weights=self.weights, threads=self.threads, progress=self.progress,
+        )  # fmt: skip
+        costs = self.found.costs
+        self.found.costs = Costs(costs.floats, costs.integers, costs.convert, self.found.noise)
+
+    def _bisect(self) -> None:
+        """The lowest price of noise at which the budget holds, over the distinct sets that prices give."""
+        gains = [self.found.costs.floats.get(unit.name, 0.0) for unit in self.found.units]
+        noises = [noise for noise in self.found.noise.values() if noise > 0]
+        if not noises:
+            return
+        lowest, highest = _SMALL + max(gains) / max(noises) / 1e3, (sum(gains) + 1.0) / min(noises)
+        sets = [self._cut(float(price)) for price in np.geomspace(lowest, highest, _PRICES)]
+        distinct = list(dict.fromkeys(chosen for chosen in sets if chosen))
+        tried = {point.chosen for point in self.found.points}
+        distinct = [chosen for chosen in distinct if chosen not in tried]
+        first, last = 0, len(distinct)
+        for _ in range(_MOST_JUDGED):
+            if first >= last or time.monotonic() > self.deadline:
+                return
+            middle = (first + last) // 2
+            if self._try(distinct[middle]).ok:
+                last = middle
+            else:
+                first = middle + 1
+
+
+def usable_units(
+    model: ir.Model,
+    kernels: IntegerKernels,
+    ranges: dict[str, Range] | object,
+    allowed: Callable[[Unit], str],
+) -> tuple[list[Unit], dict[str, str]]:
+    """Units whose tensors have a range that can be quantized, and why others are left in float."""
+    units, refused = units_of(model, kernels)
+    usable: list[Unit] = []
+    for unit in units:
+        reason = allowed(unit) or _why_no_range(unit, ranges)  # type: ignore[arg-type]
+        if reason:
+            refused[unit.name] = reason
+        else:
+            usable.append(unit)
+    return usable, refused
+
+
+def _why_no_range(unit: Unit, ranges: dict[str, Range]) -> str:
+    for value in (*unit.inputs, unit.output):
+        found = ranges.get(value.name or "")
+        if found is None:
+            return f"{value.name!r} was not observed"
+        if not found.is_finite:
+            return f"{value.name!r} is not finite on the calibration data"
+    return ""

@@ -1,0 +1,80 @@
+"""Which kernels a form runs and for how long, found in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from graphopt.data.interface import Feeds, load_feeds, save_feeds
+from graphopt.errors import GraphoptError, TargetError
+from graphopt.machine import Form, Inspectable, Kernel
+
+_TIMEOUT = 300.0
+
+
+def kernels_of(form: Form, feeds: Feeds, *, threads: int = 0, runs: int = 10) -> list[Kernel]:
+    """The kernels of a form in the order in which they run.
+
+    Raises:
+        TargetError: It does not load or run, or its target cannot tell.
+    """
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        inputs, result = Path(folder) / "feeds.npz", Path(folder) / "kernels.json"
+        save_feeds(inputs, feeds)
+        request = {
+            "target": form.target,
+            "folder": str(form.folder.resolve()),
+            "config": dict(form.config),
+            "feeds": str(inputs),
+            "threads": threads,
+            "runs": runs,
+            "to": str(result),
+        }
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "graphopt.tune.kernels"],
+                input=json.dumps(request), text=True, capture_output=True, env=environment, timeout=_TIMEOUT, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise TargetError(f"the form {form.label!r} was not profiled within {_TIMEOUT:g} s") from error
+        if done.returncode or not result.exists():
+            words = done.stderr.strip().splitlines()
+            raise TargetError(
+                f"the form {form.label!r} cannot be profiled: {words[-1] if words else f'exit code {done.returncode}'}"
+            )
+        content = json.loads(result.read_text(encoding="utf-8"))
+    return [
+        Kernel(**{**entry, "outputs": tuple(entry["outputs"]), "readers": tuple(entry["readers"])})
+        for entry in content
+    ]
+
+
+def main() -> None:
+    """Read a request from standard input, write the kernels to the file that it names."""
+    from graphopt import catalog
+
+    request = json.loads(sys.stdin.read())
+    runtime = catalog.runtime(request["target"])
+    if not isinstance(runtime, Inspectable):
+        raise TargetError(f"the target {request['target']!r} does not tell its kernels")
+    found = runtime.kernels(
+        Path(request["folder"]),
+        request["config"],
+        load_feeds(Path(request["feeds"])),
+        threads=request["threads"],
+        runs=request["runs"],
+    )
+    Path(request["to"]).write_text(json.dumps([asdict(kernel) for kernel in found]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except GraphoptError as error:
+        sys.exit(" ".join(error.message.split()))

@@ -1,0 +1,322 @@
+"""The budget of lossy passes: what a metric may lose against the original model on held-out data.
+
+A metric is a number of which more is better. Those built in compare with the original's outputs, so the original
+itself scores 1 and a drop of 1 % is a hundredth; a metric of the user's own gets the labels that lie beside the inputs,
+and its drop is relative to what the original scores.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.data.interface import Array, Feeds
+from graphopt.errors import DataError, UnknownNameError, UsageError
+
+Labels = Mapping[str, Array]
+Agreement = Callable[[Sequence[Feeds], Sequence[Feeds]], float]
+
+DEFAULT_METRIC = "sqnr"
+DEFAULT_DROP = 0.01
+
+
+def signal_share(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
+    """1 minus noise power over signal power, of the worst output: 0.99 is a signal-to-noise ratio of 20 dB."""
+    return min(
+        (
+            1.0 - noise / signal if signal > 0 else float(noise == 0)
+            for noise, signal in _powers(outputs, references)
+        ),
+        default=1.0,
+    )
+
+
+def cosine(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
+    """Mean cosine of the last axis with the original's, of the worst output."""
+    means: dict[str, list[float]] = {}
+    for got, wanted in zip(outputs, references, strict=True):
+        for name in _floats(wanted):
+            a, b = (np.asarray(side[name], np.float64) for side in (got, wanted))
+            a, b = (side.reshape(-1, side.shape[-1] if side.ndim else 1) for side in (a, b))
+            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            known = norms > 0
+            values = np.where(known, (a * b).sum(axis=1) / np.where(known, norms, 1.0), 1.0)
+            means.setdefault(name, []).extend(values.tolist())
+    return min((float(np.mean(values)) for values in means.values()), default=1.0)
+
+
+def top1(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
+    """Share of rows whose largest element along the last axis is where the original's is, of the worst output."""
+    return _agreement(outputs, references, lambda array: array.argmax(axis=-1))
+
+
+def ctc(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
+    """Share of sequences [N, T, classes] whose greedy CTC decoding (Graves et al. 2006) is the original's; blank is 0."""
+    equal: list[bool] = []
+    for got, wanted in zip(outputs, references, strict=True):
+        for name in _floats(wanted):
+            if wanted[name].ndim != 3:
+                raise UsageError(
+                    f"the metric 'ctc' reads outputs [batch, time, classes]; {name!r} has {wanted[name].ndim} dimensions",
+                    hint="choose another --metric",
+                )
+            pairs = zip(got[name].argmax(axis=-1), wanted[name].argmax(axis=-1), strict=True)
+            equal += [_decoded(left) == _decoded(right) for left, right in pairs]
+    return float(np.mean(equal)) if equal else 1.0
+
+
+def f1(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
+    """F1 score of what lies above 0.5 against what does in the original, of the worst output."""
+    counts: dict[str, list[int]] = {}
+    for got, wanted in zip(outputs, references, strict=True):
+        for name in _floats(wanted):
+            ours, theirs = got[name] > 0.5, wanted[name] > 0.5
+            count = counts.setdefault(name, [0, 0])
+            count[0] += int((ours & theirs).sum())
+            count[1] += int((ours ^ theirs).sum())
+    scores = [2 * hit / (2 * hit + miss) if hit + miss else 1.0 for hit, miss in counts.values()]
+    return min(scores, default=1.0)
+
+
+METRICS: Mapping[str, Agreement] = {
+    "sqnr": signal_share,
+    "cosine": cosine,
+    "top1": top1,
+    "ctc": ctc,
+    "f1": f1,
+}
+"""Agreement with the original, by name."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the budget is of.
+
+    Attributes:
+        name: In reports.
+        agreement: Of outputs with the original's; None for a metric of the user's own.
+        task: ``(outputs, labels) -> score`` of the user's own, labels being one mapping for each sample.
+    """
+
+    name: str
+    agreement: Agreement | None = None
+    task: Callable[..., float] | None = None
+
+    def score(self, outputs: Sequence[Feeds], references: Sequence[Feeds], labels: Sequence[Labels]) -> float:
+        """More is better.
+
+        Raises:
+            UsageError: The user's function raises, or gives no number.
+        """
+        if self.agreement is not None:
+            return self.agreement(outputs, references)
+        assert self.task is not None
+        try:
+            takes_labels = len(inspect.signature(self.task).parameters) > 1
+            value = self.task(outputs, labels) if takes_labels else self.task(outputs)
+            return float(value)
+        except Exception as error:
+            raise UsageError(
+                f"the metric {self.name!r} fails: {type(error).__name__}: {error}",
+                hint="it is called with a list of outputs by name and, if it takes two arguments, a list of labels",
+            ) from error
+
+
+def find_metric(given: str | Callable[..., float] | None) -> Metric:
+    """A metric by its name, by ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``, or a Python callable.
+
+    Raises:
+        UnknownNameError: No metric of this name.
+        UsageError: The file or function cannot be loaded.
+    """
+    if given is None:
+        return Metric(DEFAULT_METRIC, METRICS[DEFAULT_METRIC])
+    if callable(given):
+        return Metric(getattr(given, "__name__", "metric"), task=given)
+    if given in METRICS:
+        return Metric(given, METRICS[given])
+    place, _, name = given.rpartition(":")
+    if not place:
+        raise UnknownNameError(
+            "metric", given, METRICS, hint="or give a function of your own: --metric file.py:function"
+        )
+    function = getattr(_module(place, given), name, None)
+    if not callable(function):
+        raise UsageError(
+            f"{place} has no function {name!r}", hint="--metric takes FILE.py:FUNCTION or MODULE:FUNCTION"
+        )
+    return Metric(given, task=function)
+
+
+def _module(place: str, given: str) -> Any:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        if not Path(place).exists():
+            raise UsageError(f"there is no file {place}", hint=f"check --metric {given}")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the metric {given!r} cannot be loaded: {type(error).__name__}: {error}",
+            hint="correct that file",
+        ) from error
+
+
+def parse_drop(given: str | float | None) -> float:
+    """A share from ``"1%"``, ``"0.01"`` or ``0.01``.
+
+    Raises:
+        UsageError: It is none, or not from 0 to 1.
+    """
+    if given is None:
+        return DEFAULT_DROP
+    try:
+        share = float(given) if not isinstance(given, str) else _share(given.strip())
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UsageError(f"cannot read the budget {given!r}", hint="write --max-drop as 1% or 0.01")
+    return share
+
+
+def _share(text: str) -> float:
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model scores against its budget.
+
+    Attributes:
+        value: Of the metric.
+        original: What the original scores.
+        drop: What is lost, relative to the original's score.
+        allowed: The budget.
+        decibels: Signal-to-noise ratio of the worst output, whatever the metric.
+    """
+
+    value: float
+    original: float
+    drop: float
+    allowed: float
+    decibels: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the budget holds."""
+        return bool(self.drop <= self.allowed and np.isfinite(self.value))
+
+    def describe(self) -> str:
+        """For people."""
+        return f"drop {self.drop:.2%} of {self.allowed:.2%}, {self.decibels:.1f} dB"
+
+
+@dataclass
+class Evaluation:
+    """Held-out samples, what the original makes of them, and the budget.
+
+    Attributes:
+        feeds: Inputs.
+        references: The original's outputs.
+        labels: Beside the inputs, one mapping for each sample.
+        metric: What the budget is of.
+        allowed: The largest drop, as a share.
+        held_out: Whether calibration saw none of these samples.
+    """
+
+    feeds: Sequence[Feeds]
+    references: Sequence[Feeds]
+    labels: Sequence[Labels]
+    metric: Metric
+    allowed: float = DEFAULT_DROP
+    held_out: bool = True
+    original: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.feeds:
+            raise DataError("there is no sample to judge the result on", hint="give more with --data")
+        self.original = self.metric.score(self.references, self.references, self.labels)
+        if not np.isfinite(self.original):
+            raise UsageError(
+                f"the original scores {self.original} by the metric {self.metric.name!r}",
+                hint="choose another --metric",
+            )
+
+    def judge(self, outputs: Sequence[Feeds]) -> Judgement:
+        """What a model that makes these outputs loses."""
+        decibels = _decibels(outputs, self.references)
+        if not all(_is_finite(got, wanted) for got, wanted in zip(outputs, self.references, strict=True)):
+            return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
+        value = self.metric.score(outputs, self.references, self.labels)
+        drop = float((self.original - value) / (abs(self.original) or 1.0))
+        return Judgement(float(value), self.original, drop, self.allowed, decibels)
+
+
+def noise_share(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
+    """Noise power over signal power of the worst output."""
+    return max(
+        (noise / signal if signal > 0 else noise for noise, signal in _powers(outputs, references)),
+        default=0.0,
+    )
+
+
+def _decibels(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
+    share = noise_share(outputs, references)
+    return float("inf") if share == 0 else float(-10 * np.log10(share))
+
+
+def _powers(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> list[tuple[float, float]]:
+    """Noise and signal power of each float output over all samples."""
+    noise: dict[str, float] = {}
+    signal: dict[str, float] = {}
+    for got, wanted in zip(outputs, references, strict=True):
+        for name in _floats(wanted):
+            reference = np.where(np.isfinite(wanted[name]), wanted[name], 0).astype(np.float64)
+            result = np.where(np.isfinite(wanted[name]), got[name], 0).astype(np.float64)
+            noise[name] = noise.get(name, 0.0) + float(((result - reference) ** 2).sum())
+            signal[name] = signal.get(name, 0.0) + float((reference**2).sum())
+    return [(noise[name], signal[name]) for name in noise]
+
+
+def _agreement(
+    outputs: Sequence[Feeds], references: Sequence[Feeds], view: Callable[[Array], Array]
+) -> float:
+    equal: dict[str, list[float]] = {}
+    for got, wanted in zip(outputs, references, strict=True):
+        for name in _floats(wanted):
+            if wanted[name].ndim:
+                equal.setdefault(name, []).append(float((view(got[name]) == view(wanted[name])).mean()))
+    return min((float(np.mean(shares)) for shares in equal.values()), default=1.0)
+
+
+def _decoded(classes: Array) -> list[int]:
+    changes = np.concatenate([[True], classes[1:] != classes[:-1]])
+    return [int(label) for label in classes[changes] if label != 0]
+
+
+def _floats(outputs: Feeds) -> list[str]:
+    return [
+        name for name, array in outputs.items() if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    ]
+
+
+def _is_finite(got: Feeds, wanted: Feeds) -> bool:
+    """Whether a result is finite wherever the original is."""
+    return all(
+        bool(np.isfinite(got[name][np.isfinite(wanted[name])]).all())
+        if got[name].shape == wanted[name].shape
+        else False
+        for name in _floats(wanted)
+    )

@@ -1,0 +1,162 @@
+"""float32 graph  ==>  int8 where it is faster and stays within the budget
+
+Static quantization: QuantizeLinear and DequantizeLinear (QDQ) around the nodes that are to compute on integers; int8
+weights with one scale for each output channel, activations as the target's kernels want them (Jacob et al., CVPR 2018;
+Nagel et al., A White Paper on Neural Network Quantization, 2021). Which nodes these are is searched for each model, each
+target and each machine.
+
+Refuses (in the report, node by node):
+- a node whose weight is no constant, is not float32, or holds NaN or infinity;
+- a node inside a subgraph (If, Loop): its values cannot be observed;
+- a tensor that is not finite on the calibration data;
+- a node for which no integer kernel forms on the target, or where integers are not faster.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.observe import Calibration, calibrate
+from graphopt.quant.place import tensors_to_observe
+from graphopt.quant.search import Found, Point, Search
+from graphopt.quant.units import Unit, units_of
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Options of ``quantize``.
+
+    Attributes:
+        calibration: How a tensor's range is chosen.
+        samples: Most samples to calibrate on; 0 takes all.
+        ops: Operators that may compute on integers; empty allows all that have kernels.
+        keep: Names of nodes (wildcards allowed) that stay in float.
+    """
+
+    calibration: Literal["minmax"] = "minmax"
+    samples: int = 0
+    ops: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+
+class Quantize(LossyPass):
+    """Static int8 quantization, mixed with float by measurement; LOSSY."""
+
+    name = "quantize"
+    Options = QuantizeOptions
+
+    def propose(self, model: ir.Model, context: Context) -> Proposal:
+        """The fastest mix of int8 and float32 that stays within the budget."""
+        kernels = context.kernels
+        if kernels is None:
+            return Proposal(reason=f"{context.target} has no int8 kernels that are faster than float")
+        units, refused = units_of(model, kernels)
+        if not any(unit.kind == "compute" for unit in units):
+            return Proposal(reason=_why_none(refused), details={"refused": refused})
+        calibration = self._calibrate(model, units, context)
+        search = Search(
+            model, kernels, calibration, context.evaluation, context.profile,
+            allowed=self._why_kept, deadline=context.deadline, threads=context.threads, progress=context.progress,
+        )  # fmt: skip
+        found = search.run()
+        details = _details(found, kernels, calibration)
+        if found.best is not None:
+            candidate = Candidate(_label(found.best, found), search.quantized(found.best.chosen))
+            return Proposal([candidate], details)
+        if not found.points:
+            return Proposal(reason="integers are not faster for any part of it", details=details)
+        nearest = min(found.points, key=_loss)
+        assert nearest.judgement is not None
+        return Proposal(
+            details=details,
+            reason=f"no mix of int8 and float is within the budget; the nearest: {nearest.judgement.describe()}",
+            best_effort=Candidate(_label(nearest, found), search.quantized(nearest.chosen)),
+        )
+
+    def _calibrate(self, model: ir.Model, units: list[Unit], context: Context) -> Calibration:
+        import itertools
+
+        data = context.dataset.calibration()
+        chosen = itertools.islice(data, self.options.samples) if self.options.samples else data
+        return calibrate(
+            model, tensors_to_observe(units), chosen, threads=context.threads,
+            progress=lambda text: context.progress(f"calibrating, {text}"),
+        )  # fmt: skip
+
+    def _why_kept(self, unit: Unit) -> str:
+        options: QuantizeOptions = self.options
+        if unit.kind == "compute" and options.ops and unit.node.op_type not in options.ops:
+            return "its operator is not among the option 'ops'"
+        if any(fnmatch.fnmatchcase(unit.name, pattern) for pattern in options.keep):
+            return "the option 'keep' names it"
+        return ""
+
+
+def _loss(point: Point) -> float:
+    return float("inf") if point.judgement is None else point.judgement.drop
+
+
+def _why_none(refused: dict[str, str]) -> str:
+    if not refused:
+        return "it holds no Conv, MatMul or Gemm with constant weights"
+    name, reason = next(iter(refused.items()))
+    return f"none of its nodes can compute on integers; {name!r}: {reason}"
+
+
+def _label(point: Point, found: Found) -> str:
+    compute = [unit.name for unit in found.units if unit.kind == "compute"]
+    kept = len(compute) + len(found.slow) - sum(name in point.chosen for name in compute)
+    return f"int8, {kept} kept float" if kept else "int8"
+
+
+def _details(found: Found, kernels: IntegerKernels, calibration: Calibration) -> dict[str, Any]:
+    """Everything that was decided, for the report."""
+    chosen = frozenset() if found.best is None else found.best.chosen
+    costs = found.costs
+    layers: list[dict[str, Any]] = []
+    for unit in found.units:
+        layers.append(
+            {
+                "node": unit.name,
+                "op": unit.node.op_type,
+                "precision": "int8" if unit.name in chosen else "float32",
+                "reason": "" if unit.name in chosen else _why_float(unit, found),
+                "float_ms": costs.floats.get(unit.name),
+                "int8_ms": costs.integers.get(unit.name),
+                "noise": found.noise.get(unit.name),
+            }
+        )
+    for name, reason in {**found.refused, **found.slow}.items():
+        layers.append({"node": name, "op": "", "precision": "float32", "reason": reason})
+    return {
+        "kernels": kernels.describe,
+        "calibration": {"method": calibration.method, "samples": calibration.samples},
+        "layers": layers,
+        "pareto": [
+            {
+                "int8": len(point.chosen),
+                "predicted_ms": point.milliseconds,
+                "value": None if point.judgement is None else point.judgement.value,
+                "drop": None if point.judgement is None else point.judgement.drop,
+                "decibels": None if point.judgement is None else point.judgement.decibels,
+                "held": point.judgement is not None and point.judgement.ok,
+            }
+            for point in found.points
+        ],
+        "interrupted": found.interrupted,
+    }
+
+
+def _why_float(unit: Unit, found: Found) -> str:
+    costs = found.costs
+    if costs.integers.get(unit.name, 0.0) >= costs.floats.get(unit.name, 0.0):
+        return "int8 is no faster"
+    if found.best is not None and len(found.points) > 1:
+        return "its noise would break the budget"
+    return "int8 saves less than the conversions around it cost"

@@ -1,0 +1,192 @@
+"""Loads and runs a model in OpenVINO's CPU plugin; needs nothing of the compiler."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.errors import MissingExtraError, TargetError, shorten
+from graphopt.machine import Kernel, Probe
+
+NAME = "openvino"
+_FLAGS = {
+    "avx512_core_amx": ("amx_int8",),
+    "avx512_vnni": ("avx512_vnni",),
+    "avx2_vnni": ("avx_vnni",),
+    "avx512": ("avx512bw",),
+    "avx2": ("avx2",),
+    "arm_i8mm": ("i8mm",),
+    "arm_dotprod": ("asimddp",),
+}
+"""Instruction sets of its int8 kernels, the best first, and the processor's flags that they need."""
+_INT32 = np.iinfo(np.int32)
+_WIDE = (np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np.uint32))
+
+
+def import_openvino() -> Any:
+    """The openvino module.
+
+    Raises:
+        MissingExtraError: Not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino") from error
+    return openvino
+
+
+def int8_kernels() -> str:
+    """The instruction set that OpenVINO's int8 kernels use on this processor; "" where it has none for them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    flags: set[str] = set()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            break
+    return next((name for name, needed in _FLAGS.items() if flags.issuperset(needed)), "")
+
+
+def properties(config: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """OpenVINO's properties from a form's configuration.
+
+    The precision is always said: left to itself, OpenVINO computes float32 graphs in bfloat16 on processors that have
+    it, quantizes activations of weight-only products, and says nothing of either.
+
+    Args:
+        config: ``threads`` (instead of the argument), ``flush_denormals``; absent keys leave OpenVINO's default.
+        threads: Of the whole model; 0 leaves it to OpenVINO.
+    """
+    found: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    count = int(config.get("threads", threads))
+    if count:
+        found["INFERENCE_NUM_THREADS"] = count
+    if config.get("flush_denormals"):
+        found["CPU_DENORMALS_OPTIMIZATION"] = True
+    return found
+
+
+class OpenVinoExecutable:
+    """A model compiled by OpenVINO's CPU plugin.
+
+    Args:
+        path: An OpenVINO IR (``.xml``, its weights beside it) or an ONNX file.
+        config: See :func:`properties`; also ``inputs`` and ``outputs``, the names in the model's order.
+        threads: Of the whole model; 0 leaves it to OpenVINO.
+        profile: Whether the times of kernels are taken.
+
+    Raises:
+        TargetError: OpenVINO rejects the model.
+        MissingExtraError: OpenVINO is not installed.
+    """
+
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], *, threads: int = 0, profile: bool = False
+    ) -> None:
+        openvino = import_openvino()
+        settings = properties(config, threads)
+        if profile:
+            settings["PERF_COUNT"] = True
+        try:
+            core = openvino.Core()
+            self.compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            self.request = self.compiled.create_infer_request()
+        except Exception as error:  # openvino raises RuntimeError and others
+            raise TargetError(
+                f"OpenVINO rejects {path.name}: {shorten(error)}",
+                hint=f"this is OpenVINO {openvino.__version__.partition('-')[0]}: compile the model here, or for another target",
+            ) from error
+        self.path = path
+        self._inputs = tuple(config["inputs"])
+        self._types = tuple(np.dtype(port.element_type.to_dtype()) for port in self.compiled.inputs)
+        self.output_names = tuple(config["outputs"])
+        if (len(self.compiled.inputs), len(self.compiled.outputs)) != (
+            len(self._inputs),
+            len(self.output_names),
+        ):
+            raise TargetError(f"{path.name} has other inputs and outputs than its bundle says")
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
+        """Outputs by name; inputs are read in place, outputs are the caller's own.
+
+        Raises:
+            TargetError: OpenVINO fails; its message is kept. An integer that does not fit into 32 bits is refused, since
+                OpenVINO computes with 32.
+        """
+        arrays = {}
+        for index, (name, dtype) in enumerate(zip(self._inputs, self._types, strict=True)):
+            array = np.ascontiguousarray(feeds[name], dtype=dtype).reshape(np.shape(feeds[name]))
+            if dtype in _WIDE and array.size and not _fits(array):
+                raise TargetError(
+                    f"the input {name!r} holds integers beyond 32 bits, with which OpenVINO does not compute",
+                    hint="compile the model for another target: --target ort-cpu",
+                )
+            arrays[index] = array
+        try:
+            # Outputs are copied: the next run writes into the same memory.
+            results = self.request.infer(arrays, share_inputs=True, share_outputs=False)
+        except Exception as error:  # as above
+            raise TargetError(
+                f"OpenVINO fails: {shorten(error)}",
+                hint="the model may take only some sizes and values: give it others",
+            ) from error
+        return {name: np.asarray(results[index]) for index, name in enumerate(self.output_names)}
+
+
+def _fits(array: npt.NDArray[Any]) -> bool:
+    return int(array.min()) >= _INT32.min and int(array.max()) <= _INT32.max
+
+
+class OpenVinoRuntime:
+    """What a bundle for OpenVINO needs when it is loaded: nothing of the compiler.
+
+    Args:
+        name: ``openvino``.
+    """
+
+    def __init__(self, name: str = NAME) -> None:
+        self.name = name
+
+    def probe(self) -> Probe:
+        """Whether OpenVINO is there, and what its int8 kernels use."""
+        try:
+            openvino = import_openvino()
+        except MissingExtraError as error:
+            return Probe(False, False, reason=str(error))
+        version = openvino.__version__.partition("-")[0]
+        int8 = int8_kernels()
+        machine = {"openvino": version, "machine": platform.machine(), "int8": int8}
+        return Probe(True, True, version, f"int8 kernels use {int8}" if int8 else "", machine)
+
+    def load(self, folder: Path, config: Mapping[str, Any], *, threads: int = 0) -> OpenVinoExecutable:
+        """The file that the configuration names, compiled for this processor."""
+        return OpenVinoExecutable(folder / config["file"], config, threads=threads)
+
+    def kernels(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        feeds: Mapping[str, npt.NDArray[Any]],
+        *,
+        threads: int = 0,
+        runs: int = 10,
+    ) -> list[Kernel]:
+        """The kernels that the compiled model runs."""
+        from graphopt.targets.openvino import executed
+
+        executable = OpenVinoExecutable(folder / config["file"], config, threads=threads, profile=True)
+        return executed.kernels(executable, feeds, runs=runs)

@@ -1,0 +1,79 @@
+"""The target ``openvino``: OpenVINO's CPU plugin.
+
+A bundle holds an OpenVINO IR with weights in full precision. OpenVINO compiles it when it loads, for the processor it
+finds, so the bundle moves between machines of the same kind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.data.interface import inputs_of, optional_inputs_of, outputs_of
+from graphopt.errors import TargetError
+from graphopt.ir import model as ir_model
+from graphopt.pipeline.base import Pass, RewritePass
+from graphopt.quant.kernels import IntegerKernels
+from graphopt.targets.openvino.convert import convert
+from graphopt.targets.openvino.executable import NAME, OpenVinoRuntime
+
+MODEL_FILE = "model.xml"
+_ONE_THREAD_BELOW = 0.3
+"""Milliseconds, as for ONNX Runtime."""
+
+
+class OpenVinoTarget(OpenVinoRuntime):
+    """OpenVINO on the CPU.
+
+    Args:
+        name: ``openvino``.
+    """
+
+    runs_original = False
+
+    def __init__(self, name: str = NAME) -> None:
+        super().__init__(name)
+
+    def legalization(self) -> Sequence[Pass]:
+        """What OpenVINO lacks, computes otherwise or runs slowly."""
+        return ()
+
+    def integer_kernels(self) -> IntegerKernels | None:
+        """What its integer kernels want."""
+        from graphopt.targets.openvino.integers import kernels
+
+        return kernels()
+
+    def allowed_domains(self) -> frozenset[str]:
+        """None but ONNX's."""
+        return frozenset()
+
+    def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
+        """The default first; one thread for models of a few hundred microseconds; flushed denormals."""
+        found: list[Mapping[str, Any]] = [{"label": "default"}]
+        if milliseconds is None or milliseconds < _ONE_THREAD_BELOW:
+            found.append({"label": "one thread", "threads": 1})
+        found.append({"label": "denormals flushed", "flush_denormals": True})
+        return found
+
+    def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write ``model.xml`` and ``model.bin``."""
+        optional = optional_inputs_of(model)
+        if optional:
+            raise TargetError(
+                f"OpenVINO makes a constant of the input {min(optional)!r}, which has a default value",
+                hint="compile the model for another target: --target ort-cpu",
+            )
+        inputs = [spec.name for spec in inputs_of(model)]
+        outputs = [spec.name for spec in outputs_of(model)]
+        if not (folder / MODEL_FILE).exists():
+            with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
+                source = Path(temporary) / "model.onnx"
+                ir_model.save(model, source)
+                convert(source, folder / MODEL_FILE, len(inputs), len(outputs))
+        settings = {key: value for key, value in knobs.items() if key != "label"}
+        return {"file": MODEL_FILE, "inputs": inputs, "outputs": outputs, **settings}

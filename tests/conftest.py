@@ -1,0 +1,27 @@
+"""What an older ONNX Runtime cannot run is skipped, by name of the version that can."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """``@pytest.mark.onnxruntime("1.25", "fuses ...")``: what that release is the first to do."""
+    import onnxruntime
+
+    for marker in item.iter_markers("onnxruntime"):
+        since, what = marker.args
+        if _numbers(onnxruntime.__version__) < _numbers(since):
+            pytest.skip(f"ONNX Runtime {since} is the first that {what}; this is {onnxruntime.__version__}")
+
+
+def pytest_report_header() -> str:
+    """The versions that the results depend on."""
+    import onnx
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
