@@ -19,7 +19,7 @@ def write(path: Path, figures: Mapping[str, Any], *, threads: int, packages: tup
     """Write the figures as JSON, with the command, the date, the machine and the versions.
 
     Args:
-        threads: Of the timed code.
+        threads: Of the timed code; 0 for as many as ONNX Runtime takes.
         packages: Distributions whose version matters, besides graphopt's.
     """
     import graphopt

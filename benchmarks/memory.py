@@ -19,9 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _results import FOLDER, write
+
 from graphopt.models import builders
 
-DEFAULT_OUTPUT = Path(__file__).parent / "results" / "memory.json"
+DEFAULT_OUTPUT = FOLDER / "memory.json"
 
 
 def descendants(pid: int) -> list[int]:
@@ -101,7 +103,6 @@ def main() -> None:
             raise SystemExit(f"compile failed with exit code {process.returncode}")
         report: dict[str, Any] = json.loads(output)
     result = {
-        "command": f"python benchmarks/memory.py --gigabytes {options.gigabytes:g}",
         "weights_bytes": weights,
         "peak_bytes": sampler.peak,
         "peak_over_weights": sampler.peak / weights,
@@ -112,8 +113,7 @@ def main() -> None:
         "stages": report["stages"],
     }
     print(json.dumps(result, indent=1))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.output, result, threads=0, packages=("onnxruntime",))
 
 
 if __name__ == "__main__":

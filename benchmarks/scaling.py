@@ -11,7 +11,6 @@ against the reference. Prints seconds of each pass and writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from _results import FOLDER, write
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +28,7 @@ from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.spec import parse
 from graphopt.verify.reference import build_reference
 
-DEFAULT_OUTPUT = Path(__file__).parent / "results" / "scaling.json"
+DEFAULT_OUTPUT = FOLDER / "scaling.json"
 WIDTH = 16
 
 BLOCK = """
@@ -116,9 +116,8 @@ def main() -> None:
     table.add_row("reference", *(f"{row['reference_seconds']:.1f}" for row in rows))
     table.add_row("nodes after", *(str(row["nodes_after"]) for row in rows))
     Console(width=140).print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"command": "python benchmarks/scaling.py", "passes": options.passes, "sizes": rows}
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    figures = {"passes": options.passes, "sizes": rows}
+    write(options.output, figures, threads=1, packages=("onnx-ir", "onnxruntime", "onnxsim"))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ in no mean.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _results import FOLDER, write
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +32,7 @@ from graphopt.target import Form
 from graphopt.tune.paired import time_forms
 
 TOOLS = ("onnxsim", "onnxslim")
-DEFAULT_OUTPUT = Path(__file__).parent / "results" / "zoo.json"
+DEFAULT_OUTPUT = FOLDER / "zoo.json"
 
 SIMPLIFY = {
     "onnxsim": (
@@ -168,33 +167,9 @@ def main() -> None:
         shown = {label: round(value, 2) for label, value in row["speedup"].items()}
         console.print(f"{name}: {shown} {row['errors'] or ''}", highlight=False)
     console.print(table(rows))
-    import onnxruntime
-
-    result = {
-        "command": "python benchmarks/zoo.py",
-        "date": datetime.date.today().isoformat(),
-        "machine": {"processor": _processor(), "threads": options.threads},
-        "versions": {
-            "graphopt": graphopt.__version__,
-            "onnxruntime": onnxruntime.__version__,
-            "python": platform.python_version(),
-        },
-        "geometric_mean": {label: geometric_mean(rows, label) for label in (*TOOLS, "graphopt")},
-        "models": rows,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    console.print(f"wrote {options.output}")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    means = {label: geometric_mean(rows, label) for label in (*TOOLS, "graphopt")}
+    figures = {"geometric_mean": means, "models": rows}
+    write(options.output, figures, threads=options.threads, packages=("onnxruntime", *TOOLS))
 
 
 if __name__ == "__main__":

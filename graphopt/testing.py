@@ -17,21 +17,30 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.ir import opset
+from graphopt.ir import kernels, opset
 from graphopt.pipeline.base import Pass, as_pass
 from graphopt.rewrite import RewriteLog
 
 OPSET = opset.limits().opset
-_HEADER = f'<ir_version: {opset.limits().ir_version}, opset_import: ["" : {OPSET}, "com.microsoft": 1]>\n'
+
+
+def _header(text: str) -> str:
+    called = set(re.findall(r"= *(\w+) *[(<]", text))
+    version = min([OPSET, *(end for op_type, end in kernels.newest_opsets().items() if op_type in called)])
+    return f'<ir_version: {opset.limits().ir_version}, opset_import: ["" : {version}, "com.microsoft": 1]>\n'
 
 
 def model_from_text(text: str) -> ir.Model:
-    """A model from ONNX text; without a header it gets graphopt's internal opset. Shapes are inferred."""
+    """A model from ONNX text; without a header it gets the opset that it would be captured at.
+
+    That is graphopt's internal one, or the newest at which the installed ONNX Runtime runs its operators. Shapes are
+    inferred.
+    """
     import onnx_ir.passes.common
 
     text = text.strip()
     if not text.startswith("<"):
-        text = _HEADER + text
+        text = _header(text) + text
     model = ir.from_onnx_text(text)
     onnx_ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     onnx_ir.passes.common.ShapeInferencePass()(model)

@@ -149,6 +149,16 @@ def fetch(name: str) -> Path:
     return built
 
 
+def members(name: str) -> list[Path]:
+    """The files of a model's recipe in the cache, in its order: the model or its weights, then the vocabulary and such.
+
+    Raises:
+        UnknownNameError: The zoo has no such model.
+        ModelError: The download fails, or what came is not what the recipe says.
+    """
+    return _members(recipe(name))
+
+
 def _members(wanted: Recipe) -> list[Path]:
     """The files of a recipe in the cache, their hashes checked as they arrive."""
     folder = cache_folder() / f"{wanted.package}-{wanted.version}"

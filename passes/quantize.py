@@ -15,17 +15,23 @@ Refuses (in the report, node by node):
 from __future__ import annotations
 
 import fnmatch
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import onnx_ir as ir
 
+from graphopt.data.interface import Feeds
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.observe import Calibration, calibrate
 from graphopt.quant.place import tensors_to_observe
+from graphopt.quant.prepare import Prepared, prepare
 from graphopt.quant.search import Found, Point, Search
 from graphopt.quant.units import Unit, units_of
+
+_MOST_CANDIDATES = 3
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,16 @@ class QuantizeOptions:
         samples: Most samples to calibrate on; 0 takes all.
         ops: Operators that may compute on integers; empty allows all that have kernels.
         keep: Names of nodes (wildcards allowed) that stay in float.
+        equalize: Whether channels are equalized where that lowers the noise.
+        correct_bias: Whether biases are corrected where that lowers the noise.
     """
 
     calibration: Literal["minmax"] = "minmax"
     samples: int = 0
     ops: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    equalize: bool = True
+    correct_bias: bool = True
 
 
 class Quantize(LossyPass):
@@ -59,16 +69,29 @@ class Quantize(LossyPass):
         units, refused = units_of(model, kernels)
         if not any(unit.kind == "compute" for unit in units):
             return Proposal(reason=_why_none(refused), details={"refused": refused})
-        calibration = self._calibrate(model, units, context)
+        options: QuantizeOptions = self.options
+        prepared = prepare(
+            model, kernels, lambda graph: self._calibrate(graph, kernels, context), lambda: self._data(context),
+            equalization=options.equalize, correction=options.correct_bias,
+            threads=context.threads, progress=context.progress,
+        )  # fmt: skip
         search = Search(
-            model, kernels, calibration, context.evaluation, context.profile,
-            allowed=self._why_kept, deadline=context.deadline, threads=context.threads, progress=context.progress,
+            prepared.model, kernels, prepared.calibration, context.evaluation, context.profile,
+            allowed=self._why_kept, weights=prepared.weights, deadline=context.deadline,
+            threads=context.threads, progress=context.progress,
         )  # fmt: skip
         found = search.run()
-        details = _details(found, kernels, calibration)
+        details = _details(found, kernels, prepared)
         if found.best is not None:
-            candidate = Candidate(_label(found.best, found), search.quantized(found.best.chosen))
-            return Proposal([candidate], details)
+            # The fastest by prediction first; on the target one may turn out over the budget or slower.
+            held = sorted(
+                (point for point in found.points if point.judgement is not None and point.judgement.ok),
+                key=lambda point: point.milliseconds,
+            )
+            return Proposal(
+                [Candidate(_label(point, found), search.quantized(point.chosen)) for point in held[:_MOST_CANDIDATES]],
+                details,
+            )
         if not found.points:
             return Proposal(reason="integers are not faster for any part of it", details=details)
         nearest = min(found.points, key=_loss)
@@ -79,13 +102,14 @@ class Quantize(LossyPass):
             best_effort=Candidate(_label(nearest, found), search.quantized(nearest.chosen)),
         )
 
-    def _calibrate(self, model: ir.Model, units: list[Unit], context: Context) -> Calibration:
-        import itertools
-
+    def _data(self, context: Context) -> Iterator[Feeds]:
         data = context.dataset.calibration()
-        chosen = itertools.islice(data, self.options.samples) if self.options.samples else data
+        return itertools.islice(data, self.options.samples) if self.options.samples else data
+
+    def _calibrate(self, model: ir.Model, kernels: IntegerKernels, context: Context) -> Calibration:
+        names = tensors_to_observe(units_of(model, kernels)[0])
         return calibrate(
-            model, tensors_to_observe(units), chosen, threads=context.threads,
+            model, names, self._data(context), threads=context.threads,
             progress=lambda text: context.progress(f"calibrating, {text}"),
         )  # fmt: skip
 
@@ -115,9 +139,9 @@ def _label(point: Point, found: Found) -> str:
     return f"int8, {kept} kept float" if kept else "int8"
 
 
-def _details(found: Found, kernels: IntegerKernels, calibration: Calibration) -> dict[str, Any]:
+def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[str, Any]:
     """Everything that was decided, for the report."""
-    chosen = frozenset() if found.best is None else found.best.chosen
+    chosen: frozenset[str] = frozenset() if found.best is None else found.best.chosen
     costs = found.costs
     layers: list[dict[str, Any]] = []
     for unit in found.units:
@@ -136,7 +160,9 @@ def _details(found: Found, kernels: IntegerKernels, calibration: Calibration) ->
         layers.append({"node": name, "op": "", "precision": "float32", "reason": reason})
     return {
         "kernels": kernels.describe,
-        "calibration": {"method": calibration.method, "samples": calibration.samples},
+        "calibration": {"method": prepared.calibration.method, "samples": prepared.calibration.samples},
+        "steps": [vars(step) for step in prepared.steps],
+        "equalized": [{**vars(entry), "readers": list(entry.readers)} for entry in prepared.equalized],
         "layers": layers,
         "pareto": [
             {

@@ -62,7 +62,7 @@ def summaries(calibration: bool) -> tuple[tuple[str, str], ...]:
     for text in docstrings():
         head, separator, rest = text.partition("\n\n")
         head, rest = " ".join(head.split()), " ".join(rest.split())
-        if not separator or not 4 <= len(head.split()) <= 25 or len(rest.split()) < 15:
+        if not separator or not 6 <= len(head.split()) <= 25 or len(rest.split()) < 25:
             continue
         # Tables, doctests and lists of names are no documents to search in.
         letters = sum(char.isalpha() or char in " .,'" for char in rest)

@@ -42,6 +42,11 @@ def capture(
     """
     from graphopt.capture import normalize, onnx_model, torch_model
 
+    if dynamic_shapes is not None and not torch_model.is_module(model):
+        raise UsageError(
+            "dynamic_shapes are for a torch.nn.Module, which is exported with them; this model has its shapes already",
+            hint="declare them when exporting it, or leave dynamic_shapes out",
+        )
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         suffix = path.suffix.lower()
@@ -63,9 +68,9 @@ def capture(
             input_shapes=input_shapes,
             keep_default_inputs=keep_default_inputs,
         )
-    if torch_model.is_torch_model(model):
-        if type(model).__name__ == "ExportedProgram":
-            return torch_model.capture_program(model, input_shapes=input_shapes)
+    if torch_model.is_program(model):
+        return torch_model.capture_program(model, input_shapes=input_shapes)
+    if torch_model.is_module(model):
         return torch_model.capture_module(
             model, example_inputs, dynamic_shapes=dynamic_shapes, input_shapes=input_shapes
         )

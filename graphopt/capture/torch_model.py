@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from graphopt.capture.captured import Captured
+from graphopt.capture.dynamic import require_granted
 from graphopt.capture.onnx_model import capture_ir
 from graphopt.errors import MissingExtraError, ModelError, UnsupportedModelError, UsageError
 
@@ -36,12 +37,18 @@ def require_torch() -> Any:
     return torch
 
 
-def is_torch_model(model: object) -> bool:
-    """Whether ``model`` is a module or an exported program, without importing torch."""
-    for base in type(model).__mro__:
-        if base.__module__ in ("torch.nn.modules.module", "torch.export.exported_program"):
-            return base.__name__ in ("Module", "ExportedProgram")
-    return False
+def is_module(model: object) -> bool:
+    """Whether ``model`` is a ``torch.nn.Module``, without importing torch."""
+    return _is_a(model, "torch.nn.modules.module", "Module")
+
+
+def is_program(model: object) -> bool:
+    """Whether ``model`` is a ``torch.export.ExportedProgram``, without importing torch."""
+    return _is_a(model, "torch.export.exported_program", "ExportedProgram")
+
+
+def _is_a(model: object, module: str, name: str) -> bool:
+    return any((base.__module__, base.__name__) == (module, name) for base in type(model).__mro__)
 
 
 def capture_pt2(
@@ -95,7 +102,7 @@ def capture_module(
         dynamic_shapes: As for ``torch.export.export``.
 
     Raises:
-        UsageError: No example inputs.
+        UsageError: No example inputs; a dimension declared dynamic that the module specialises.
         UnsupportedModelError: torch cannot export it.
     """
     require_torch()
@@ -109,6 +116,8 @@ def capture_module(
     try:
         args, kwargs = _arguments(module, example_inputs)
         model, notes = _export(module, args, kwargs, dynamic_shapes)
+        if dynamic_shapes:
+            require_granted(model, module, args, kwargs, dynamic_shapes)
     finally:
         module.train(training)
     if training:
@@ -238,7 +247,9 @@ def _cause(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A first line that ends in a colon only announces what happened.
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:400]
 
 
 def _finish(

@@ -23,7 +23,7 @@ from graphopt.quant.kernels import (
     channel_axis,
     weight_of,
 )
-from graphopt.quant.ranges import Affine, Range, affine, along, quantize_weight, weight_scales
+from graphopt.quant.ranges import Affine, Range, affine, quantize_weight, weight_scales
 from graphopt.quant.units import Unit, units_of
 
 MAKER = "quantize"
@@ -285,4 +285,4 @@ def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | 
     value.shape = None if shape is None else shape.copy()
 
 
-__all__ = ["MAKER", "Weights", "along", "place", "tensors_to_observe"]
+__all__ = ["MAKER", "QUANTIZE_SUFFIX", "Weights", "place", "tensors_to_observe"]

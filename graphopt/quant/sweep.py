@@ -17,13 +17,16 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.quant.kernels import IntegerKernels, activation_slots, channel_axis, weight_of
-from graphopt.quant.place import Weights, along
-from graphopt.quant.ranges import Affine, Range, affine, quantize_weight, weight_scales
+from graphopt.quant.observe import tapped
+from graphopt.quant.place import Weights
+from graphopt.quant.ranges import Affine, Range, affine, along, quantize_weight, weight_scales
 from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"
+_SATURATES = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh", "LogSoftmax"})
+_LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
 def noise_of_units(
@@ -47,18 +50,39 @@ def noise_of_units(
     switched = ir_model.clone(model)
     units = [unit for unit in units_of(switched, kernels)[0] if unit.name in set(names)]
     _Switches(switched, units, ranges, kernels, weights or Weights()).run()
-    session = Session(switched, optimize="all", threads=threads)
+    observed = smooth_outputs(switched)
+    session = Session(tapped(switched, observed), optimize="all", threads=threads)
     off = np.zeros(len(units), dtype=bool)
-    references = [session.run({**feeds, SWITCHES: off}) for feeds in samples]
+    references = [session.run({**feeds, SWITCHES: off}, observed) for feeds in samples]
     found: dict[str, float] = {}
     for index, unit in enumerate(units):
         switches = off.copy()
         switches[index] = True
-        outputs = [session.run({**feeds, SWITCHES: switches}) for feeds in samples]
+        outputs = [session.run({**feeds, SWITCHES: switches}, observed) for feeds in samples]
         share = noise_share(outputs, references)
         found[unit.name] = share if np.isfinite(share) else float(np.finfo(np.float32).max)
         progress(f"unit {index + 1} of {len(units)}")
     return found
+
+
+def smooth_outputs(model: ir.Model) -> list[str]:
+    """Names of the outputs, each one that a Softmax or Sigmoid saturates replaced by what goes into that.
+
+    Behind them noise shows only where it turns a decision over, which few samples do not show.
+    """
+    names: list[str] = []
+    for output in model.graph.outputs:
+        value: ir.Value | None = output
+        while value is not None and facts.producer_op(value) in _LAYOUT:
+            value = value.producer().inputs[0]  # type: ignore[union-attr]
+        node = None if value is None else value.producer()
+        if node is not None and node.graph is model.graph and facts.producer_op(value) in _SATURATES:
+            value = node.inputs[0]
+        elif value is not output:
+            value = output
+        if value is not None and value.name and not facts.is_constant(value):
+            names.append(value.name)
+    return list(dict.fromkeys(names))
 
 
 class _Switches:

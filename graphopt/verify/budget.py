@@ -101,7 +101,8 @@ class Metric:
     Attributes:
         name: In reports.
         agreement: Of outputs with the original's; None for a metric of the user's own.
-        task: ``(outputs, labels) -> score`` of the user's own, labels being one mapping for each sample.
+        task: ``(outputs, labels) -> score`` of the user's own: one mapping of outputs for each sample, and each label as
+            an array with one row for each sample.
     """
 
     name: str
@@ -119,13 +120,18 @@ class Metric:
         assert self.task is not None
         try:
             takes_labels = len(inspect.signature(self.task).parameters) > 1
-            value = self.task(outputs, labels) if takes_labels else self.task(outputs)
+            value = self.task(outputs, _stacked(labels)) if takes_labels else self.task(outputs)
             return float(value)
         except Exception as error:
             raise UsageError(
                 f"the metric {self.name!r} fails: {type(error).__name__}: {error}",
-                hint="it is called with a list of outputs by name and, if it takes two arguments, a list of labels",
+                hint="it is called with a list of outputs by name and, if it takes two arguments, with the labels by name",
             ) from error
+
+
+def _stacked(labels: Sequence[Labels]) -> dict[str, Array]:
+    names = labels[0] if labels else ()
+    return {name: np.stack([np.asarray(sample[name]) for sample in labels]) for name in names}
 
 
 def find_metric(given: str | Callable[..., float] | None) -> Metric:

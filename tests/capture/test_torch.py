@@ -67,6 +67,46 @@ def test_dynamic_dimensions(net: Any) -> None:
     assert_computes(captured, net, batch=7)
 
 
+class Fixed(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Works for a batch of 2 only."""
+
+    def forward(self, x: Any, more: Any = None, *, pair: Any = None) -> Any:
+        y = x.reshape(2, 8)
+        y = y if more is None else y + more
+        return y if pair is None else y + pair[0].reshape(2, 8) * pair[1]
+
+
+def test_a_dimension_that_the_module_specialises_is_not_dropped() -> None:
+    batch, other, ones = torch.export.Dim("batch"), torch.export.Dim("other"), torch.ones(2, 8)
+    for shapes in ({"x": {0: batch}}, ({0: batch},), ([batch, None],)):
+        with pytest.raises(UsageError, match=r"dimension 0 of input 'x' \('batch'\) is .* for size 2 only"):
+            capture(Fixed(), example_inputs=(ones,), dynamic_shapes=shapes)
+    with pytest.raises(UsageError, match=r"dimension 0 of input 'pair\[0\]' \('other'\)"):
+        capture(
+            Fixed(),
+            example_inputs={"x": ones, "pair": (ones, ones)},
+            dynamic_shapes={"x": None, "pair": ({0: other}, None)},
+        )
+    # Torch itself rejects these two; its second line tells which dimension it is.
+    for hint in ("batch", torch.export.Dim.DYNAMIC):
+        with pytest.raises(UnsupportedModelError, match=r"static shape of 2 for dimension inputs\['x'\]\.shape\[0\]"):
+            capture(Fixed(), example_inputs=(ones,), dynamic_shapes=({0: hint},))
+
+
+def test_dimensions_that_need_not_be_dynamic() -> None:
+    ones = torch.ones(2, 8)
+    for declared in (None, torch.export.Dim.STATIC, 2):
+        captured = capture(Fixed(), example_inputs=(ones,), dynamic_shapes=({0: declared},))
+        assert [str(value.shape) for value in captured.model.graph.inputs] == ["[2,8]"]
+
+
+def test_dynamic_shapes_of_what_is_no_module(net: Any, tmp_path: Path) -> None:
+    program = torch.export.export(net, inputs())
+    for model in (program, tmp_path / "model.onnx"):
+        with pytest.raises(UsageError, match=r"dynamic_shapes are for a torch\.nn\.Module"):
+            capture(model, dynamic_shapes=({0: "batch"},))
+
+
 def test_an_exported_program_and_its_file(net: Any, tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(net, inputs(), dynamic_shapes=({0: batch}, {0: batch}))

@@ -19,12 +19,12 @@ from graphopt.capture import capture
 from graphopt.capture.upgrade import (
     ADAPTERS,
     INTERNAL_OPSET,
-    NEWEST_WITH_KERNEL,
     OLDEST_OPSET,
     RUNTIME_OPSET,
     WITHOUT_KERNEL,
 )
 from graphopt.errors import UnsupportedModelError
+from graphopt.ir import kernels
 from graphopt.testing import run
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -68,7 +68,8 @@ def assert_upgrade_agrees(model: onnx.ModelProto, sizes: int = 3) -> ir.Model:
     for name, reference in wanted.items():
         assert got[name].dtype == reference.dtype
         np.testing.assert_allclose(got[name], reference, rtol=1e-6, atol=1e-6, err_msg=name)
-    newest = min(NEWEST_WITH_KERNEL.get(node.op_type, INTERNAL_OPSET) for node in model.graph.node)
+    ends = kernels.preferred_opsets()
+    newest = min(ends.get(node.op_type, INTERNAL_OPSET) for node in model.graph.node)
     assert captured.model.graph.opset_imports[""] == newest
     return captured.model
 
@@ -239,7 +240,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+NEEDS_24 = pytest.mark.onnxruntime("1.24", "takes opset 24")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NEEDS_24) if name == "swish" else name for name in CASES]
+)
 def test_an_older_operator_computes_the_same(name: str) -> None:
     assert_upgrade_agrees(CASES[name])
 
@@ -367,6 +373,22 @@ def test_newer_opsets_are_read_as_the_internal_one(opset: int) -> None:
     assert captured.warnings == [
         f"opset {opset} is read as {RUNTIME_OPSET}: no operator in it changed since"
     ]
+
+
+def test_an_operator_whose_kernel_ends_is_read_as_the_last_opset_that_has_one() -> None:
+    captured = capture(one(22, "GlobalLpPool", [1, 2, 3, 4], p=2))
+    assert captured.original_model.graph.opset_imports[""] == captured.model.graph.opset_imports[""] == 21
+    assert captured.warnings == ["opset 22 is read as 21: no operator in it changed since"]
+    x = np.ones((1, 2, 3, 4), np.float32)
+    np.testing.assert_allclose(run(captured.model, {"x": x})["y0"], np.full((1, 2, 1, 1), 12**0.5), rtol=1e-6)
+
+
+def test_convolutions_stay_at_an_opset_at_which_onnxruntime_fuses_them() -> None:
+    weight = {"w": np.ones((2, 2, 1, 1), np.float32)}
+    captured = capture(one(22, "Conv", [1, 2, 3, 4], weight))
+    assert captured.original_model.graph.opset_imports[""] == 22, "the original is measured as it was given"
+    wanted = min(kernels.preferred_opsets().get("Conv", INTERNAL_OPSET), INTERNAL_OPSET)
+    assert captured.model.graph.opset_imports[""] == wanted
 
 
 def test_an_operator_newer_than_the_internal_opset_is_refused_by_name() -> None:

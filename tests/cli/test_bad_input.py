@@ -399,7 +399,11 @@ def test_verify_wants_a_bundle_and_the_right_model(
 @pytest.mark.parametrize(
     ("inputs", "dtype", "says"),
     [
-        ({"z": ("n", 8)}, 1, ("different inputs", "'x' (float[n,8]) is only in", "'z' (float[n,8]) is only in")),
+        (
+            {"z": ("n", 8)},
+            1,
+            ("different inputs", "'x' (float[n,8]) is only in", "'z' (float[n,8]) is only in"),
+        ),
         ({"x": ("n", 9)}, 1, ("different inputs", "'x' is float[n,8] in", "float[n,9] in other.onnx")),
         ({"x": ("n", 8)}, 6, ("different inputs", "int32[n,8] in other.onnx")),
         ({"x": (None, "?", 8)}, 1, ("different inputs", "float[?,?,8] in other.onnx")),

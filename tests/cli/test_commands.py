@@ -280,7 +280,10 @@ def test_inspect_counts_constants_and_names_what_must_be_given(cli: Any, make: A
     from onnx import helper, numpy_helper
 
     value = numpy_helper.from_array(np.ones((2, 3), np.float32))
-    nodes = [helper.make_node("Constant", [], ["w"], value=value), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=value),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
     path = make(nodes, tmp_path / "c.onnx", inputs={"x": (None, -1)}, outputs={"y": (None, 3)})
     found = cli("inspect", "c.onnx", "--json").json["graph"]
     assert (found["constants"], found["initializers"], found["parameters"]) == (1, 0, 6)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.ir import kernels
 from graphopt.passes.pad_into_conv import PadIntoConv
 from graphopt.testing import apply, assert_same_numbers, check, check_ignores, check_refuses, model_from_text
 
@@ -58,6 +59,13 @@ def test_average_pool_counts_padding_that_is_not_equal() -> None:
         f"{HEAD} <{PADS}> {{ t = Pad(x, p) y = AveragePool<kernel_shape=[3,3]>(t) }}",
         f"{HEAD} {{ y = AveragePool<kernel_shape=[3,3], pads=[1,0,1,2], count_include_pad=1>(x) }}",
     )
+
+
+def test_refuses_an_average_pool_that_the_kernel_gets_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ONNX Runtime up to 1.24."""
+    monkeypatch.setattr(kernels, "average_pool_counts_all_padding", lambda: False)
+    text = f"{HEAD} <{PADS}> {{ t = Pad(x, p) y = AveragePool<kernel_shape=[3,3]>(t) }}"
+    check_refuses(PadIntoConv(), text, "not equal on all sides")
 
 
 def test_max_pool_takes_zeros_where_the_data_is_not_negative() -> None:

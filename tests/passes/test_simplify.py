@@ -1,5 +1,7 @@
 """onnxsim on a skeleton of the model."""
 
+import importlib.metadata
+
 import hypothesis
 import numpy as np
 import onnx_ir as ir
@@ -116,7 +118,10 @@ def test_every_optimizer_was_looked_at() -> None:
     import onnxsim.onnxsim_cpp2py_export as native
 
     Simplify().run(model_from_text("g (float[N] x) => (float[N] y) { y = Neg(x) }"), RewriteLog())
-    assert set(native._list_optimizers()) == ALLOWED | set(SKIPPED_OPTIMIZERS)
+    found, known = set(native._list_optimizers()), ALLOWED | set(SKIPPED_OPTIMIZERS)
+    assert found <= known
+    # The last onnxsim for Python 3.10 has fewer of them.
+    assert found == known or importlib.metadata.version("onnxsim").startswith("0.7.")
 
 
 def test_a_failure_names_onnxsim(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,36 @@ def test_outputs_keep_their_names(text: str, left: list[str]) -> None:
     assert ops(model) == left
 
 
+class NegToNewer(Rewrite):
+    """Makes what a rewrite may not know to be too new for the model."""
+
+    name = "newer"
+    roots = ("Neg",)
+
+    def __init__(self, op_type: str, **attributes: object) -> None:
+        self.op_type = op_type
+        self.attributes = attributes
+
+    def apply(self, node: ir.Node, build: Builder) -> ir.Value:
+        return build.op(self.op_type, node.inputs[0], like=node.outputs[0], **self.attributes)
+
+
+@pytest.mark.parametrize(
+    ("opset", "made", "reason"),
+    [
+        (21, "RMSNormalization", "RMSNormalization is newer than opset 21"),
+        (22, "GlobalLpPool", "does not run GlobalLpPool of opset 22"),
+    ],
+)
+def test_what_the_opset_of_the_model_does_not_run_is_refused(opset: int, made: str, reason: str) -> None:
+    model = model_from_text(
+        f'<ir_version: 10, opset_import: ["" : {opset}]> g (float[1,2,3] x) => (float[1,2,3] y) {{ y = Neg(x) }}'
+    )
+    log = Driver([NegToNewer(made)]).run(model)
+    assert ops(model) == ["Neg"] and not log.applied and not log.failed
+    assert reason in log.refused[0].reason
+
+
 def test_what_nothing_reads_any_more_goes() -> None:
     model = model_from_text(
         "g (float[N] x) => (float[N] y) <float[1] k={2}> { a = Mul(x, k) b = Neg(a) c = Neg(b) y = Relu(c) }"

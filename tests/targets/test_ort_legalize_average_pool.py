@@ -1,9 +1,10 @@
 """Average pools of few channels as depthwise convolutions."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from graphopt.ir import kernels
 from graphopt.targets.ort.legalize.average_pool import PlainAveragePool
 from graphopt.testing import check, check_ignores, check_refuses
 
@@ -79,6 +80,8 @@ def test_property(
     channels: int,
 ) -> None:
     pads = [min(pad, kernel[index % 2] - 1) for index, pad in enumerate(padding)]
+    # The kernel that it is compared with must be right; that of ONNX Runtime 1.24 and older is wrong for these.
+    assume(not counts or len(set(pads)) == 1 or kernels.average_pool_counts_all_padding())
     check(
         PlainAveragePool(),
         pool(

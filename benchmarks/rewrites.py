@@ -1,0 +1,101 @@
+"""What single rewrites gain in ONNX Runtime: a small graph before and after.
+
+    python benchmarks/rewrites.py [NAME ...] [--seconds S] [--threads N] [--output FILE]
+
+For each rewrite named (default: all that have a graph in ``_micro.py``), the graph as it is and as the one rewrite
+leaves it, both with ONNX Runtime's default optimisations; interleaved, each in a process of its own, on the same
+inputs. Prints a table of ratios with 95 % intervals and writes JSON. A rewrite that does not apply is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _micro import CASES, Case
+from _results import FOLDER, processor, write
+from rich.console import Console
+from rich.table import Table
+
+from graphopt import catalog
+from graphopt.ir import model as ir_model
+from graphopt.machine import Form
+from graphopt.pipeline.base import as_pass
+from graphopt.pipelines import PASSES
+from graphopt.rewrite import RewriteLog
+from graphopt.targets.ort.legalize import REWRITES
+from graphopt.testing import random_feeds
+from graphopt.tune.paired import time_forms
+
+
+def rewrite_class(name: str) -> Any:
+    """A built-in pass or rewrite, or one of the legalisation for ONNX Runtime."""
+    legalizing = {rewrite.name: rewrite for rewrite in REWRITES}
+    return legalizing[name] if name in legalizing else catalog.pass_class(name)
+
+
+def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
+    """Both forms of one graph."""
+    before, after, log = case.model(), case.model(), RewriteLog()
+    as_pass(rewrite_class(case.rewrite)()).run(after, log)
+    if not log.applied:
+        raise SystemExit(f"{case.rewrite} does not apply to {case.label!r}: {log.refused or log.failed}")
+    with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as temporary:
+        folder = Path(temporary)
+        for label, model in (("before", before), ("after", after)):
+            ir_model.save(model, folder / f"{label}.onnx")
+        forms = [Form(label, "ort-cpu", folder, {"file": f"{label}.onnx"}) for label in ("before", "after")]
+        timings = time_forms(
+            forms, random_feeds(before), threads=threads, seconds=seconds, least_rounds=15, most_rounds=60
+        )
+    return {
+        "rewrite": case.rewrite,
+        "graph": case.label,
+        "milliseconds": {timing.form.label: timing.milliseconds for timing in timings},
+        "ratio": timings[1].speedup,
+        "interval": [timings[1].low, timings[1].high],
+        "rounds": timings[1].rounds,
+    }
+
+
+def table(rows: list[dict[str, Any]], threads: int) -> Table:
+    """For people."""
+    view = Table(title=f"Time before over time after, {threads} threads, {processor()}")
+    for heading in ("rewrite", "graph"):
+        view.add_column(heading)
+    for heading in ("before, us", "after, us", "ratio", "95 % interval"):
+        view.add_column(heading, justify="right")
+    for row in rows:
+        times = [f"{row['milliseconds'][label] * 1000:.1f}" for label in ("before", "after")]
+        low, high = row["interval"]
+        view.add_row(row["rewrite"], row["graph"], *times, f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
+    return view
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="rewrites (default: all that have a graph)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of timing for each graph")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=FOLDER / "rewrites.json")
+    options = parser.parse_args()
+    known = dict.fromkeys(case.rewrite for case in CASES)
+    missing = [name for name in options.names if name not in known]
+    if missing:
+        legalizing = {rewrite.name for rewrite in REWRITES}
+        exists = missing[0] in PASSES or missing[0] in legalizing
+        raise SystemExit(
+            f"{missing[0]}: {'no graph in benchmarks/_micro.py' if exists else 'no such rewrite'}; "
+            f"there are {', '.join(sorted(known))}"
+        )
+    chosen = [case for case in CASES if not options.names or case.rewrite in options.names]
+    rows = [measure(case, options.seconds, options.threads) for case in chosen]
+    Console(width=140).print(table(rows, options.threads))
+    write(options.output, {"rewrites": rows}, threads=options.threads, packages=("onnxruntime",))
+
+
+if __name__ == "__main__":
+    main()

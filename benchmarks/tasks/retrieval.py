@@ -1,0 +1,120 @@
+"""Retrieval: MiniLM finds the docstring that a first sentence belongs to, in Python's standard library."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tasks import Array, Outputs, Split, Task, only
+from benchmarks.tasks.text import summaries
+from graphopt import zoo
+
+BATCH = 8
+LENGTH = 128
+PAIRS = 300
+
+
+def metric(outputs: Sequence[Mapping[str, Array]], labels: Mapping[str, Array] | None) -> float:
+    """Recall at 1: the share of queries whose own document is the most similar of all documents given.
+
+    Args:
+        outputs: Last hidden states [batch, length, width], one mapping a sample.
+        labels: ``labels``: number of the pair that a text belongs to, -1 minus that for documents, integers
+            [samples, batch]; ``lengths``: how many tokens it has, integers [samples, batch].
+    """
+    assert labels is not None, "recall needs the pairs: arrays `labels` and `lengths` in the data"
+    similarity = similarities(embeddings(outputs, labels["lengths"]), labels["labels"])
+    return float(np.mean(similarity.argmax(axis=1) == np.arange(len(similarity))))
+
+
+class Retrieval(Task):
+    """all-MiniLM-L6-v2 as the zoo exports it: eight texts of 128 tokens at a time."""
+
+    name = "retrieval"
+    headline = "recall@1"
+
+    def model(self) -> Path:
+        return zoo.fetch("minilm")
+
+    def calibration(self, count: int) -> Split:
+        return _batches(summaries(calibration=True), count * BATCH // 2, seed=7)
+
+    @functools.cache
+    def evaluation(self) -> Split:
+        return _batches(summaries(calibration=False), PAIRS, seed=8)
+
+    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
+        labels = self.evaluation().labels
+        scores = {self.headline: metric(outputs, labels)}
+        if reference is not None:
+            mine, theirs = (embeddings(given, labels["lengths"]) for given in (outputs, reference))
+            pairs = labels["labels"]
+            scores["Spearman with original"] = spearman(similarities(mine, pairs), similarities(theirs, pairs))
+            scores["mean cosine to original"] = float(np.mean(np.sum(mine * theirs, axis=1)))
+        return scores
+
+
+def embeddings(outputs: Sequence[Mapping[str, Array]], lengths: Array) -> Array:
+    """Sentence embeddings [texts, width] of length 1: the mean over the tokens, as the model was trained.
+
+    Sentence-BERT, https://arxiv.org/abs/1908.10084.
+    """
+    hidden = np.concatenate([only(sample) for sample in outputs]).astype(np.float64)
+    mask = np.arange(hidden.shape[1])[None, :, None] < lengths.reshape(-1, 1, 1)
+    mean = (hidden * mask).sum(axis=1)
+    return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
+
+
+def similarities(embedded: Array, pairs: Array) -> Array:
+    """Cosines [queries, documents], both in the order of their pairs' numbers; texts without partner left out."""
+    numbers = pairs.ravel()
+    complete = np.intersect1d(numbers[numbers >= 0], -1 - numbers[numbers < 0])
+    place = {int(number): row for row, number in enumerate(numbers)}
+    queries = embedded[[place[int(number)] for number in complete]]
+    documents = embedded[[place[-1 - int(number)] for number in complete]]
+    return np.asarray(queries @ documents.T)
+
+
+def spearman(a: Array, b: Array) -> float:
+    """Rank correlation of two arrays of different numbers."""
+    ranks = [np.argsort(np.argsort(values.ravel())).astype(np.float64) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _batches(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Split:
+    """``count`` pairs at random, four a sample; once all pairs are used up, they come again in another order."""
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
+    tokenizer = _tokenizer()
+    texts = [text for index in order for text in pairs[index]]
+    numbers = [sign for index in range(count) for sign in (index, -1 - index)]
+    encoded = tokenizer.encode_batch(texts)
+    feeds = []
+    for start in range(0, len(texts), BATCH):
+        part = encoded[start : start + BATCH]
+        feeds.append(
+            {
+                "input_ids": np.array([entry.ids for entry in part], dtype=np.int64),
+                "attention_mask": np.array([entry.attention_mask for entry in part], dtype=np.int64),
+                "token_type_ids": np.zeros((BATCH, LENGTH), dtype=np.int64),
+            }
+        )
+    lengths = np.array([sum(entry.attention_mask) for entry in encoded])
+    return Split(
+        feeds, {"labels": np.array(numbers).reshape(-1, BATCH), "lengths": lengths.reshape(-1, BATCH)}
+    )
+
+
+def _tokenizer() -> Any:
+    """BERT's word pieces with the model's vocabulary, cut and padded to ``LENGTH``."""
+    from tokenizers import BertWordPieceTokenizer
+
+    vocabulary = next(path for path in zoo.members("minilm") if path.name == "vocab.txt")
+    tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH)
+    return tokenizer

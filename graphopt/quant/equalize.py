@@ -1,0 +1,235 @@
+"""x -> W  ==>  (x * s) -> (W / s), with s chosen so that one scale for the whole tensor x fits all its channels
+
+A tensor whose channels differ in range by orders of magnitude has few integers left for the small ones. Multiplying each
+input channel by a constant and dividing the weights that read it by the same one changes nothing in float and much in
+int8: cross-layer equalization (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
+2019, section 4.1) where the weights follow each channel by themselves (depthwise convolutions), SmoothQuant (Xiao et al.,
+ICML 2023) where activations and weights have to share the difficulty. How much of it moves is chosen for each tensor by
+the noise that rounding is expected to make; where little is gained nothing is changed.
+
+The factor goes into what makes the tensor where that is linear (a convolution or product without an activation, a
+normalization's scale and bias) and nothing else reads it; else it is a Mul of its own on the way to these weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.ir import facts, provenance
+from graphopt.ir.facts import Array
+from graphopt.quant.channels import Channels, by_input, channel_dim, input_axis, is_depthwise, observe_channels
+from graphopt.quant.kernels import IntegerKernels, weight_of
+from graphopt.quant.units import Unit, units_of
+
+MAKER = "equalize"
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_LEAST_GAIN = 0.7
+_MOST_SPREAD = 64.0
+_LEVELS = 255.0
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """One tensor whose channels were scaled.
+
+    Attributes:
+        tensor: Its name.
+        readers: The units whose weights took the inverse.
+        share: How much of the difficulty moved from the activations into the weights.
+        gain: Expected noise of rounding before over after.
+        folded: Whether the factor went into what makes the tensor; else it is a Mul of its own.
+    """
+
+    tensor: str
+    readers: tuple[str, ...]
+    share: float
+    gain: float
+    folded: bool
+
+
+def equalize(
+    model: ir.Model, kernels: IntegerKernels, samples: Iterable[Feeds], *, threads: int = 0
+) -> list[Equalized]:
+    """Scale channels where that is expected to lower the noise of quantization; in place.
+
+    Args:
+        samples: Few suffice: ranges and powers of channels are read off them.
+    """
+    groups = _groups(units_of(model, kernels)[0])
+    if not groups:
+        return []
+    axes = {value.name or "": channel_dim(units[0].node) for value, units in groups.items()}
+    seen = observe_channels(model, axes, samples, threads=threads)
+    done: list[Equalized] = []
+    for value, units in groups.items():
+        channels = seen.get(value.name or "")
+        found = None if channels is None else _best(units, channels)
+        if found is None or channels is None:
+            continue
+        share, factors, gain = found
+        folded = _apply(model.graph, value, units, factors)
+        done.append(Equalized(value.name or "", tuple(unit.name for unit in units), share, gain, folded))
+    return done
+
+
+def _groups(units: Sequence[Unit]) -> dict[ir.Value, list[Unit]]:
+    """Units with constant weights, by the one activation that they read."""
+    groups: dict[ir.Value, list[Unit]] = {}
+    for unit in units:
+        if unit.kind == "compute" and weight_of(unit.node) is not None and input_axis(unit.node) is not None:
+            groups.setdefault(unit.inputs[0], []).append(unit)
+    return groups
+
+
+def _best(units: Sequence[Unit], channels: Channels) -> tuple[float, Array, float] | None:
+    """The share to move, the factors [channels], and the expected gain; None where little is gained."""
+    matrices = [by_input(unit.node) for unit in units]
+    spread = np.maximum(np.abs(channels.low), np.abs(channels.high))
+    if not np.isfinite(spread).all() or not spread.any() or any(matrix.shape[0] != len(spread) for matrix in matrices):
+        return None
+    depthwise = all(is_depthwise(unit.node) for unit in units)
+    weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
+    before = _noise(matrices, channels, np.ones_like(spread), depthwise)
+    best: tuple[float, Array, float] | None = None
+    for share in (1.0,) if depthwise else _SHARES[1:]:
+        factors = _factors(spread, weights, share)
+        gain = before / max(_noise(matrices, channels, factors, depthwise), 1e-300)
+        if best is None or gain > best[2]:
+            best = (share, factors, gain)
+    return best if best is not None and 1 / best[2] < _LEAST_GAIN else None
+
+
+def _factors(spread: Array, weights: Array, share: float) -> Array:
+    """What each channel is multiplied by, float32; the geometric mean of those in use is 1.
+
+    A channel that is always zero, or that no weight reads, is left alone.
+    """
+    used = (spread > 0) & (weights > 0)
+    factors = np.ones_like(spread)
+    factors[used] = weights[used] ** (1 - share) / spread[used] ** share
+    middle = np.exp(np.log(factors[used]).mean()) if used.any() else 1.0
+    factors[used] = np.clip(factors[used] / middle, 1 / _MOST_SPREAD, _MOST_SPREAD)
+    # Powers of two cost no rounding in float: the graph stays what it was, to the bit.
+    return np.asarray(np.exp2(np.rint(np.log2(factors))), dtype=np.float64)
+
+
+def _noise(matrices: Sequence[Array], channels: Channels, factors: Array, depthwise: bool) -> float:
+    """Expected power of the noise of rounding, relative to the power of the products, summed over the readers."""
+    low, high = np.minimum(channels.low * factors, 0).min(), np.maximum(channels.high * factors, 0).max()
+    step = (high - low) / _LEVELS
+    total = 0.0
+    for matrix in matrices:
+        scaled = matrix / factors[:, None]
+        power = channels.power * factors**2
+        signal = (channels.power[:, None] * matrix**2).sum()
+        by_activation = step**2 / 12 * (scaled**2).sum()
+        # One scale for each output channel: a row of a depthwise weight; elsewhere about the largest of all inputs.
+        steps = np.abs(scaled).max(axis=1, keepdims=True) if depthwise else np.abs(scaled).max(axis=0, keepdims=True)
+        by_weight = ((steps / (_LEVELS / 2)) ** 2 / 12 * power[:, None] * np.ones_like(scaled)).sum()
+        total += (by_activation + by_weight) / max(signal, 1e-300)
+    return float(total)
+
+
+def _apply(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Array) -> bool:
+    for unit in units:
+        _divide_weight(graph, unit.node, factors)
+    if _fold(graph, value, units, factors):
+        return True
+    rank = facts.rank(value)
+    axis = channel_dim(units[0].node) % (rank or 4)
+    shape = (-1, *(1,) * ((rank or 4) - 1 - axis))
+    factor = _constant(graph, f"{value.name}_factors", factors.reshape(shape).astype(np.float32))
+    node = ir.node("Mul", [value, factor], name=f"{value.name}/{MAKER}")
+    output = node.outputs[0]
+    output.name, output.type, output.shape = f"{value.name}_equalized", ir.TensorType(ir.DataType.FLOAT), value.shape
+    provenance.record(node, MAKER, ())
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [node])
+    else:
+        graph.insert_after(producer, [node])
+    for unit in units:
+        unit.node.replace_input_with(0, output)
+    return False
+
+
+def _divide_weight(graph: ir.Graph, node: ir.Node, factors: Array) -> None:
+    weight = node.inputs[1]
+    array, axis = facts.constant(weight), input_axis(node)
+    assert weight is not None and array is not None and axis is not None
+    shape = [1] * array.ndim
+    shape[axis] = -1
+    _replace(graph, node, 1, (array / factors.reshape(shape)).astype(np.float32))
+
+
+def _fold(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Array) -> bool:
+    """Put the factors into what makes ``value``, where it is linear and all its readers took the inverse."""
+    readers = {use.node for use in value.uses()}
+    producer = value.producer()
+    if value.is_graph_output() or producer is None or producer.domain or readers != {unit.node for unit in units}:
+        return False
+    by_axis = {channel_dim(unit.node) for unit in units}
+    if len(by_axis) != 1:
+        return False
+    if producer.op_type in ("Relu", "LeakyRelu", "MaxPool", "AveragePool") and len(producer.outputs) == 1:
+        inner = producer.inputs[0]
+        if inner is None or facts.sole_consumer(inner) is not producer or units[0].node.op_type != "Conv":
+            return False
+        before, producer = producer, inner.producer()
+        del before
+        if producer is None or producer.domain:
+            return False
+    convolutional = units[0].node.op_type == "Conv"
+    if convolutional and producer.op_type == "Conv":
+        return _scale_operands(graph, producer, (1, 2), (0, 0), factors)
+    if not convolutional and producer.op_type == "LayerNormalization" and facts.dims(producer.inputs[1]) == (len(factors),):
+        return _scale_operands(graph, producer, (1, 2), (0, 0), factors)
+    return False
+
+
+def _scale_operands(
+    graph: ir.Graph, node: ir.Node, slots: tuple[int, ...], axes: tuple[int, ...], factors: Array
+) -> bool:
+    present = [
+        (slot, axis)
+        for slot, axis in zip(slots, axes, strict=True)
+        if slot < len(node.inputs) and node.inputs[slot] is not None
+    ]
+    arrays = [facts.constant(node.inputs[slot]) for slot, _ in present]
+    if any(array is None or array.dtype != np.float32 or array.shape[:1] != factors.shape for array in arrays):
+        return False
+    for (slot, axis), array in zip(present, arrays, strict=True):
+        assert array is not None
+        shape = [1] * array.ndim
+        shape[axis] = -1
+        _replace(graph, node, slot, (array * factors.reshape(shape)).astype(np.float32))
+    return True
+
+
+def _replace(graph: ir.Graph, node: ir.Node, slot: int, array: Array) -> None:
+    old = node.inputs[slot]
+    assert old is not None
+    node.replace_input_with(slot, _constant(graph, f"{old.name}_{MAKER}", array))
+    if old.name in graph.initializers and not old.uses() and not old.is_graph_output():
+        del graph.initializers[old.name]
+
+
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    number, fresh = 0, name
+    while fresh in graph.initializers:
+        number += 1
+        fresh = f"{name}_{number}"
+    tensor = ir.tensor(np.ascontiguousarray(array), name=fresh)
+    value = ir.Value(
+        name=fresh, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+__all__ = ["MAKER", "Equalized", "equalize"]
