@@ -149,16 +149,14 @@ def _projection(length: int, rows: int, size: int) -> Case:
     )
 
 
-def _residual(op: str, shape: str, size: int) -> Case:
-    bias = ", t" if op == "LayerNormalization" else ""
-    weights = {"s": (size,), "t": (size,)} if bias else {"s": (size,)}
+def _residual(shape: str, size: int) -> Case:
     return Case(
         "plain-residual",
-        f"{op}, {shape}",
+        shape,
         f"float{shape} a, float{shape} b",
         f"float{shape} y",
-        f"x = Add(a, b) y = {op}<axis=-1>(x, s{bias})",
-        weights=weights,
+        "x = Add(a, b) y = LayerNormalization<axis=-1>(x, s, t)",
+        weights={"s": (size,), "t": (size,)},
     )
 
 
@@ -303,9 +301,8 @@ CASES: tuple[Case, ...] = (
     _projection(128, 8, 384),
     _projection(128, 8, 1536),
     _projection(16, 1, 384),
-    _residual("LayerNormalization", "[8,128,384]", 384),
-    _residual("LayerNormalization", "[1,1,2048]", 2048),
-    _residual("RMSNormalization", "[8,128,384]", 384),
+    _residual("[8,128,384]", 384),
+    _residual("[1,1,2048]", 2048),
     _activation("prelu-to-max", "y = PRelu(x, a)", a=SLOPES),
     Case(
         "reduce-l2-to-sum", "[512, 1024]", "float[512,1024] x", "float[512,1] y", "y = ReduceL2(x, ax)",

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _results import FOLDER, processor, write
+from _results import FOLDER, processor, undisturbed, write
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +32,7 @@ from graphopt import artifact, zoo
 from graphopt.data.interface import load_feeds, save_feeds
 from graphopt.machine import Form
 
-MODELS = ("minilm", "ppocrv4-det", "ppocrv4-rec", "light-densenet121", "light-alexnet", "light-zfnet512")
+MODELS = ("minilm", "ppocrv4-det", "light-alexnet", "light-inception-v1", "light-zfnet512")
 PRODUCTS = ("Conv", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul")
 CONTAINERS = ("If", "Loop", "Scan")
 WARM_UP = 2
@@ -149,11 +149,19 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             Form("original", "ort-cpu", source.parent, {"file": source.name}),
             Form("graphopt", manifest.target, bundle, manifest.config),
         )
-        runs: dict[str, list[Any]] = {form.label: [] for form in forms}
-        for number in range(options.rounds):
-            for form in forms if number % 2 == 0 else reversed(forms):
-                runs[form.label] += profiled(form, folder / "feeds.npz", options.threads, options.runs)
-    return {"model": name, **{label: medians(found) for label, found in runs.items()}}
+
+        def alternate() -> dict[str, Any]:
+            runs: dict[str, list[Any]] = {form.label: [] for form in forms}
+            for number in range(options.rounds):
+                for form in forms if number % 2 == 0 else reversed(forms):
+                    runs[form.label] += profiled(form, folder / "feeds.npz", options.threads, options.runs)
+            return {label: medians(found) for label, found in runs.items()}
+
+        return {
+            "model": name,
+            "form": compiled.report.as_dict()["optimized"]["form"],
+            **undisturbed(alternate),
+        }
 
 
 def table(row: Mapping[str, Any], threads: int) -> Table:

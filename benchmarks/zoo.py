@@ -1,6 +1,6 @@
 """Every model of the zoo against what a user would do without graphopt.
 
-    python benchmarks/zoo.py [--models NAME ...] [--seconds S] [--threads N] [--output FILE]
+    python benchmarks/zoo.py [--target T] [--models NAME ...] [--seconds S] [--threads N] [--output FILE]
 
 For each model: ONNX Runtime's default on the original file, onnxsim + ONNX Runtime, onnxslim + ONNX Runtime, and the
 bundle that graphopt wrote; interleaved, each in a process of its own, the same inputs. Prints a table and writes JSON.
@@ -32,7 +32,6 @@ from graphopt.target import Form
 from graphopt.tune.paired import time_forms
 
 TOOLS = ("onnxsim", "onnxslim")
-DEFAULT_OUTPUT = FOLDER / "zoo.json"
 
 SIMPLIFY = {
     "onnxsim": (
@@ -73,7 +72,7 @@ def simplified_and_runnable(
     raise RuntimeError(getattr(failure, "message", str(failure)).splitlines()[0])
 
 
-def measure(name: str, seconds: float, threads: int) -> dict[str, Any]:
+def measure(name: str, target: str, seconds: float, threads: int) -> dict[str, Any]:
     """All figures of one model."""
     source = zoo.fetch(name)
     recipe = zoo.recipe(name)
@@ -83,7 +82,7 @@ def measure(name: str, seconds: float, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as temporary:
         folder = Path(temporary)
         forms = [Form("original", "ort-cpu", source.parent, {"file": source.name})]
-        for tool in TOOLS:
+        for tool in TOOLS if target == "ort-cpu" else ():
             try:
                 sized = {key: dims for key, dims in shapes.items() if dims}
                 forms.append(simplified_and_runnable(tool, source, folder, sized, feeds, threads))
@@ -92,7 +91,7 @@ def measure(name: str, seconds: float, threads: int) -> dict[str, Any]:
         started = time.monotonic()
         try:
             compiled = graphopt.compile(
-                source, target="ort-cpu", passes="O2", threads=threads, data=[feeds],
+                source, target=target, passes="O2", threads=threads, data=[feeds],
                 input_shapes={key: tuple(dims) for key, dims in shapes.items()},
             )  # fmt: skip
             bundle = compiled.save(folder / "model.gopt")
@@ -105,6 +104,7 @@ def measure(name: str, seconds: float, threads: int) -> dict[str, Any]:
                 "verify": report["verify"],
                 "nodes": report["nodes"],
                 "form": report["optimized"]["form"],
+                "target": report["target"],
                 "undone": [entry for entry in report["passes"] if entry["undone"]],
                 "stages": report["stages"],
                 "size": report["size"],
@@ -133,7 +133,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         cells = [row["model"], f"{row['latency_ms']['original']:.2f}"]
         for label in (*TOOLS, "graphopt"):
-            cells.append(f"{row['speedup'][label]:.2f}" if label in row["speedup"] else "fails")
+            failed = "fails" if label in row["errors"] else ""
+            cells.append(f"{row['speedup'][label]:.2f}" if label in row["speedup"] else failed)
         interval = row["interval"].get("graphopt")
         cells.append(f"{interval[0]:.2f}-{interval[1]:.2f}" if interval else "")
         cells.append(f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "")
@@ -154,22 +155,25 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--target", default="ort-cpu", help="of graphopt; with another, graphopt alone is measured")
     parser.add_argument("--models", nargs="*", help="names from `graphopt zoo list` (default: all)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each model")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/zoo.json, or zoo-TARGET.json")
     options = parser.parse_args()
     console = Console(width=160)
     rows = []
     for name in options.models or [recipe.name for recipe in zoo.listing()]:
-        rows.append(measure(name, options.seconds, options.threads))
+        rows.append(measure(name, options.target, options.seconds, options.threads))
         row = rows[-1]
         shown = {label: round(value, 2) for label, value in row["speedup"].items()}
         console.print(f"{name}: {shown} {row['errors'] or ''}", highlight=False)
     console.print(table(rows))
     means = {label: geometric_mean(rows, label) for label in (*TOOLS, "graphopt")}
     figures = {"geometric_mean": means, "models": rows}
-    write(options.output, figures, threads=options.threads, packages=("onnxruntime", *TOOLS))
+    name = "zoo.json" if options.target == "ort-cpu" else f"zoo-{options.target}.json"
+    packages = ("onnxruntime", *(TOOLS if options.target == "ort-cpu" else ("openvino",)))
+    write(options.output or FOLDER / name, figures, threads=options.threads, packages=packages)
 
 
 if __name__ == "__main__":

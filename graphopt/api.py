@@ -14,11 +14,13 @@ import onnx_ir as ir
 from graphopt import catalog
 from graphopt.bundle import Outcome, write_bundle
 from graphopt.compiler import Compilation, Progress, Request, parse_budget
+from graphopt.data.functions import load_function
 from graphopt.errors import UsageError
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.record import PassRecord
 from graphopt.pipeline.spec import PassSpec, parse
 from graphopt.proposals import Budget
+from graphopt.quant.observe import parse_memory
 from graphopt.report import Report
 from graphopt.rewrite import Numerics
 from graphopt.runtime import LoadedModel, load
@@ -95,7 +97,8 @@ def compile(
     metric: str | Callable[..., float] | None = None,
     synthetic_calibration: bool = False,
     best_effort: bool = False,
-    transform: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    transform: str | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    max_memory: str | int | None = None,
     tune: str | float | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     seed: int = 0,
@@ -119,7 +122,10 @@ def compile(
             entries of ``data`` that are no inputs. More is better.
         synthetic_calibration: Let lossy passes calibrate on made-up inputs where there are no data.
         best_effort: Hand out the nearest result where the budget cannot be kept, instead of raising.
-        transform: Applied to each entry of ``data`` before it is read (names to arrays in, the same out).
+        transform: Applied to each entry of ``data`` before it is checked: a function, or ``"file.py:function"``, from
+            what the entry holds to arrays by input name. For a folder of other files an entry is
+            ``{"path": ..., "image": ...}`` of one file, the image as uint8 [height, width, 3].
+        max_memory: What calibration may take beyond the model, as ``"512M"``, ``"2G"`` (the default) or in bytes.
         tune: Time for measuring the forms of the model, as ``"30s"`` or in seconds.
         input_shapes: Sizes to specialise dynamic dimensions to, by input.
         seed: Of made-up inputs; the same seed gives the same result.
@@ -139,7 +145,11 @@ def compile(
             "lossy",
             hint="leave them out (the result is held to the model's own noise floor), or add a pass: passes=fuse,quantize",
         )
-    budget = Budget(find_metric(metric), parse_drop(max_drop), synthetic_calibration, best_effort)
+    if transform is not None and data is None:
+        raise UsageError("there is a transform, but no data", hint="give the data as well")
+    budget = Budget(
+        find_metric(metric), parse_drop(max_drop), synthetic_calibration, best_effort, memory=parse_memory(max_memory)
+    )
     options = {
         "target": target,
         "passes": [str(spec) for spec in specs],
@@ -168,7 +178,7 @@ def compile(
         threads=threads,
         repro_dir=None if repro_dir is None else Path(repro_dir),
         budget=budget,
-        transform=transform,
+        transform=load_function(transform, "transform") if isinstance(transform, str) else transform,
         options=options,
     )
     if tune is not None:

@@ -148,7 +148,8 @@ class Compilation:
             captured = self._capture(request.input_shapes)
         self._large = ir_model.nbytes(captured.original_model) > _LARGE_BYTES
         report = self._new_report(captured, targets[0][0].name)
-        dataset = self._dataset(captured, None) if lossy and not self._makes_data_up() else None
+        read = (lossy and not self._makes_data_up()) or request.transform is not None
+        dataset = self._dataset(captured, None) if read else None
         with self._stage("reference"):
             reference = self._reference(captured, dataset)
         held = self._verify_capture(captured, reference, report)
@@ -194,7 +195,8 @@ class Compilation:
                 budgets={} if proposals is None else proposals.judged,
             )
             with self._stage("verify"):
-                report.forms = [selection.verify(form) for form in forms] + self._left_out
+                forms, outcomes = selection.verify_all(forms)
+                report.forms = outcomes + self._left_out
             with self._stage("measure"):
                 chosen = selection.choose(forms, measure=request.time_forms)
         report.chosen = chosen.label
@@ -300,12 +302,15 @@ class Compilation:
             report.passes += records
             for candidate, legal in found:
                 label = candidate.label if len(targets) == 1 else f"{target.name}: {candidate.label}"
+                while label in self._results:
+                    label += "'"
                 place = folder / f"lossy-{len(forms)}"
                 place.mkdir(parents=True)
                 knobs = {**target.variants(legal, None)[0], **candidate.knobs}
                 forms.append(Form(label, target.name, place, target.emit(legal, place, knobs)))
                 self._results[label] = legal
                 proposals.judged[label] = evaluation
+                proposals.candidates[label] = candidate
         proposals.check(bool(proposals.judged))
         report.warnings += proposals.warnings
         if self.request.data is None:
@@ -332,14 +337,44 @@ class Compilation:
         judgement = selection.judgements.get(chosen.label)
         if judgement is not None:
             evaluation = proposals.evaluation
-            report.verification.judge(judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out)
+            report.verification.judge(
+                judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out
+            )
+            self._read_back(proposals, chosen, report)
             return evaluation
         names = ", ".join(pass_.name for pass_ in lossy)
-        reasons = [f"{form.label}: {form.note}" for form in report.forms if form.label in proposals.judged and not form.verified]
-        reasons = reasons or [f"{record.name}: {record.reason}" for record in report.passes if record.name in names and record.reason]
+        reasons = [
+            f"{form.label}: {form.note}"
+            for form in report.forms
+            if form.label in proposals.judged and not form.verified
+        ]
+        reasons = reasons or [
+            f"{record.details.get('target', '')}: {record.reason}"
+            for record in report.passes
+            if record.numerics is Numerics.LOSSY and record.reason
+        ]
         why = "; ".join(reasons) or "what it proposed was measured to be no faster than the float result"
         report.warnings.append(f"{names} is not part of the result: {why}")
         return None
+
+    def _read_back(self, proposals: Proposals, chosen: Form, report: Report) -> None:
+        """Write down which kernels the chosen form runs, and warn of integers that were asked for and are not there."""
+        label = max((name for name in proposals.candidates if chosen.label.startswith(name)), key=len)
+        candidate = proposals.candidates[label]
+        if not candidate.units:
+            return
+        try:
+            found = proposals.read_back(chosen, candidate, self._results[chosen.label])
+        except TargetError as error:
+            report.warnings.append(f"the kernels of the result could not be read back: {error.message}")
+            return
+        for record in report.passes:
+            if record.numerics is Numerics.LOSSY and record.details.get("target") == chosen.target:
+                record.details["executed"] = found
+        if found["without_integer_kernel"]:
+            names = ", ".join(found["without_integer_kernel"][:5])
+            count = len(found["without_integer_kernel"])
+            report.warnings.append(f"{count} quantized nodes run without an integer kernel on {chosen.target}: {names}")
 
     def _budget(self) -> Budget:
         return self.request.budget or Budget(find_metric(None), parse_drop(None))
@@ -481,6 +516,7 @@ class Compilation:
             report.warnings.append(
                 "no real data were seen: verified on made-up inputs (give real ones with --data)"
             )
+        report.warnings += reference.warnings
         if reference.is_hollow:
             report.warnings.append(
                 "no output holds a finite number on these inputs: nothing could be compared (give others with --data)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from graphopt.errors import UsageError
 from graphopt.machine import Kernel
 from graphopt.pipeline.base import Pass
 from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.observe import MEMORY
+from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.verify.budget import Evaluation
 
@@ -28,8 +30,12 @@ class Context:
         target: Name of the target.
         kernels: Its integer kernels; None where it has none worth using.
         profile: Kernels that a graph runs on the target, with their times; also told a label.
+        legalize: A graph as the target will have it; it runs in ONNX Runtime's CPU provider, whatever the target.
+        halves: Operators that the target has kernels for, by the name of a 16-bit float type; empty where none gains.
+        runnable: Whether the target runs on this machine; without it there is no profile.
         threads: Of an operator.
         seed: Of whatever is random.
+        memory: Bytes beyond the model that calibration may take.
         deadline: ``time.monotonic()`` after which nothing new is begun.
         progress: Told what is being done.
     """
@@ -39,8 +45,12 @@ class Context:
     target: str
     kernels: IntegerKernels | None
     profile: Callable[[ir.Model, str], Sequence[Kernel]]
+    legalize: Callable[[ir.Model], ir.Model] = lambda model: model
+    halves: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    runnable: bool = True
     threads: int = 0
     seed: int = 0
+    memory: int = MEMORY
     deadline: float = float("inf")
     progress: Callable[[str], None] = lambda text: None
 
@@ -53,11 +63,13 @@ class Candidate:
         label: In reports ("int8", "int8, 2 kept float").
         model: The graph.
         knobs: What the target's ``emit`` is to be told besides.
+        units: The units that were put on integers, whose kernels are looked for once the form is built.
     """
 
     label: str
     model: ir.Model
     knobs: dict[str, Any] = field(default_factory=dict)
+    units: tuple[Unit, ...] = ()
 
 
 @dataclass
@@ -68,12 +80,14 @@ class Proposal:
         candidates: From plain to special; none where nothing held.
         details: For the report: plain JSON.
         reason: Why there is no candidate, where there is none.
+        warnings: What is suspicious about the data, for the report.
         best_effort: The best that did not hold, for ``--best-effort``.
     """
 
     candidates: list[Candidate] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    warnings: Sequence[str] = ()
     best_effort: Candidate | None = None
 
 

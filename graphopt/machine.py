@@ -11,6 +11,25 @@ import numpy as np
 import numpy.typing as npt
 
 
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this processor as Linux names them (``avx512_vnni``, ``asimddp``, ...).
+
+    Where the system does not list them, those that NumPy detects, in the same spelling; without the integer extensions that
+    NumPy does not know.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    from numpy._core._multiarray_umath import __cpu_features__
+
+    return frozenset(name.lower() for name, there in __cpu_features__.items() if there)
+
+
 @dataclass(frozen=True)
 class Probe:
     """What a target finds on this machine.

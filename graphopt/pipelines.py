@@ -49,6 +49,8 @@ PASSES: Mapping[str, str] = {
     "pad-into-conv": "graphopt.passes.pad_into_conv:PadIntoConv",
     "prelu": "graphopt.passes.prelu:PRelu",
     "quantize": "graphopt.passes.quantize:Quantize",
+    "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
+    "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
     "relu-chain": "graphopt.passes.relu_chain:ReluChain",
     "reshape-chain": "graphopt.passes.reshape_chain:ReshapeChain",
     "residual-bias": "graphopt.passes.residual_bias:ResidualBias",

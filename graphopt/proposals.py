@@ -1,4 +1,4 @@
-"""Runs the lossy passes of a compilation on each target: what they propose becomes forms that are held to the budget."""
+"""Runs the lossy passes of a compilation on each target: what they propose becomes forms held to the budget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, VerificationError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.machine import Form, Kernel
+from graphopt.quant.attribution import attribute
+from graphopt.quant.observe import MEMORY
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.rewrite import Numerics
 from graphopt.target import Target
@@ -41,6 +43,7 @@ class Budget:
         synthetic: Whether made-up inputs may stand in for data.
         best_effort: Whether the nearest result is handed out where the budget cannot be kept.
         seconds: Time for searching, on each target.
+        memory: Bytes beyond the model that calibration may take.
     """
 
     metric: Metric
@@ -48,6 +51,7 @@ class Budget:
     synthetic: bool = False
     best_effort: bool = False
     seconds: float = 45.0
+    memory: int = MEMORY
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Proposals:
         evaluation: The held-out ones, with what the original makes of them.
         threads, seed, progress: As in the request.
         judged: The evaluation that each form is held to, by label.
+        candidates: What each form was made from, by label.
         warnings: For the report.
     """
 
@@ -72,6 +77,7 @@ class Proposals:
     seed: int = 0
     progress: Callable[[str, str], None] = lambda stage, detail: None
     judged: dict[str, Evaluation] = field(default_factory=dict)
+    candidates: dict[str, Candidate] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _over_budget: list[str] = field(default_factory=list)
 
@@ -88,13 +94,18 @@ class Proposals:
             proposal = self._run(pass_, kept[-1].model, target, folder, legalize, record)
             record.seconds = time.monotonic() - started
             record.details = {"target": target.name, **proposal.details}
+            self.warnings += [f"{pass_.name}: {text}" for text in proposal.warnings if f"{pass_.name}: {text}" not in self.warnings]
             if not proposal.candidates and proposal.best_effort is not None:
                 self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
                 if self.budget.best_effort:
                     proposal.candidates = [proposal.best_effort]
                     self.warnings.append(f"{pass_.name} on {target.name}: {proposal.reason}; handed out as best effort")
             if proposal.candidates:
-                kept = proposal.candidates
+                before = kept[-1].label
+                kept = [
+                    replace(entry, label=f"{before}, {entry.label}" if before else entry.label)
+                    for entry in proposal.candidates
+                ]
                 record.status = PassStatus.APPLIED
                 record.nodes_after = len(kept[-1].model.graph)
             else:
@@ -102,6 +113,38 @@ class Proposals:
                 record.nodes_after = record.nodes_before
         found = [(candidate, legalize(candidate.model)) for candidate in kept if candidate.label]
         return found, records
+
+    def read_back(self, form: Form, candidate: Candidate, legal: ir.Model) -> dict[str, Any]:
+        """Which kernels the built form really runs: what is on integers, what stayed in float, what fell elsewhere.
+
+        Raises:
+            TargetError: The form does not load, or its target cannot tell.
+            VerificationError: No kernel on integers formed: the quantization did not happen.
+        """
+        kernels = kernels_of(form, self.evaluation.feeds[0], threads=self.threads)
+        found = attribute(kernels, candidate.units, legal)
+        products = [unit.name for unit in candidate.units if unit.kind == "compute"]
+        missing = [name for name in products if name not in found.integer]
+        if products and len(missing) == len(products):
+            raise VerificationError(
+                f"{form.target} formed no integer kernel of the {len(products)} that were asked for",
+                hint="please report this with the model",
+            )
+        conversions = [kernel for kernel in kernels if kernel.op in ("QuantizeLinear", "DequantizeLinear")]
+        providers = sorted({kernel.provider for kernel in kernels if kernel.provider})
+        return {
+            "kernels": len(kernels),
+            "integer": sum(kernel.integer for kernel in kernels),
+            "conversions": len(conversions),
+            "conversions_ms": round(sum(kernel.milliseconds for kernel in conversions), 4),
+            "without_integer_kernel": missing,
+            "providers": providers,
+            "float": [
+                {"node": kernel.node, "op": kernel.op, "ms": round(kernel.milliseconds, 4)}
+                for kernel in kernels
+                if not kernel.integer and kernel not in conversions
+            ],
+        }
 
     def check(self, kept: bool) -> None:
         """Refuse to go on where the budget cannot be kept by anything that was asked for.
@@ -128,7 +171,7 @@ class Proposals:
         legalize: Callable[[ir.Model], ir.Model],
         record: PassRecord,
     ) -> Proposal:
-        integer_kernels = getattr(target, "integer_kernels", None)
+        integer_kernels, halves = (getattr(target, name, None) for name in ("integer_kernels", "half_kernels"))
         numbers = itertools.count()
 
         def profile(graph: ir.Model, label: str) -> Sequence[Kernel]:
@@ -148,8 +191,12 @@ class Proposals:
             target.name,
             integer_kernels() if callable(integer_kernels) else None,
             profile,
+            legalize=legalize,
+            halves=halves() if callable(halves) else {},
+            runnable=target.probe().runnable,
             threads=self.threads,
             seed=self.seed,
+            memory=self.budget.memory,
             deadline=time.monotonic() + self.budget.seconds,
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
         )

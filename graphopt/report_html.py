@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt._version import __version__
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import FormTiming, Report
+from graphopt.rewrite import Numerics
 
 if TYPE_CHECKING:
     import jinja2
@@ -37,6 +38,7 @@ def render(report: Report) -> str:
         forms=_forms(report.forms, report.chosen),
         status_class=_STATUS_CLASS,
         stages=_shares(report.stages),
+        lossy=[record for record in report.passes if record.numerics is Numerics.LOSSY and record.details],
         undone=[record for record in report.passes if record.undone],
     )
 

@@ -6,6 +6,7 @@ knob of the target is taken only where its gain is beyond doubt.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
+_FEWER_OPTIMISATIONS = ("basic", "off")
+"""Levels of ONNX Runtime's optimisations below all of them, in the order in which a model that fails is tried."""
 
 
 @dataclass
@@ -58,6 +61,36 @@ class Selection:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     budgets: Mapping[str, Evaluation] = field(default_factory=dict)
     judgements: dict[str, Judgement] = field(default_factory=dict)
+
+    def verify_all(self, forms: Sequence[Form]) -> tuple[list[Form], list[FormTiming]]:
+        """Verify the forms, the original first; returns them as they are to be loaded, and the outcome of each.
+
+        Where the backend cannot run the original with all its optimisations, the first level below at which it runs is
+        the baseline, and the other forms that do not hold get that level too.
+        """
+        loaded, outcomes = list(forms), [self.verify(form) for form in forms]
+        target, probe = self.targets[forms[0].target]
+        if outcomes[0].verified or not (target.runs_original and probe.runnable):
+            return loaded, outcomes
+        why = outcomes[0].note
+        for level in _FEWER_OPTIMISATIONS:
+            loaded[0], outcomes[0] = self._verify_at(forms[0], level)
+            if outcomes[0].verified:
+                break
+        else:
+            return loaded, outcomes
+        self.report.warnings.append(
+            f"the original does not run with all optimisations of {target.name} ({why}): what it is compared with is the "
+            f"original at level {level!r}"
+        )
+        for index, form in enumerate(forms[1:], 1):
+            if not outcomes[index].verified and form.target == forms[0].target:
+                loaded[index], outcomes[index] = self._verify_at(form, level)
+        return loaded, outcomes
+
+    def _verify_at(self, form: Form, level: str) -> tuple[Form, FormTiming]:
+        calmer = dataclasses.replace(form, config={**form.config, "level": level})
+        return calmer, self.verify(calmer)
 
     def verify(self, form: Form) -> FormTiming:
         """Load a form as it will be used, run it on every trial, and compare with the original."""

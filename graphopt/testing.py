@@ -26,15 +26,15 @@ OPSET = opset.limits().opset
 
 def _header(text: str) -> str:
     called = set(re.findall(r"= *(\w+) *[(<]", text))
-    version = min([OPSET, *(end for op_type, end in kernels.newest_opsets().items() if op_type in called)])
+    version = min([OPSET, *(end for op_type, end in kernels.preferred_opsets().items() if op_type in called)])
     return f'<ir_version: {opset.limits().ir_version}, opset_import: ["" : {version}, "com.microsoft": 1]>\n'
 
 
 def model_from_text(text: str) -> ir.Model:
     """A model from ONNX text; without a header it gets the opset that it would be captured at.
 
-    That is graphopt's internal one, or the newest at which the installed ONNX Runtime runs its operators. Shapes are
-    inferred.
+    That is graphopt's internal one, or an older one where the installed ONNX Runtime needs it for an operator. Shapes
+    are inferred.
     """
     import onnx_ir.passes.common
 

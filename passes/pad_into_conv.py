@@ -66,9 +66,9 @@ class PadIntoConv(Rewrite):
                 raise Refuse("with ceil_mode the windows at the end depend on who pads")
             if any(width >= size for width, size in zip(pads, window + window, strict=True)):
                 raise Refuse("pads must be narrower than the window of a pool")
-        if node.op_type == "AveragePool" and len(set(pads)) > 1:
-            if not kernels.average_pool_counts_all_padding():
-                raise Refuse("the installed ONNX Runtime counts padding wrongly that is not equal on all sides")
+        unequal = node.op_type == "AveragePool" and len(set(pads)) > 1
+        if unequal and not kernels.average_pool_counts_all_padding():
+            raise Refuse("the installed ONNX Runtime counts padding wrongly that is not equal on all sides")
         if not all(use.node.op_type == node.op_type and use.idx == 0 for use in padded.uses()):
             raise Refuse("something else reads the padded value")
         if padded.is_graph_output():

@@ -89,7 +89,7 @@ class Quantize(LossyPass):
                 key=lambda point: point.milliseconds,
             )
             return Proposal(
-                [Candidate(_label(point, found), search.quantized(point.chosen)) for point in held[:_MOST_CANDIDATES]],
+                [self._candidate(point, found, search) for point in held[:_MOST_CANDIDATES]],
                 details,
             )
         if not found.points:
@@ -99,8 +99,13 @@ class Quantize(LossyPass):
         return Proposal(
             details=details,
             reason=f"no mix of int8 and float is within the budget; the nearest: {nearest.judgement.describe()}",
-            best_effort=Candidate(_label(nearest, found), search.quantized(nearest.chosen)),
+            best_effort=self._candidate(nearest, found, search),
         )
+
+    @staticmethod
+    def _candidate(point: Point, found: Found, search: Search) -> Candidate:
+        units = tuple(unit for unit in found.units if unit.name in point.chosen)
+        return Candidate(_label(point, found), search.quantized(point.chosen), units=units)
 
     def _data(self, context: Context) -> Iterator[Feeds]:
         data = context.dataset.calibration()
@@ -134,9 +139,7 @@ def _why_none(refused: dict[str, str]) -> str:
 
 
 def _label(point: Point, found: Found) -> str:
-    compute = [unit.name for unit in found.units if unit.kind == "compute"]
-    kept = len(compute) + len(found.slow) - sum(name in point.chosen for name in compute)
-    return f"int8, {kept} kept float" if kept else "int8"
+    return f"int8 on {len(point.chosen)} of {len(found.units)} nodes"
 
 
 def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[str, Any]:

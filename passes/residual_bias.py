@@ -2,9 +2,9 @@
 
 Forms: transformers that normalise after the residual addition (BERT, MiniLM, the original encoder of
 https://arxiv.org/abs/1706.03762): the normalised h is read by projections and by one residual addition. The bias b
-moves into the bias of the normalisation, and the biases of the projections that read h are corrected by
--b @ weight, so one addition over all tokens goes. On MiniLM (8 x 128 tokens, 2 threads) 1.01 to 1.02
-(interleaved, separate processes).
+moves into the bias of the normalisation, and the biases of the projections that read h are corrected by -b @
+weight, so one addition over all tokens goes. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
+AVX-512): the feed-forward block over 8 x 128 tokens 1.02.
 
 Refuses: nothing. Not matched: h read by anything but projections with a bias of their own, keys of an attention
 (which ignore a shift) and the one addition; weights or biases that are not constant; normalisation over more than

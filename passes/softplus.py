@@ -4,8 +4,8 @@ Forms: PyTorch 2's exporter writes the threshold of ``torch.nn.Softplus`` as a c
 operator (for k = 1 without the factor). Beyond the threshold t the two differ by ``log(1 + exp(-t))``, which is
 less than the rounding of t where t >= 15 in float32.
 
-Refuses: a threshold that is too low; an inner value that something else reads. Not matched: float64, and a
-constant of higher rank than x. ``log(1 + exp(x))`` is left alone: ONNX Runtime's Softplus takes six times as long.
+Refuses: a threshold that is too low; an inner value that something else reads. Not matched: float64, and a constant
+of higher rank than x. ``log(1 + exp(x))`` is left alone: ONNX Runtime's kernel of Softplus is scalar.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """x * gate(Conv(ReduceMean(x, axes=[2, 3])))  ==>  x * gate(Conv(GlobalAveragePool(x)))
 
 Forms: the squeeze of squeeze-and-excitation blocks (https://arxiv.org/abs/1709.01507). PyTorch 2's exporter writes
-``AdaptiveAvgPool2d(1)`` and ``x.mean((2, 3), keepdim=True)`` as ReduceMean; the TorchScript exporter, PaddlePaddle and
-others write GlobalAveragePool. ONNX Runtime runs the pooling, but not the reduction, in its blocked layout, between
-the convolutions before and after; the whole block takes 0 to 8 % less time. Matched at any mean over all the
-spatial axes that is read by a convolution.
+``AdaptiveAvgPool2d(1)`` and ``x.mean((2, 3), keepdim=True)`` as ReduceMean; the TorchScript exporter, PaddlePaddle
+and others write GlobalAveragePool. ONNX Runtime runs the pooling, but not the reduction, in its blocked layout,
+between the convolutions before and after. Measured (``benchmarks/rewrites.py``,
+2 threads, AMD EPYC with AVX-512): the block between two convolutions on [1, 64, 56, 56] 1.01. Matched at any mean
+over all the spatial axes that is read by a convolution.
 
 Not matched: a mean that keeps other axes or drops its axes, one that no convolution reads, a tensor of rank below
-4, and float64 (no kernel in ONNX Runtime). The excitation is left as it is: as two Gemm between Squeeze and
-Unsqueeze it takes as long as with two 1x1 convolutions (measured from 48 to 480 channels).
+4, and float64 (no kernel in ONNX Runtime). The excitation stays two 1x1 convolutions.
 """
 
 from __future__ import annotations

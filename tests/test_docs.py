@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
 import subprocess
 import sys
@@ -30,3 +33,32 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
         if "://" not in target and not target.startswith("mailto:") and not (page.parent / target).exists()
     ]
     assert not broken
+
+
+def _measured() -> list[tuple[str, str]]:
+    """Modules of rewrites whose docstring quotes benchmarks/rewrites.py, each with the sentence that does."""
+    found = []
+    for path in sorted(
+        [*(ROOT / "passes").glob("*.py"), *(ROOT / "targets" / "ort" / "legalize").glob("*.py")]
+    ):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        quoted = re.search(r"Measured \(``benchmarks/rewrites\.py``(.*?)\.(\s|$)", text, re.DOTALL)
+        if quoted:
+            found.append(("graphopt." + ".".join(path.relative_to(ROOT).with_suffix("").parts), quoted[1]))
+    return found
+
+
+def test_some_figures_are_quoted() -> None:
+    assert len(_measured()) > 15
+
+
+@pytest.mark.parametrize(("module", "sentence"), _measured(), ids=[module for module, _ in _measured()])
+def test_figures_of_rewrites_are_those_of_the_benchmark(module: str, sentence: str) -> None:
+    """What a docstring says was printed by the command that it names, on the machine that it names."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "rewrites.json").read_text(encoding="utf-8"))
+    names = {getattr(value, "name", None) for value in vars(importlib.import_module(module)).values()}
+    printed = {f"{row['ratio']:.2f}" for row in results["rewrites"] if row["rewrite"] in names}
+    quoted = set(re.findall(r"\b\d+\.\d\d\b", sentence))
+    assert quoted and quoted == printed
+    assert results["machine"]["processor"].replace(", ", " with ") in " ".join(sentence.split())
+    assert f"{results['machine']['threads']} threads" in sentence

@@ -63,16 +63,19 @@ class Task(ABC):
     def calibration(self, count: int) -> Split:
         """So many samples to calibrate on; none of them is judged by."""
 
+    @property
     @abstractmethod
     def evaluation(self) -> Split:
         """All samples to judge by."""
 
     def predict(self, run: Run) -> list[Outputs]:
         """Outputs for the evaluation data, one mapping a sample."""
-        return [run(feeds) for feeds in self.evaluation().feeds]
+        return [run(feeds) for feeds in self.evaluation.feeds]
 
     @abstractmethod
-    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
+    def score(
+        self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None
+    ) -> dict[str, float]:
         """All metrics, the headline first, each the better the higher.
 
         Args:
@@ -102,3 +105,19 @@ def only(outputs: Outputs) -> Array:
     """The output of a model that has one."""
     (array,) = outputs.values()
     return array
+
+
+def onnx_runtime(path: Path, threads: int = 0) -> Run:
+    """A model in ONNX Runtime on the processor, as it comes.
+
+    Args:
+        threads: Of an operator; 0 for as many as ONNX Runtime takes.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))

@@ -43,12 +43,14 @@ class Direction(Task):
     def calibration(self, count: int) -> Split:
         return _lines(count, seed=3, calibration=True)
 
-    @functools.cache
+    @functools.cached_property
     def evaluation(self) -> Split:
         return _lines(COUNT, seed=4, calibration=False)
 
-    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
-        scores = {self.headline: metric(outputs, self.evaluation().labels)}
+    def score(
+        self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None
+    ) -> dict[str, float]:
+        scores = {self.headline: metric(outputs, self.evaluation.labels)}
         if reference is not None:
             scores["same as original"] = float(np.mean(_classes(outputs) == _classes(reference)))
         return scores

@@ -52,12 +52,14 @@ class Detection(Task):
     def calibration(self, count: int) -> Split:
         return _pages(count, seed=5, calibration=True)
 
-    @functools.cache
+    @functools.cached_property
     def evaluation(self) -> Split:
         return _pages(COUNT, seed=6, calibration=False)
 
-    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
-        scores = {self.headline: metric(outputs, self.evaluation().labels)}
+    def score(
+        self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None
+    ) -> dict[str, float]:
+        scores = {self.headline: metric(outputs, self.evaluation.labels)}
         if reference is not None:
             both = either = 0
             for mine, theirs in zip(outputs, reference, strict=True):

@@ -40,19 +40,23 @@ class Recognition(Task):
     def calibration(self, count: int) -> Split:
         return _lines(count, seed=1, calibration=True)
 
-    @functools.cache
+    @functools.cached_property
     def evaluation(self) -> Split:
         return _lines(COUNT, seed=2, calibration=False)
 
-    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
-        labels = self.evaluation().labels
+    def score(
+        self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None
+    ) -> dict[str, float]:
+        labels = self.evaluation.labels
         read = [text for sample in outputs for text in decode(only(sample))]
         wanted = labels["labels"].ravel()
         distances = [edit_distance(a, b) / max(len(a), len(b)) for a, b in zip(read, wanted, strict=True)]
         scores = {self.headline: metric(outputs, labels), "character accuracy": 1 - float(np.mean(distances))}
         if reference is not None:
             original = [text for sample in reference for text in decode(only(sample))]
-            scores["same text as original"] = float(np.mean([a == b for a, b in zip(read, original, strict=True)]))
+            scores["same text as original"] = float(
+                np.mean([a == b for a, b in zip(read, original, strict=True)])
+            )
         return scores
 
 

@@ -60,12 +60,14 @@ class Pitch(Task):
     def calibration(self, count: int) -> Split:
         return _notes(count, seed=11)
 
-    @functools.cache
+    @functools.cached_property
     def evaluation(self) -> Split:
         return _notes(self._samples, seed=12)
 
-    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
-        scores = {self.headline: metric(outputs, self.evaluation().labels)}
+    def score(
+        self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None
+    ) -> dict[str, float]:
+        scores = {self.headline: metric(outputs, self.evaluation.labels)}
         if reference is not None:
             cents = 1200 * np.abs(np.log2(frequencies(outputs) / frequencies(reference)))
             scores["same as original within 50 cents"] = float(np.mean(cents <= TOLERANCE))

@@ -86,7 +86,9 @@ def font(index: int, size: int) -> Any:
         return ImageFont.load_default(size)
     found = importlib.util.find_spec("matplotlib")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError("matplotlib, whose fonts are used, is not installed: pip install 'graphopt[dev]'")
+        raise ModuleNotFoundError(
+            "matplotlib, whose fonts are used, is not installed: pip install 'graphopt[dev]'"
+        )
     return ImageFont.truetype(str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / name), size)
 
 

@@ -43,17 +43,21 @@ class Retrieval(Task):
     def calibration(self, count: int) -> Split:
         return _batches(summaries(calibration=True), count * BATCH // 2, seed=7)
 
-    @functools.cache
+    @functools.cached_property
     def evaluation(self) -> Split:
         return _batches(summaries(calibration=False), PAIRS, seed=8)
 
-    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
-        labels = self.evaluation().labels
+    def score(
+        self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None
+    ) -> dict[str, float]:
+        labels = self.evaluation.labels
         scores = {self.headline: metric(outputs, labels)}
         if reference is not None:
             mine, theirs = (embeddings(given, labels["lengths"]) for given in (outputs, reference))
             pairs = labels["labels"]
-            scores["Spearman with original"] = spearman(similarities(mine, pairs), similarities(theirs, pairs))
+            scores["Spearman with original"] = spearman(
+                similarities(mine, pairs), similarities(theirs, pairs)
+            )
             scores["mean cosine to original"] = float(np.mean(np.sum(mine * theirs, axis=1)))
         return scores
 

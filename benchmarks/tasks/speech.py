@@ -32,7 +32,9 @@ _VOWELS = np.array(
 )
 _BANDWIDTHS = np.array([60.0, 90.0, 130.0, 200.0])
 # Where formants start from after a consonant made at the lips, the teeth, the palate; and of a nasal.
-_LOCI = np.array([(250, 900, 2300, 3300), (280, 1750, 2700, 3500), (250, 2200, 2500, 3500), (250, 1200, 2300, 3300)])
+_LOCI = np.array(
+    [(250, 900, 2300, 3300), (280, 1750, 2700, 3500), (250, 2200, 2500, 3500), (250, 1200, 2300, 3300)]
+)
 
 
 def utterance(rng: np.random.Generator, seconds: float) -> tuple[Array, Array]:
@@ -66,7 +68,11 @@ def _phrase(rng: np.random.Generator, pitch: float, tract: float, syllables: int
         voiced = {0: 0.05, 1: 0.02, 2: 0.5, 3: 0.9}[int(kind)]
         hiss = {0: 0.5, 1: 0.0, 2: 0.0, 3: 0.0}[int(kind)]
         glide = np.linspace(0, 1, 10)[:, None] ** 0.7
-        formants += [np.repeat(locus[None], consonant, 0), locus + glide * (vowel - locus), np.repeat(vowel[None], steady, 0)]
+        formants += [
+            np.repeat(locus[None], consonant, 0),
+            locus + glide * (vowel - locus),
+            np.repeat(vowel[None], steady, 0),
+        ]
         rise = np.concatenate([np.linspace(voiced, 1, 10), np.linspace(1, 0.6, steady)])
         voicing += [np.full(consonant, voiced), rise * rng.uniform(0.6, 1)]
         noise = np.full(consonant, hiss)
@@ -77,7 +83,9 @@ def _phrase(rng: np.random.Generator, pitch: float, tract: float, syllables: int
     track, voice, hissing = np.concatenate(formants), np.concatenate(voicing), np.concatenate(frication)
     steps = len(track)
     time = np.arange(steps) / steps
-    contour = pitch * (1.15 - 0.35 * time + 0.08 * np.sin(2 * np.pi * time * rng.uniform(1, 3) + rng.uniform(0, 6)))
+    contour = pitch * (
+        1.15 - 0.35 * time + 0.08 * np.sin(2 * np.pi * time * rng.uniform(1, 3) + rng.uniform(0, 6))
+    )
     fade = np.minimum(1, np.minimum(np.arange(steps) + 1, steps - np.arange(steps)) / 6)
     source = _glottal(rng, np.repeat(contour, _STEP)) * np.repeat(voice * fade, _STEP)
     breath = rng.standard_normal(steps * _STEP)

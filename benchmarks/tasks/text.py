@@ -12,7 +12,16 @@ import re
 import sysconfig
 from pathlib import Path
 
-_SKIPPED = {"test", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "pydoc_data", "ensurepip"}
+_SKIPPED = {
+    "test",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "turtledemo",
+    "pydoc_data",
+    "ensurepip",
+}
 
 
 @functools.cache

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.tasks import Array, Feeds, Outputs, Run, Split, Task
+from benchmarks.tasks import Array, Feeds, Outputs, Run, Split, Task, onnx_runtime
 from benchmarks.tasks.speech import RATE, noise, utterance
 from graphopt import zoo
 
 FRAME = 512
 CONTEXT = 64
 SECONDS = 8.0
-UTTERANCES = 12
+UTTERANCES = 30
 SNR = (30, 20, 10, 5, 0, -5)
 """Signal-to-noise ratios in dB, one after the other."""
 THRESHOLD = 0.5
@@ -62,7 +62,7 @@ class VoiceActivity(Task):
         chosen = np.linspace(0, len(feeds) - 1, count).astype(int)
         return Split([feeds[index] for index in chosen], {"labels": labels[chosen]})
 
-    @functools.cache
+    @functools.cached_property
     def evaluation(self) -> Split:
         feeds, labels = self._frames(seed=10, recordings=UTTERANCES)
         return Split(feeds, {"labels": labels})
@@ -70,14 +70,16 @@ class VoiceActivity(Task):
     def predict(self, run: Run) -> list[Outputs]:
         return [outputs for _, outputs, _ in self._stream(run, seed=10, recordings=UTTERANCES)]
 
-    def score(self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None) -> dict[str, float]:
-        scores = {self.headline: metric(outputs, self.evaluation().labels)}
+    def score(
+        self, outputs: Sequence[Outputs], reference: Sequence[Outputs] | None = None
+    ) -> dict[str, float]:
+        scores = {self.headline: metric(outputs, self.evaluation.labels)}
         if reference is not None:
             scores["agreement with original"] = float(np.mean(decisions(outputs) == decisions(reference)))
         return scores
 
     def _frames(self, seed: int, recordings: int) -> tuple[list[Feeds], Array]:
-        frames = list(self._stream(original(str(self.model())), seed, recordings))
+        frames = list(self._stream(onnx_runtime(self.model()), seed, recordings))
         return [feeds for feeds, _, _ in frames], np.array([[int(speech)] for _, _, speech in frames])
 
     def _stream(self, run: Run, seed: int, recordings: int) -> Iterator[tuple[Feeds, Outputs, bool]]:
@@ -105,16 +107,6 @@ def _recordings(seed: int, count: int) -> tuple[tuple[Array, Array], ...]:
         sound = 10 ** rng.uniform(-1.7, -0.8) * (speech + background)
         made.append((np.clip(sound, -1, 1).astype(np.float32), mask))
     return tuple(made)
-
-
-@functools.cache
-def original(path: str) -> Run:
-    """The model in ONNX Runtime, as it comes."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
 TASKS: tuple[Task, ...] = (

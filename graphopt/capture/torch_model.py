@@ -111,18 +111,30 @@ def capture_module(
             f"{type(module).__name__} is a torch module: example inputs are needed to capture it",
             hint="pass example_inputs=(tensor, ...) or {'name': tensor, ...}",
         )
-    training = module.training
-    module.eval()
-    try:
-        args, kwargs = _arguments(module, example_inputs)
+    args, kwargs = _arguments(module, example_inputs)
+    with _evaluating(module) as was_training:
         model, notes = _export(module, args, kwargs, dynamic_shapes)
-        if dynamic_shapes:
-            require_granted(model, module, args, kwargs, dynamic_shapes)
-    finally:
-        module.train(training)
-    if training:
+    if dynamic_shapes:
+        require_granted(model, module, args, kwargs, dynamic_shapes)
+    if was_training:
         notes.append("the module was in training mode; it was captured in evaluation mode")
     return _finish(model, _input_names(module, args, kwargs), type(module).__name__, notes, input_shapes)
+
+
+@contextlib.contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[bool]:
+    """The module in evaluation mode; yields whether it was in training mode."""
+    training = module.training
+    try:
+        module.eval()
+    except NotImplementedError:
+        # The module of an exported program: its mode was settled by the export.
+        yield False
+        return
+    try:
+        yield training
+    finally:
+        module.train(training)
 
 
 def _arguments(module: torch.nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

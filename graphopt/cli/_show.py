@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from graphopt.cli import _lossy
 from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, table
 from graphopt.pipeline.record import PassRecord, PassStatus
-from graphopt.report import NOT_RUN, FormTiming, Report
+from graphopt.report import NOT_RUN, FormTiming, Report, Verification
+from graphopt.rewrite import Numerics
 
 _LABEL = 12
 _WIDTH = 100
@@ -74,6 +76,8 @@ def pass_lines(record: PassRecord, report: Report) -> list[str]:
     else:
         nodes = f"{record.nodes_before} -> {record.nodes_after} nodes"
         shown = [_line(label, f"{nodes:<22} {record.seconds:5.1f} s   {numbers(record)}")]
+    if record.details and record.numerics is Numerics.LOSSY:
+        shown += [_continued(part) for part in (_lossy.summary(record), *map(dim, _lossy.points(record))) if part]
     words = [f"{name} x{count}" for name, count in sorted(record.rewrites.items(), key=lambda pair: -pair[1])]
     shown += [_continued(part) for part in _wrap("  ".join(words))] if words else []
     for entry in record.undone:
@@ -120,9 +124,22 @@ def _verified(report: Report) -> str:
     where = f"on {len(found.trials)} {inputs} input{plural}"
     if found.status == NOT_RUN:
         return f"{bad('compiled, not run')}: the graph was verified on the CPU {where}"
+    if found.budget is not None:
+        return _within_budget(found)
     if found.status != "verified":
         return bad(found.status)
     return f"{good(found.describe or 'verified')} {where}, reloaded from disk"
+
+
+def _within_budget(found: Verification) -> str:
+    """What the metric was and is, and how much of the budget that takes."""
+    budget = found.budget or {}
+    held = "held-out" if budget["held_out"] else "calibration"
+    scores = f"{budget['metric']} {budget['original']:.4g} -> {budget['value']:.4g}"
+    drop = f"drop {budget['drop']:.2%} of {budget['allowed']:.2%}"
+    text = f"{scores}, {drop}, {budget['decibels']:.1f} dB"
+    style = good if found.status == "verified" else bad
+    return f"{style(text)} on {budget['samples']} {held} samples, reloaded from disk"
 
 
 def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | None:
@@ -164,7 +181,11 @@ def before_and_after(report: Report) -> str:
         before, after = milliseconds(baseline.milliseconds), milliseconds(optimized.milliseconds)
         rows.append(["latency", f"{before} ms", f"{after} ms", change])
     found = report.verification
-    if found.value is not None:
+    if found.budget is not None:
+        budget = found.budget
+        change = f"drop {budget['drop']:.2%}"
+        rows.append([found.metric, f"{budget['original']:.4g}", f"{budget['value']:.4g}", change])
+    elif found.value is not None:
         floor = f"noise floor {found.noise_floor or 0:.1e}"
         rows.append(["error", "", "0" if found.value == 0 else f"{found.value:.1e}", floor])
     return table(["", "before", "after", ""], rows, right=(1, 2))

@@ -117,6 +117,11 @@ def _value(name: str, value: Any, path: Path) -> Any:
     "--synthetic-calibration", is_flag=True, help="Let lossy passes calibrate on made-up inputs where there is no --data."
 )
 @click.option("--best-effort", is_flag=True, help="Write the nearest result where the budget cannot be kept.")
+@click.option(
+    "--transform", metavar="F",
+    help="Makes inputs of what --data holds: FILE.py:FUNCTION, called with each entry; needed for images and other files.",
+)  # fmt: skip
+@click.option("--max-memory", metavar="SIZE", help="What calibration may take beyond the model, as 512M or 2G (the default).")
 @click.option("--tune", metavar="TIME", help="Time for measuring the forms of the model, as 30s or 5m.")
 @threads_option
 @seed_option
@@ -141,6 +146,8 @@ def command(
     metric: str | None,
     synthetic_calibration: bool,
     best_effort: bool,
+    transform: str | None,
+    max_memory: str | None,
     tune: str | None,
     threads: int,
     seed: int,
@@ -179,6 +186,8 @@ def command(
             metric=metric,
             synthetic_calibration=synthetic_calibration,
             best_effort=best_effort,
+            transform=transform,
+            max_memory=max_memory,
             tune=tune,
             input_shapes=_typed(shapes),
             seed=seed,

@@ -75,6 +75,7 @@ def command(
         warnings.append(f"{model} is not the model that {bundle} was compiled from (their content differs)")
     if reference.synthetic:
         warnings.append("no real data were seen: verified on made-up inputs (give real ones with --data)")
+    warnings += reference.warnings
     if reference.random_outputs:
         warnings.append("the model is random: not compared: " + ", ".join(sorted(reference.random_outputs)))
     result: dict[str, Any] = {

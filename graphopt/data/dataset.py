@@ -7,7 +7,9 @@ can be read only once: its samples are written to a temporary folder as they com
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.data import load
+from graphopt.data import files, load
 from graphopt.data.interface import Array, Feeds, TensorSpec, check_feeds, load_feeds, save_feeds
-from graphopt.errors import DataError
+from graphopt.data.rows import Rows
+from graphopt.errors import DataError, GraphoptError
 
 Source = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -64,8 +67,8 @@ class Dataset:
         self._specs = specs
         self._optional = optional
         self._transform = transform
-        self._spool: tempfile.TemporaryDirectory[str] | None = None
-        self._count: int | None = None
+        self._spool: Path | None = None
+        self._few: bool | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         if isinstance(self._source, Iterator):
@@ -74,82 +77,135 @@ class Dataset:
         for sample in self._read():
             count += 1
             yield sample
-        self._count = count
         if count == 0:
             raise DataError(
                 "the data hold no sample", hint="give at least one array for each input of the model"
             )
 
-    def __len__(self) -> int:
-        if self._count is None:
-            self._count = sum(1 for _ in self)
-        return self._count
+    def calibration(self, most: int = 0) -> Calibrating:
+        """Inputs that calibrate: all that are not held out, or all where there are too few.
 
-    def calibration(self) -> Iterator[Feeds]:
-        """Inputs that calibrate: all that are not held out, or all where there are too few."""
-        few = len(self) < EVALUATED
-        return (
-            sample.feeds for index, sample in enumerate(self) if few or index % EVALUATED != EVALUATED - 1
-        )
+        Args:
+            most: How many at most; 0 for all.
+        """
+        return Calibrating(self, most)
 
     def evaluation(self, most: int) -> tuple[list[Sample], bool]:
         """Samples to judge on, at most ``most``, and whether they are held out from calibration."""
-        few = len(self) < EVALUATED
+        few = self.are_few
         held = (sample for index, sample in enumerate(self) if few or index % EVALUATED == EVALUATED - 1)
         return list(itertools.islice(held, most)), not few
 
+    @property
+    def are_few(self) -> bool:
+        """Whether there are too few samples to hold some out."""
+        if self._few is None:
+            self._few = sum(1 for _ in itertools.islice(self, EVALUATED)) < EVALUATED
+        return self._few
+
     def _read(self) -> Iterator[Sample]:
         if self._spool is not None:
-            for path in sorted(Path(self._spool.name).glob("*.npz")):
+            for path in sorted(self._spool.glob("*.npz")):
                 yield self._checked(load_feeds(path), str(path))
             return
-        for origin, raw in load.entries(self._source):
-            for entry in self._apart(self._transformed(raw), origin):
-                yield self._checked(entry, origin)
+        for origin, raw in self._entries():
+            for place, entry in self._apart(self._transformed(raw, origin), origin):
+                yield self._checked(entry, place)
 
-    def _transformed(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _entries(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """What the transform is to be given, or what holds arrays already."""
+        if self._transform is not None and isinstance(self._source, str | Path) and files.is_folder(self._source):
+            return files.entries(Path(self._source))
+        return load.entries(self._source)
+
+    def _transformed(self, raw: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
         if self._transform is None:
             return raw
+        if not isinstance(raw, files.File):
+            raw = {name: np.asarray(array) if isinstance(array, Rows) else array for name, array in raw.items()}
         try:
-            return self._transform(raw)
+            made = self._transform(raw)
+        except GraphoptError:
+            raise
         except Exception as error:
             raise DataError(
-                f"the transform of the data fails: {type(error).__name__}: {error}",
+                f"{origin}: the transform of the data fails: {type(error).__name__}: {error}",
                 hint="correct that function",
             ) from error
+        if not isinstance(made, Mapping):
+            raise DataError(
+                f"{origin}: the transform of the data gave a {type(made).__name__}",
+                hint="let it return a mapping from input name to array",
+            )
+        return made
 
-    def _apart(self, raw: Mapping[str, Any], origin: str) -> Iterator[Mapping[str, Any]]:
+    def _apart(self, raw: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The samples of an entry with their labels, and where each comes from."""
         names = {spec.name for spec in self._specs}
         inputs = {name: array for name, array in raw.items() if name in names}
+        # Where nothing fits, the usual message names what does.
+        rows = load.count_rows(inputs or raw, self._specs, origin)
         labels = {name: np.asarray(array) for name, array in raw.items() if name not in names}
-        if labels and not inputs:
-            # Nothing fits: the usual message, which names what does.
-            yield from load.split(raw, self._specs, origin)
+        if rows is None:
+            yield origin, raw
             return
-        feeds = list(load.split(inputs, self._specs, origin))
-        stacked = len(feeds) > 1 or any(feeds[0][name] is not array for name, array in inputs.items())
         for name, array in labels.items():
-            if stacked and (array.ndim == 0 or len(array) != len(feeds)):
+            if array.ndim == 0 or len(array) != rows:
                 raise DataError(
                     f"{origin}: {name!r} is no input of the model, and as a label it has not one row for each of the "
-                    f"{len(feeds)} samples",
+                    f"{rows} samples",
                     hint="the inputs are " + ", ".join(sorted(names)),
                 )
-        for index, entry in enumerate(feeds):
-            yield {**entry, **{name: array[index] if stacked else array for name, array in labels.items()}}
+        arrays = {**inputs, **labels}
+        for index in range(rows):
+            yield f"{origin}, row {index}", {name: array[index] for name, array in arrays.items()}
 
     def _checked(self, entry: Mapping[str, Any], origin: str) -> Sample:
         names = {spec.name for spec in self._specs}
         feeds = {name: array for name, array in entry.items() if name in names}
         labels = {name: np.asarray(array) for name, array in entry.items() if name not in names}
-        return Sample(check_feeds(feeds, self._specs, optional=self._optional, origin=origin), labels)
+        sample = Sample(check_feeds(feeds, self._specs, optional=self._optional, origin=origin), labels)
+        for name, array in sample.feeds.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                continue
+            if array.size == 0:
+                raise DataError(f"{origin}: the input {name!r} is empty", hint="leave that sample out")
+            if not np.isfinite(array).all():
+                what = "NaN" if np.isnan(array).any() else "infinity"
+                raise DataError(
+                    f"{origin}: the input {name!r} holds {what}", hint="leave that sample out, or clean it"
+                )
+        return sample
 
     def _spool_all(self, source: Iterator[Mapping[str, Any]]) -> None:
-        spool = tempfile.TemporaryDirectory(prefix="graphopt-")
+        spool = Path(tempfile.mkdtemp(prefix="graphopt-"))
+        weakref.finalize(self, shutil.rmtree, spool, ignore_errors=True)
         index = 0
         for origin, raw in load.entries(source):
-            for entry in self._apart(self._transformed(raw), origin):
-                sample = self._checked(entry, origin)
-                save_feeds(Path(spool.name) / f"{index:08d}.npz", {**sample.feeds, **sample.labels})
+            for place, entry in self._apart(self._transformed(raw, origin), origin):
+                sample = self._checked(entry, place)
+                save_feeds(spool / f"{index:08d}.npz", {**sample.feeds, **sample.labels})
                 index += 1
         self._source, self._spool, self._transform = [], spool, None
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """The inputs that calibrate; iterating reads them anew.
+
+    Attributes:
+        dataset: Where they come from.
+        most: How many at most; 0 for all.
+    """
+
+    dataset: Dataset
+    most: int = 0
+
+    def __iter__(self) -> Iterator[Feeds]:
+        few = self.dataset.are_few
+        chosen = (
+            sample.feeds
+            for index, sample in enumerate(self.dataset)
+            if few or index % EVALUATED != EVALUATED - 1
+        )
+        return itertools.islice(chosen, self.most) if self.most else chosen

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.data.interface import Feeds, TensorSpec, check_feeds
+from graphopt.data.rows import rows_of
 from graphopt.errors import DataError, UnknownNameError
 
 _NPY_MAGIC = b"\x93NUMPY"
@@ -96,7 +97,7 @@ def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     else:
         raise DataError(
             f"the folder {path} holds no .npz and no .npy files",
-            hint="name .npy files after the model's inputs",
+            hint="name .npy files after the model's inputs; other files need a transform that makes arrays of them",
         )
 
 
@@ -108,7 +109,7 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
                 raise DataError(f"cannot read {path}: it is not a .npz file, or is cut off", hint=_NPZ_HINT)
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                return {name: _array(archive, name, path) for name in archive.files}
+                return {name: rows_of(path, name) or _array(archive, name, path) for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}", hint=_NPZ_HINT) from error
 
@@ -143,6 +144,26 @@ def _read_npy(path: Path) -> Any:
 
 
 def split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> Iterator[Mapping[str, Any]]:
+    """The samples that an entry holds, one by one.
+
+    Raises:
+        DataError, UnknownNameError: As :func:`count_rows`.
+    """
+    rows = count_rows(raw, specs, origin)
+    if rows is None:
+        yield raw
+        return
+    for index in range(rows):
+        yield {name: array[index] for name, array in raw.items()}
+
+
+def count_rows(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> int | None:
+    """How many samples are stacked in an entry; None where it is one sample, not stacked.
+
+    Raises:
+        UnknownNameError: An array is no input.
+        DataError: The arrays hold different numbers of samples.
+    """
     ranks = {spec.name: None if spec.dims is None else len(spec.dims) for spec in specs}
     for name in raw:
         if name not in ranks:
@@ -153,13 +174,11 @@ def split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) ->
         if ranks[name] is not None and np.ndim(array) == (ranks[name] or 0) + 1
     ]
     if not stacked or len(stacked) != len(raw):
-        yield raw
-        return
+        return None
     lengths = {name: len(raw[name]) for name in stacked}
     if len(set(lengths.values())) != 1:
         raise DataError(
             f"{origin}: the inputs have different numbers of samples: {lengths}",
             hint="stack the same number of samples for each input",
         )
-    for index in range(next(iter(lengths.values()))):
-        yield {name: raw[name][index] for name in stacked}
+    return next(iter(lengths.values()))

@@ -1,8 +1,8 @@
 """Where the kernels of ONNX Runtime's releases differ, asked of the installed one, once a process.
 
 The oldest release that graphopt takes, 1.23, is also the newest for Python 3.10. What it lacks decides which opset a
-model is raised to, and what a rewrite refuses; the numbers are checked besides. Where ONNX Runtime is not installed, the
-answers are those of 1.31.
+model is raised to, and what a rewrite refuses; the numbers are checked besides. Where ONNX Runtime is not installed,
+the answers are those of 1.31.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def newest_opsets() -> Mapping[str, int]:
         known = schema_of("", op_type, newest)
         if known is None or known.deprecated:
             continue
-        schema = defs.get_schema(op_type, newest, "")
+        schema: Any = defs.get_schema(op_type, newest, "")
         if schema.has_function or schema.has_context_dependent_function:
             continue
         version = last(op_type, newest)
@@ -90,11 +90,14 @@ def _runs(kernel: Any, schema: Any) -> bool:
 
 @functools.cache
 def preferred_opsets() -> Mapping[str, int]:
-    """:func:`newest_opsets`, and the last opset at which ONNX Runtime still optimises convolutions.
+    """:func:`newest_opsets`, and operators that run at a newer opset as well, but not as good.
 
-    Up to 1.24 the fusions around Conv and the blocked layout know nothing of its schema of opset 22.
+    Up to ONNX Runtime 1.24 the fusions around Conv and the blocked layout know nothing of its schema of opset 22.
+    DequantizeLinear stays where QuantizeLinear has to, so that a rewrite can pair it with one.
     """
     known = dict(newest_opsets())
+    if "QuantizeLinear" in known:
+        known["DequantizeLinear"] = known["QuantizeLinear"]
     if not _fuses_convolutions(opset.limits().opset):
         known["Conv"] = 21
     return known
@@ -110,7 +113,8 @@ def _fuses_convolutions(version: int) -> bool:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["c"]), onnx.helper.make_node("Relu", ["c"], ["y"])]
+        steps = (("Conv", ["x", "w"], ["c"]), ("Relu", ["c"], ["y"]))
+        nodes = [onnx.helper.make_node(*step) for step in steps]
         constants = {"w": np.ones((1, 1, 1, 1), np.float32)}
         model = _model(nodes, {"x": (1, 1, 1, 1)}, constants, version)
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -158,7 +162,7 @@ def _run(
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return session.run(None, {name: np.ones(shape, np.float32) for name, shape in inputs.items()})[0]
-    except Exception:  # onnxruntime raises many unrelated classes; without a kernel nothing can go wrong in it
+    except Exception:  # onnxruntime raises many unrelated classes; where it has no kernel, none is wrong
         return None
 
 

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from graphopt.errors import GraphoptError, PassFailedError
 from graphopt.pipeline.base import Pass, replace_content
 from graphopt.rewrite import Refusal, RewriteLog
+from graphopt.verify.apart import last_words
 
 LARGE_BYTES = 4096
 
@@ -65,7 +66,7 @@ def run_isolated(pass_: Pass, model: ir.Model, log: RewriteLog, timeout: float) 
             process.communicate()
             raise PassFailedError(f"pass {pass_.name!r} took longer than {timeout:g} s") from error
         if process.returncode != 0:
-            raise PassFailedError(f"pass {pass_.name!r} failed: {_last_words(process.returncode, errors)}")
+            raise PassFailedError(f"pass {pass_.name!r} failed: {last_words(process.returncode, errors)}")
         answer = json.loads(output.splitlines()[-1])
         log.refused += [Refusal(**entry) for entry in answer["refused"]]
         if not answer["modified"]:
@@ -74,14 +75,6 @@ def run_isolated(pass_: Pass, model: ir.Model, log: RewriteLog, timeout: float) 
         reattach(changed, weights)
         replace_content(model, changed)
         return True
-
-
-def _last_words(code: int, errors: str) -> str:
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"it crashed ({signal.Signals(-code).name})"
-    lines = [line for line in errors.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit code {code}"
 
 
 def detach_large(model: ir.Model) -> dict[str, ir.TensorProtocol]:

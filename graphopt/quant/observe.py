@@ -1,48 +1,69 @@
-"""Ranges of a graph's tensors, from running data through it. Streams: no activation outlives its sample."""
+"""Ranges of a graph's tensors, from running data through it.
+
+The samples are looked at twice. First without running anything: how many there are, which is the largest, whether they
+differ at all, and a hash of their content. Then the graph runs on each, with as many tensors as outputs as fit into the
+memory that may be used at once; where they do not all fit, groups of them take turns, each over all samples. Every
+tensor is counted into a histogram (:mod:`graphopt.quant.histogram`), from which any rule takes its range
+(:mod:`graphopt.quant.clipping`). No activation outlives its sample.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from graphopt.data.interface import Feeds
-from graphopt.errors import DataError
+from graphopt.errors import DataError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
+from graphopt.ir.hash import content_hash
+from graphopt.quant.clipping import Rule, clipped
+from graphopt.quant.histogram import Histogram
 from graphopt.quant.ranges import Range
+from graphopt.quant.store import Seen, Store
 from graphopt.verify.session import Session
 
+MEMORY = 2_000_000_000
+"""Bytes beyond the model that calibration may take, where nothing else is said."""
 
-class Observer(Protocol):
-    """Looks at one tensor, sample by sample."""
+LEAST_MEMORY = 64_000_000
 
-    def add(self, array: Array) -> None:
-        """Take note of one sample's values (float32, any shape)."""
+# Activations that are not observed, a sample and the histograms take the rest.
+_TAPPED_SHARE = 0.4
+_SAVED_EVERY = 15.0
+_WORTH_KEEPING = 2.0
+_MOST_NAMED = 3
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_UNITS = ("", "K", "M", "G", "T")
 
-    def range(self) -> Range:
-        """The range to quantize."""
 
+def parse_memory(given: str | int | None) -> int:
+    """Bytes from ``"512M"``, ``"2G"``, ``"1.5GiB"`` or a number; decimal units but for those with an i.
 
-@dataclass
-class MinMax:
-    """Everything that was seen."""
-
-    low: float = np.inf
-    high: float = -np.inf
-
-    def add(self, array: Array) -> None:
-        """As :class:`Observer`."""
-        if array.size:
-            self.low = min(self.low, float(array.min()))
-            self.high = max(self.high, float(array.max()))
-
-    def range(self) -> Range:
-        """As :class:`Observer`."""
-        return Range(self.low, self.high) if self.low <= self.high else Range(0.0, 0.0)
+    Raises:
+        UsageError: It is none, or too little to observe anything.
+    """
+    if given is None:
+        return MEMORY
+    found = _SIZE.fullmatch(str(given).strip())
+    if found is None:
+        raise UsageError(f"cannot read the size {given!r}", hint="write --max-memory as 512M or 2G")
+    number, unit, binary = found.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** _UNITS.index((unit or "").upper()))
+    if size < LEAST_MEMORY:
+        raise UsageError(
+            f"{given} is too little memory to calibrate in", hint=f"give at least {LEAST_MEMORY // 10**6}M"
+        )
+    return size
 
 
 @dataclass(frozen=True)
@@ -53,13 +74,55 @@ class Calibration:
         ranges: By tensor name.
         sizes: Most elements that a sample had, by tensor name.
         samples: Number of samples seen.
-        method: Of choosing a range.
+        method: Of choosing a range, with its parameter.
+        notes: What the method could not be used for, and what was taken over from an earlier run.
+        warnings: What is suspicious about the data.
+        groups: Turns that the tensors took, so that they fit into memory.
     """
 
     ranges: Mapping[str, Range] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     samples: int = 0
     method: str = "minmax"
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    groups: int = 1
+
+
+@dataclass
+class Observed:
+    """Histograms of tensors over all samples.
+
+    Attributes:
+        histograms: By tensor name.
+        samples: Number of samples.
+        notes, warnings, groups: As of :class:`Calibration`.
+    """
+
+    histograms: dict[str, Histogram]
+    samples: int
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    groups: int = 1
+
+    def calibration(self, rule: Rule) -> Calibration:
+        """The ranges that a rule takes from them."""
+        ranges: dict[str, Range] = {}
+        few: list[str] = []
+        for name, seen in self.histograms.items():
+            ranges[name], enough = clipped(seen, rule)
+            if not enough:
+                few.append(name)
+        notes = list(self.notes)
+        if few:
+            named = ", ".join(few[:_MOST_NAMED]) + (", ..." if len(few) > _MOST_NAMED else "")
+            notes.append(
+                f"{len(few)} of {len(ranges)} tensors have too few elements for {rule}, so minmax was taken: {named}"
+            )
+        sizes = {name: seen.largest for name, seen in self.histograms.items()}
+        return Calibration(
+            ranges, sizes, self.samples, str(rule), tuple(notes), tuple(self.warnings), self.groups
+        )
 
 
 def calibrate(
@@ -67,50 +130,303 @@ def calibrate(
     names: Sequence[str],
     data: Iterable[Feeds],
     *,
-    observer: Callable[[], Observer] = MinMax,
-    method: str = "minmax",
+    rule: Rule | None = None,
+    memory: int = MEMORY,
     threads: int = 0,
+    cache: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
-    """Observe tensors over all samples.
+    """Observe tensors and take ranges; arguments and errors as of :func:`observe`."""
+    seen = observe(model, names, data, memory=memory, threads=threads, cache=cache, progress=progress)
+    return seen.calibration(rule or Rule())
+
+
+def observe(
+    model: ir.Model,
+    names: Sequence[str],
+    data: Iterable[Feeds],
+    *,
+    memory: int = MEMORY,
+    threads: int = 0,
+    cache: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Observed:
+    """Count the numbers in tensors over all samples.
 
     Args:
         model: The float graph; left as it was.
         names: Of tensors of the main graph.
+        data: Samples, iterated anew more than once.
+        memory: Bytes beyond the model that this may take.
+        cache: Folder where histograms are kept, for going on after an interruption and for the next time.
 
     Raises:
-        DataError: There are no samples, or a sample makes NaN.
+        DataError: There are no samples.
+        TargetError: The graph does not run on one.
     """
-    session = Session(tapped(model, names), optimize="all", threads=threads)
-    observers = {name: observer() for name in names}
-    sizes = dict.fromkeys(names, 0)
+    survey = _survey(data, hashed=cache is not None, progress=progress)
+    key = "" if cache is None else _key(model, survey.digest)
+    return _Observation(model, names, data, survey, Store(cache, key), memory, threads, progress).run()
+
+
+@dataclass
+class _Survey:
+    count: int
+    largest: Feeds
+    digest: str
+    warnings: list[str]
+
+
+def _survey(data: Iterable[Feeds], *, hashed: bool, progress: Callable[[str], None]) -> _Survey:
+    whole = hashlib.sha256()
+    largest: Feeds = {}
+    most = -1
     count = 0
-    for feeds in data:
-        _check(feeds, count)
-        for name, array in session.run(feeds, list(names)).items():
-            observers[name].add(array)
-            sizes[name] = max(sizes[name], int(array.size))
-        count += 1
-        progress(f"sample {count}")
+    first: Feeds = {}
+    differ = False
+    constants: dict[str, float | None] = {}
+    for count, feeds in enumerate(data, 1):
+        progress(f"looking at sample {count}")
+        size = sum(np.size(array) for array in feeds.values())
+        if size > most:
+            most, largest = size, feeds
+        if hashed:
+            whole.update(_hash(feeds))
+        if count > 1 and not differ:
+            differ = not _same(first, feeds)
+        elif count == 1:
+            first = feeds
+        for name, array in feeds.items():
+            if constants.get(name, 0.0) is not None:
+                constants[name] = _constant(array, constants.get(name))
     if count == 0:
         raise DataError("there is no sample to calibrate on", hint="give at least one with --data")
-    return Calibration({name: seen.range() for name, seen in observers.items()}, sizes, count, method)
+    warnings = []
+    if count > 1 and not differ:
+        warnings.append(f"all {count} samples of the calibration data are the same")
+    warnings += [
+        f"the input {name!r} is {number:g} throughout the calibration data"
+        for name, number in constants.items()
+        if number is not None
+    ]
+    return _Survey(count, largest, whole.hexdigest(), warnings)
 
 
-def _check(feeds: Feeds, index: int) -> None:
-    for name, array in feeds.items():
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(
-                f"sample {index} of the calibration data holds NaN or infinity in {name!r}",
-                hint="leave it out, or clean the data",
-            )
+def _hash(feeds: Feeds) -> bytes:
+    digest = hashlib.sha256()
+    for name, array in sorted(feeds.items()):
+        digest.update(repr((name, str(getattr(array, "dtype", type(array))), np.shape(array))).encode())
+        plain = isinstance(array, np.ndarray) and array.dtype != object
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if plain else repr(array).encode())
+    return digest.digest()
+
+
+def _same(first: Feeds, second: Feeds) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def _constant(array: Array, known: float | None) -> float | None:
+    """The one number of a float array, where it is also the known one; None for any other."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.size < 2:
+        return None
+    number = float(array.flat[0])
+    return number if known in (None, number) and bool((array == array.flat[0]).all()) else None
+
+
+def _key(model: ir.Model, data: str) -> str:
+    """Of everything that histograms depend on: a content hash leaves out inner names, by which they are kept."""
+    digest = hashlib.sha256(f"{content_hash(model)} {data}".encode())
+    for node in model.graph:
+        named = [value.name if value is not None else None for value in (*node.inputs, *node.outputs)]
+        digest.update(repr((node.op_type, named)).encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class _Observation:
+    model: ir.Model
+    names: Sequence[str]
+    data: Iterable[Feeds]
+    survey: _Survey
+    store: Store
+    memory: int
+    threads: int
+    progress: Callable[[str], None]
+    seen: Seen = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self) -> Observed:
+        kept = self.store.load()
+        self.seen = {name: kept.get(name, (Histogram(), 0)) for name in self.names}
+        todo = [name for name in self.names if self._done(name) < self.survey.count]
+        self._note_what_was_kept(len(todo))
+        groups = self._groups(todo)
+        started = time.monotonic()
+        try:
+            for number, group in enumerate(groups):
+                self._watch(group, _Clock(number, len(groups), self.survey.count, self.progress), started)
+        finally:
+            # Also where the user stops it: the same command goes on from here.
+            if groups:
+                self._keep(started)
+        histograms = {name: self.seen[name][0] for name in self.names}
+        return Observed(histograms, self.survey.count, self.notes, self.survey.warnings, max(1, len(groups)))
+
+    def _done(self, name: str) -> int:
+        return self.seen[name][1]
+
+    def _note_what_was_kept(self, todo: int) -> None:
+        samples = max((samples for _, samples in self.seen.values()), default=0)
+        if not todo and self.names:
+            self.notes.append("taken over from an earlier run on the same graph and data")
+        elif samples:
+            whole = self.survey.count
+            self.notes.append(f"an earlier run stopped after {samples} of {whole} samples; this one went on")
+
+    def _groups(self, names: Sequence[str]) -> list[list[str]]:
+        """Names in graph order, in turns that fit into memory on the largest sample."""
+        if not names:
+            return []
+        self.progress("sizes of the activations")
+        sizes = activation_bytes(self.model, names, self.survey.largest, threads=self.threads)
+        most = int(self.memory * _TAPPED_SHARE)
+        groups: list[list[str]] = [[]]
+        room = most
+        for name in names:
+            if groups[-1] and sizes[name] > room:
+                groups.append([])
+                room = most
+            groups[-1].append(name)
+            room -= sizes[name]
+        return groups
+
+    def _watch(self, group: Sequence[str], clock: _Clock, started: float) -> None:
+        """Add to the histograms of a group all samples that they lack."""
+        done = min(map(self._done, group))
+        taps = Taps(self.model, group, threads=self.threads)
+        saved = time.monotonic()
+        for index, feeds in enumerate(itertools.islice(self.data, done, self.survey.count), done + 1):
+            for name, array in taps.run(feeds):
+                histogram, samples = self.seen[name]
+                if samples < index:
+                    # The old one stays in place until the new one is whole: an interruption may come at any point.
+                    counted = histogram.copy()
+                    counted.add(array)
+                    self.seen[name] = (counted, index)
+            clock.tick(index - done, self.survey.count - done)
+            if time.monotonic() - saved > _SAVED_EVERY:
+                self._keep(started)
+                saved = time.monotonic()
+
+    def _keep(self, started: float) -> None:
+        if time.monotonic() - started > _WORTH_KEEPING:
+            problem = self.store.save(self.seen)
+            if problem and problem not in self.notes:
+                self.notes.append(problem)
+
+
+@dataclass
+class _Clock:
+    """Says which sample it is, of how many, and how long the rest will take."""
+
+    group: int
+    groups: int
+    count: int
+    progress: Callable[[str], None]
+    started: float = field(default_factory=time.monotonic)
+
+    def tick(self, done: int, todo: int) -> None:
+        """After so many samples of those that there were to do."""
+        rest = todo - done + (self.groups - self.group - 1) * self.count
+        seconds = round((time.monotonic() - self.started) / done * rest)
+        turn = f"part {self.group + 1} of {self.groups}, " if self.groups > 1 else ""
+        left = f", {seconds // 60}:{seconds % 60:02d} left" if rest else ""
+        self.progress(f"{turn}sample {self.count - todo + done} of {self.count}{left}")
+
+
+class Taps:
+    """A graph cut down to some of its tensors, in a session.
+
+    Args:
+        model: Left as it was.
+        names: Of tensors of the main graph, inputs among them.
+    """
+
+    def __init__(self, model: ir.Model, names: Sequence[str], *, threads: int = 0) -> None:
+        inputs = {value.name: value for value in model.graph.inputs}
+        self._inputs = [name for name in names if name in inputs]
+        # An input that has a default may be left out.
+        self._defaults = {
+            name: found.numpy() for name in self._inputs if (found := inputs[name].const_value) is not None
+        }
+        self._names = [name for name in names if name not in inputs]
+        self._session: Session | None = None
+        if self._names:
+            self._session = Session(_leading_to(model, self._names), optimize="all", threads=threads)
+
+    def run(self, feeds: Feeds) -> Iterator[tuple[str, Array]]:
+        """The tensors of one sample by name, one after the other; they are views that may not be kept.
+
+        Raises:
+            TargetError: The graph does not run on it.
+        """
+        for name in self._inputs:
+            yield name, feeds[name] if name in feeds else self._defaults[name]
+        if self._session is not None:
+            yield from self._session.run_one_by_one(feeds, self._names)
+
+
+def activation_bytes(
+    model: ir.Model, names: Sequence[str], feeds: Feeds, *, threads: int = 0
+) -> dict[str, int]:
+    """Size of each tensor on one sample, without holding them: the graph counts their elements itself."""
+    copy = _leading_to(model, names)
+    graph = copy.graph
+    counters: dict[str, str] = {}
+    for index, value in enumerate(list(graph.outputs)):
+        node = ir.node("Size", [value], name=f"graphopt_size/{index}")
+        node.outputs[0].name = f"graphopt_size_{index}"
+        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+        node.outputs[0].shape = ir.Shape([])
+        graph.append(node)
+        graph.outputs[index] = node.outputs[0]
+        counters[value.name or ""] = node.outputs[0].name
+    found = Session(copy, threads=threads).run(feeds)
+    return {name: 4 * int(found[counters[name]]) for name in names}
+
+
+def _leading_to(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of ``model`` whose outputs are the tensors of these names, without what does not lead to them."""
+    copy = ir_model.clone(model)
+    values = _values(copy)
+    copy.graph.outputs[:] = [values[name] for name in names]
+    common.RemoveUnusedNodesPass()(copy)
+    return copy
 
 
 def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of ``model`` whose outputs also include the tensors of these names."""
     copy = ir_model.clone(model)
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    values.update({value.name: value for value in copy.graph.inputs})
+    values = _values(copy)
     shown = {output.name for output in copy.graph.outputs}
     copy.graph.outputs.extend(values[name] for name in names if name not in shown)
     return copy
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    values = {value.name or "": value for node in model.graph for value in node.outputs}
+    values.update({value.name or "": value for value in model.graph.inputs})
+    return values
+
+
+__all__ = [
+    "MEMORY",
+    "Calibration",
+    "Observed",
+    "Taps",
+    "activation_bytes",
+    "calibrate",
+    "observe",
+    "parse_memory",
+    "tapped",
+]

@@ -126,7 +126,7 @@ def _better(
 
 def _has_range(unit: Unit, calibration: Calibration) -> bool:
     ranges = [calibration.ranges.get(value.name or "") for value in (*unit.inputs, unit.output)]
-    return all(found is not None and found.is_finite for found in ranges)
+    return all(found is not None and not found.why_not for found in ranges)
 
 
 class _Noise:

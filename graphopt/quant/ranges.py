@@ -30,8 +30,15 @@ class Range:
 
     @property
     def is_zero(self) -> bool:
-        """Whether the tensor was zero throughout."""
-        return self.low == 0.0 and self.high == 0.0
+        """Whether the tensor was zero throughout, or so close to it that a scale would be no normal float32."""
+        return max(-self.low, self.high) < 255 * TINY
+
+    @property
+    def why_not(self) -> str:
+        """Why it cannot be quantized; empty where it can."""
+        if not self.is_finite:
+            return "is not finite on the calibration data"
+        return "is zero throughout the calibration data" if self.is_zero else ""
 
 
 @dataclass(frozen=True)

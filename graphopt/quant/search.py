@@ -260,6 +260,6 @@ def _why_no_range(unit: Unit, ranges: dict[str, Range]) -> str:
         found = ranges.get(value.name or "")
         if found is None:
             return f"{value.name!r} was not observed"
-        if not found.is_finite:
-            return f"{value.name!r} is not finite on the calibration data"
+        if found.why_not:
+            return f"{value.name!r} {found.why_not}"
     return ""

@@ -1,6 +1,6 @@
 """Times several forms of a model against a baseline: interleaved, each in a process of its own.
 
-A process whose turn is over is stopped: ONNX Runtime's idle threads go on spinning for 50 to 100 ms and would
+A process whose turn is over is stopped: ONNX Runtime's idle threads go on spinning for a while and would
 take the cores from whoever runs next. In each round every form runs in turn, in an order that rotates; the
 ratio to the baseline is taken within the round, so that what the machine does between rounds cancels. The
 speedup is the median of the ratios, with a bootstrap interval of 95 % (Efron & Tibshirani, An Introduction to

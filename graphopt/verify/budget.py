@@ -7,15 +7,14 @@ and its drop is relative to what the original scores.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from graphopt.data.functions import load_function
 from graphopt.data.interface import Array, Feeds
 from graphopt.errors import DataError, UnknownNameError, UsageError
 
@@ -147,37 +146,11 @@ def find_metric(given: str | Callable[..., float] | None) -> Metric:
         return Metric(getattr(given, "__name__", "metric"), task=given)
     if given in METRICS:
         return Metric(given, METRICS[given])
-    place, _, name = given.rpartition(":")
-    if not place:
+    if ":" not in given:
         raise UnknownNameError(
             "metric", given, METRICS, hint="or give a function of your own: --metric file.py:function"
         )
-    function = getattr(_module(place, given), name, None)
-    if not callable(function):
-        raise UsageError(
-            f"{place} has no function {name!r}", hint="--metric takes FILE.py:FUNCTION or MODULE:FUNCTION"
-        )
-    return Metric(given, task=function)
-
-
-def _module(place: str, given: str) -> Any:
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        if not Path(place).exists():
-            raise UsageError(f"there is no file {place}", hint=f"check --metric {given}")
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"the metric {given!r} cannot be loaded: {type(error).__name__}: {error}",
-            hint="correct that file",
-        ) from error
+    return Metric(given, task=load_function(given, "metric"))
 
 
 def parse_drop(given: str | float | None) -> float:

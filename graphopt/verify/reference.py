@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +20,7 @@ from graphopt.data.synthesize import feeds_for, size_candidates
 from graphopt.errors import DataError, TargetError, UnsupportedModelError
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
+from graphopt.verify.apart import ApartRun
 from graphopt.verify.compare import Comparison, compare, deviation
 from graphopt.verify.session import Session
 
@@ -28,6 +28,7 @@ _MOST_TRIALS = 8
 _LARGE_WEIGHTS = 512 << 20
 _PERTURBATIONS = 2
 _TRIAL_SECONDS = 1.0
+_OPTIMIZED_SECONDS = 120.0
 _MANY_NODES = 20_000
 _MOST_LAYOUT_STEPS = 8
 _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Cast"})
@@ -62,11 +63,13 @@ class Reference:
         trials: At least one.
         random_outputs: Outputs that differ between two runs of the same session; they cannot be compared.
         scales: Range of the function that makes an output, where it is bounded.
+        warnings: What the user should know about how the noise floor was measured.
     """
 
     trials: list[Trial]
     random_outputs: frozenset[str] = frozenset()
     scales: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -184,8 +187,8 @@ def build_reference(
         if moved.any()
     )
     progress("noise floor")
-    _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
-    return Reference(found, random_outputs, bounded_outputs(model))
+    warnings = _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
+    return Reference(found, random_outputs, bounded_outputs(model), warnings)
 
 
 def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int) -> Iterator[Trial]:
@@ -223,31 +226,51 @@ def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int)
 
 def _measure_noise(
     model: ir.Model, session: Session, trials: list[Trial], seed: int, perturbations: int
-) -> None:
-    def absorb(trial: Trial, outputs: Mapping[str, Array]) -> None:
-        for name, moved in deviation(trial.outputs, outputs).items():
-            known = trial.noise.get(name)
-            trial.noise[name] = moved if known is None else np.maximum(known, moved)
+) -> tuple[str, ...]:
+    """Fill in the noise of each trial; returns warnings."""
+    if not _packs(model) or len(model.graph) >= _MANY_NODES:
+        _absorb_variants(model, session, trials, seed, perturbations, weights=False)
+        return ()
+    with ApartRun(model, [trial.feeds for trial in trials], seed=seed) as optimized:
+        _absorb_variants(model, session, trials, seed, perturbations, weights=True)
+        try:
+            for trial, outputs in zip(trials, optimized.outputs(_OPTIMIZED_SECONDS), strict=True):
+                _absorb(trial, outputs)
+        except TargetError as error:
+            return (
+                "the original does not run with ONNX Runtime's optimisations on: the noise floor is measured without "
+                f"them ({error.message})",
+            )
+    return ()
 
+
+def _absorb(trial: Trial, outputs: Mapping[str, Array]) -> None:
+    """Take an equally valid run into the noise of a trial."""
+    for name, moved in deviation(trial.outputs, outputs).items():
+        known = trial.noise.get(name)
+        trial.noise[name] = moved if known is None else np.maximum(known, moved)
+
+
+def _absorb_variants(
+    model: ir.Model, session: Session, trials: list[Trial], seed: int, perturbations: int, *, weights: bool
+) -> None:
+    """The equally valid runs without optimisations: other inputs, one thread, other weights."""
     rng = np.random.default_rng(seed + 1)
     floating = any(_is_floating(array) for trial in trials for array in trial.feeds.values())
     for trial in trials:
         for _ in range(perturbations if floating else 0):
             moved = {name: _perturb(array, rng) for name, array in trial.feeds.items()}
-            absorb(trial, session.run(moved))
-    variants: list[dict[str, Any]] = [{"threads": 1, "prepack": False}]
-    if _packs(model) and len(model.graph) < _MANY_NODES:
-        # Indices and bytes cannot be moved a little: the weights stand in for them.
-        moves = 1 if floating else 1 + perturbations
-        # ONNX Runtime 1.31's optimisers crash on float16 (Transpose before MatMul), and would take this process along.
-        variants += [] if _computes_in_half(model) else [{"optimize": "all"}]
-        variants += [{"perturbed": True} for _ in range(moves)]
-    for variant in variants:
+            _absorb(trial, session.run(moved))
+    # Indices and bytes cannot be moved a little: the weights stand in for them.
+    moves = 0 if not weights else 1 if floating else 1 + perturbations
+    for number in range(1 + moves):
         try:
-            same = _perturbed_weights(model, rng) if variant.pop("perturbed", False) else model
-            other = Session(same, seed=seed, **variant)
+            if number == 0:
+                other = Session(model, threads=1, prepack=False, seed=seed)
+            else:
+                other = Session(_perturbed_weights(model, rng), seed=seed)
             for trial in trials:
-                absorb(trial, other.run(trial.feeds))
+                _absorb(trial, other.run(trial.feeds))
         except TargetError:
             # A variant that ONNX Runtime cannot run says nothing about the noise of the model.
             continue
@@ -266,17 +289,6 @@ def bounded_outputs(model: ir.Model) -> dict[str, float]:
         if facts.producer_op(value) in _BOUNDED and output.name:
             found[output.name] = 1.0
     return found
-
-
-def _computes_in_half(model: ir.Model) -> bool:
-    return any(
-        value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        for value in (*model.graph.inputs, *model.graph.initializers.values())
-    ) or any(
-        node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16
-        for node in model.graph.all_nodes()
-        if node.domain == ""
-    )
 
 
 def _perturbed_weights(model: ir.Model, rng: np.random.Generator) -> ir.Model:

@@ -1,7 +1,6 @@
 """An ONNX file  ==>  OpenVINO IR, in a process of its own: a converter that crashes takes nobody with it.
 
-The names of the model's inputs and outputs are compared on the way: OpenVINO drops an input that has a default value,
-and merges outputs that are the same tensor, of which the caller would learn nothing.
+What the frontend gets wrong and can be mended is mended here: equal elements keep their order in TopK, as ONNX wants.
 """
 
 from __future__ import annotations
@@ -11,19 +10,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from graphopt.errors import TargetError
+from graphopt.targets.openvino.executable import last_words
 
 _TIMEOUT = 600.0
 
 
-def convert(source: Path, target: Path, inputs: int, outputs: int) -> None:
+def convert(source: Path, target: Path, outputs: int) -> list[str]:
     """Write the IR of an ONNX file.
 
     Args:
         source: The ONNX file.
         target: The ``.xml`` file; the weights lie beside it as ``.bin``, in full precision.
-        inputs, outputs: How many the model has.
+        outputs: How many the model has.
+
+    Returns:
+        Names of the inputs that OpenVINO keeps, in its order: what nothing reads is left out.
 
     Raises:
         TargetError: OpenVINO cannot take the model; its words name the node.
@@ -38,35 +42,58 @@ def convert(source: Path, target: Path, inputs: int, outputs: int) -> None:
         raise TargetError(f"OpenVINO did not convert the model within {_TIMEOUT:g} s") from error
     if done.returncode:
         words = done.stdout.strip() or f"its converter ended with exit code {done.returncode}"
-        raise TargetError(f"OpenVINO cannot take the model: {words}")
-    found = json.loads(done.stdout)
-    if found != {"inputs": inputs, "outputs": outputs}:
         raise TargetError(
-            f"OpenVINO makes {found['inputs']} inputs and {found['outputs']} outputs of the model's {inputs} and {outputs}"
+            f"OpenVINO cannot take the model: {words}", hint="compile it for another target: --target ort-cpu"
         )
+    found = json.loads(done.stdout)
+    if found["outputs"] != outputs:
+        raise TargetError(f"OpenVINO makes {found['outputs']} outputs of the model's {outputs}")
+    return list(found["inputs"])
 
 
 def main() -> None:
-    """``convert SOURCE TARGET``: writes the IR, prints the number of inputs and outputs, or why not."""
+    """``convert SOURCE TARGET``: writes the IR; prints the inputs and the number of outputs, or why not."""
     import openvino
 
     source, target = sys.argv[1:]
     try:
         model = openvino.Core().read_model(source)
+        keep_order_of_equals(model)
         openvino.save_model(model, target, compress_to_fp16=False)
     except Exception as error:  # openvino raises RuntimeError and others
-        print(reason(error))
+        print(last_words(error))
         sys.exit(1)
-    print(json.dumps({"inputs": len(model.inputs), "outputs": len(model.outputs)}))
+    names = [parameter.get_friendly_name() for parameter in model.get_parameters()]
+    print(json.dumps({"inputs": names, "outputs": len(model.outputs)}))
 
 
-def reason(error: BaseException) -> str:
-    """OpenVINO's message in one line: its last words, without source locations."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [
-        line for line in lines if line and not line.startswith(("Exception from src", "Check '", "[Core]"))
-    ]
-    return " ".join(" ".join(kept).split())[:600] or type(error).__name__
+def keep_order_of_equals(model: Any) -> None:
+    """Make every TopK of an ``openvino.Model`` stable, those in bodies of loops and branches too."""
+    from openvino import opset11
+
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind in ("If", "Loop", "TensorIterator"):
+            bodies = (0, 1) if kind == "If" else (None,)
+            for body in bodies:
+                keep_order_of_equals(node.get_function() if body is None else node.get_function(body))
+        if kind != "TopK":
+            continue
+        about = node.get_attributes()
+        stable = opset11.topk(
+            node.input_value(0),
+            node.input_value(1),
+            about["axis"],
+            about["mode"],
+            "value" if about["sort"] == "none" else about["sort"],
+            about["index_element_type"],
+            stable=True,
+        )
+        stable.set_friendly_name(node.get_friendly_name())
+        for old, new in zip(node.outputs(), stable.outputs(), strict=True):
+            names = old.get_names()
+            old.replace(new)
+            new.set_names(names)
 
 
 if __name__ == "__main__":

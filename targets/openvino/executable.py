@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.errors import MissingExtraError, TargetError, shorten
+from graphopt.errors import MissingExtraError, TargetError
 from graphopt.machine import Kernel, Probe
 
 NAME = "openvino"
@@ -80,6 +80,15 @@ def properties(config: Mapping[str, Any], threads: int) -> dict[str, Any]:
     return found
 
 
+def last_words(error: BaseException) -> str:
+    """What an error of OpenVINO says, on one line, without its trace of source locations."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [
+        line for line in lines if line and not line.startswith(("Exception from src", "Check '", "[Core]"))
+    ]
+    return " ".join(" ".join(kept).split())[:600] or type(error).__name__
+
+
 class OpenVinoExecutable:
     """A model compiled by OpenVINO's CPU plugin.
 
@@ -107,8 +116,8 @@ class OpenVinoExecutable:
             self.request = self.compiled.create_infer_request()
         except Exception as error:  # openvino raises RuntimeError and others
             raise TargetError(
-                f"OpenVINO rejects {path.name}: {shorten(error)}",
-                hint=f"this is OpenVINO {openvino.__version__.partition('-')[0]}: compile the model here, or for another target",
+                f"OpenVINO rejects {path.name}: {last_words(error)}",
+                hint=f"this is OpenVINO {_version(openvino)}: compile the model here, or for another target",
             ) from error
         self.path = path
         self._inputs = tuple(config["inputs"])
@@ -124,8 +133,8 @@ class OpenVinoExecutable:
         """Outputs by name; inputs are read in place, outputs are the caller's own.
 
         Raises:
-            TargetError: OpenVINO fails; its message is kept. An integer that does not fit into 32 bits is refused, since
-                OpenVINO computes with 32.
+            TargetError: OpenVINO fails; its message is kept. An integer that does not fit into 32 bits is refused,
+                since OpenVINO computes with 32.
         """
         arrays = {}
         for index, (name, dtype) in enumerate(zip(self._inputs, self._types, strict=True)):
@@ -141,10 +150,14 @@ class OpenVinoExecutable:
             results = self.request.infer(arrays, share_inputs=True, share_outputs=False)
         except Exception as error:  # as above
             raise TargetError(
-                f"OpenVINO fails: {shorten(error)}",
+                f"OpenVINO fails: {last_words(error)}",
                 hint="the model may take only some sizes and values: give it others",
             ) from error
         return {name: np.asarray(results[index]) for index, name in enumerate(self.output_names)}
+
+
+def _version(openvino: Any) -> str:
+    return str(openvino.__version__).partition("-")[0]
 
 
 def _fits(array: npt.NDArray[Any]) -> bool:
@@ -167,7 +180,7 @@ class OpenVinoRuntime:
             openvino = import_openvino()
         except MissingExtraError as error:
             return Probe(False, False, reason=str(error))
-        version = openvino.__version__.partition("-")[0]
+        version = _version(openvino)
         int8 = int8_kernels()
         machine = {"openvino": version, "machine": platform.machine(), "int8": int8}
         return Probe(True, True, version, f"int8 kernels use {int8}" if int8 else "", machine)

@@ -70,7 +70,11 @@ def executed(compiled: Any) -> list[Executed]:
             Executed(
                 op.get_friendly_name(),
                 facts.get("layerType", ""),
-                tuple(name.removesuffix(_ADDED_TO_NAME) for name in facts.get("originalLayersNames", "").split(",") if name),
+                tuple(
+                    name.removesuffix(_ADDED_TO_NAME)
+                    for name in facts.get("originalLayersNames", "").split(",")
+                    if name
+                ),
                 facts.get("runtimePrecision", ""),
                 tuple(facts.get("outputPrecisions", "").split(",")),
                 facts.get("primitiveType", ""),
@@ -137,7 +141,9 @@ class _Source:
             self.types[name] = op.get_type_name()
             self.tensors[name] = tuple(sorted(tensor for output in op.outputs() for tensor in output.names))
             self._readers[name] = {
-                port.get_node().get_friendly_name() for output in op.outputs() for port in output.get_target_inputs()
+                port.get_node().get_friendly_name()
+                for output in op.outputs()
+                for port in output.get_target_inputs()
             }
 
     def merged(self, named: Set[str]) -> dict[str, list[str]]:
@@ -160,7 +166,9 @@ def _readers(compiled: Any) -> dict[str, list[str]]:
     """Which executed nodes read each executed node's results, by name."""
     return {
         op.get_friendly_name(): [
-            port.get_node().get_friendly_name() for output in op.outputs() for port in output.get_target_inputs()
+            port.get_node().get_friendly_name()
+            for output in op.outputs()
+            for port in output.get_target_inputs()
         ]
         for op in compiled.get_runtime_model().get_ordered_ops()
     }

@@ -17,23 +17,177 @@ from graphopt.ir import facts
 
 _CHECKED = frozenset(
     {
-        *("Abs", "Acos", "Acosh", "Add", "AffineGrid", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh"),
-        *("AveragePool", "BatchNormalization", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
-        *("BlackmanWindow", "Cast", "CastLike", "Ceil", "Celu", "CenterCropPad", "Clip", "Col2Im", "Compress", "Concat"),
+        *(
+            "Abs",
+            "Acos",
+            "Acosh",
+            "Add",
+            "AffineGrid",
+            "And",
+            "ArgMax",
+            "ArgMin",
+            "Asin",
+            "Asinh",
+            "Atan",
+            "Atanh",
+        ),
+        *(
+            "Attention",
+            "AveragePool",
+            "BatchNormalization",
+            "BitwiseAnd",
+            "BitwiseNot",
+            "BitwiseOr",
+            "BitwiseXor",
+        ),
+        *(
+            "BlackmanWindow",
+            "Cast",
+            "CastLike",
+            "Ceil",
+            "Celu",
+            "CenterCropPad",
+            "Clip",
+            "Col2Im",
+            "Compress",
+            "Concat",
+        ),
         *("Constant", "ConstantOfShape", "Conv", "ConvInteger", "ConvTranspose", "Cos", "Cosh", "CumSum"),
-        *("DepthToSpace", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Einsum", "Elu", "Equal", "Erf"),
-        *("Exp", "Expand", "EyeLike", "Flatten", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm"),
-        *("GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample", "GroupNormalization"),
+        *(
+            "DepthToSpace",
+            "DequantizeLinear",
+            "Div",
+            "Dropout",
+            "DynamicQuantizeLinear",
+            "Einsum",
+            "Elu",
+            "Equal",
+            "Erf",
+        ),
+        *(
+            "Exp",
+            "Expand",
+            "EyeLike",
+            "Flatten",
+            "Floor",
+            "GRU",
+            "Gather",
+            "GatherElements",
+            "GatherND",
+            "Gelu",
+            "Gemm",
+        ),
+        *(
+            "GlobalAveragePool",
+            "GlobalMaxPool",
+            "Greater",
+            "GreaterOrEqual",
+            "GridSample",
+            "GroupNormalization",
+        ),
         *("HammingWindow", "HannWindow", "HardSigmoid", "HardSwish", "Hardmax", "Identity", "If"),
-        *("InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM", "LayerNormalization", "LeakyRelu", "Less"),
-        *("LessOrEqual", "Log", "LogSoftmax", "Loop", "LpNormalization", "LpPool", "MatMul", "MatMulInteger", "Max"),
-        *("MaxPool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "NonZero", "Not", "OneHot"),
-        *("Or", "PRelu", "Pad", "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN"),
-        *("Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
-        *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "ReverseSequence"),
-        *("RotaryEmbedding", "Round", "Scan", "ScatterElements", "ScatterND", "Selu", "Shape", "Shrink", "Sigmoid"),
-        *("Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt"),
-        *("Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu"),
+        *(
+            "InstanceNormalization",
+            "IsInf",
+            "IsNaN",
+            "LRN",
+            "LSTM",
+            "LayerNormalization",
+            "LeakyRelu",
+            "Less",
+        ),
+        *(
+            "LessOrEqual",
+            "Log",
+            "LogSoftmax",
+            "Loop",
+            "LpNormalization",
+            "LpPool",
+            "MatMul",
+            "MatMulInteger",
+            "Max",
+        ),
+        *(
+            "MaxPool",
+            "Mean",
+            "MeanVarianceNormalization",
+            "Min",
+            "Mish",
+            "Mod",
+            "Mul",
+            "Neg",
+            "NonZero",
+            "Not",
+            "OneHot",
+        ),
+        *(
+            "Or",
+            "PRelu",
+            "Pad",
+            "Pow",
+            "QLinearConv",
+            "QLinearMatMul",
+            "QuantizeLinear",
+            "RMSNormalization",
+            "RNN",
+        ),
+        *(
+            "Range",
+            "Reciprocal",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMax",
+            "ReduceMean",
+        ),
+        *(
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceSum",
+            "ReduceSumSquare",
+            "Relu",
+            "Reshape",
+            "Resize",
+            "ReverseSequence",
+        ),
+        *(
+            "RotaryEmbedding",
+            "Round",
+            "Scan",
+            "ScatterElements",
+            "ScatterND",
+            "Selu",
+            "Shape",
+            "Shrink",
+            "Sigmoid",
+        ),
+        *(
+            "Sign",
+            "Sin",
+            "Sinh",
+            "Size",
+            "Slice",
+            "Softmax",
+            "Softplus",
+            "Softsign",
+            "SpaceToDepth",
+            "Split",
+            "Sqrt",
+        ),
+        *(
+            "Squeeze",
+            "Sub",
+            "Sum",
+            "Swish",
+            "Tan",
+            "Tanh",
+            "ThresholdedRelu",
+            "Tile",
+            "TopK",
+            "Transpose",
+            "Trilu",
+        ),
         *("Unique", "Unsqueeze", "Where", "Xor"),
     }
 )
@@ -51,6 +205,7 @@ _CONSTANT_TYPES = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
 _BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _INT32 = np.iinfo(np.int32)
 _MOST_FACTOR = 1 << 16
+_COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "IsInf", "Less", "LessOrEqual"})
 _SATURATES = frozenset({"Slice", "Clip"})
 
 
@@ -78,7 +233,11 @@ def why_not(node: ir.Node, opset: int) -> str:
     if opset > _NEWEST_OPSET and _changed_at(node.op_type, opset) > _NEWEST_OPSET:
         return f"OpenVINO does not know what it became after opset {_NEWEST_OPSET}"
     for value in node.outputs:
-        if value.dtype is not None and value.dtype not in _TYPES and value.uses():
+        if (
+            value.dtype is not None
+            and value.dtype not in _TYPES
+            and (value.uses() or value.is_graph_output())
+        ):
             return f"OpenVINO does not compute with {_type_name(value)}"
     reason = _wide_constant(node)
     condition = _CONDITIONS.get(node.op_type)
@@ -87,7 +246,8 @@ def why_not(node: ir.Node, opset: int) -> str:
 
 def _refused(what: str, reason: str) -> TargetError:
     return TargetError(
-        f"OpenVINO cannot take the model: {what}: {reason}", hint="compile it for another target: --target ort-cpu"
+        f"OpenVINO cannot take the model: {what}: {reason}",
+        hint="compile it for another target: --target ort-cpu",
     )
 
 
@@ -118,7 +278,9 @@ def _wide_constant(node: ir.Node) -> str:
         if array is None or array.size == 0:
             continue
         if int(array.min()) < _INT32.min or int(array.max()) > _INT32.max:
-            return "" if node.op_type in _SATURATES else f"the constant {value.name!r} does not fit into 32 bits"
+            return (
+                "" if node.op_type in _SATURATES else f"the constant {value.name!r} does not fit into 32 bits"
+            )
     return ""
 
 
@@ -131,7 +293,9 @@ def _integer_product(node: ir.Node) -> str:
     factors = [
         facts.constant(value) for value in node.inputs if value is not None and facts.is_constant(value)
     ]
-    small = all(array is not None and (array.size == 0 or np.abs(array).max() <= _MOST_FACTOR) for array in factors)
+    small = all(
+        array is not None and (array.size == 0 or np.abs(array).max() <= _MOST_FACTOR) for array in factors
+    )
     if not data or (len(data) == 1 and small and node.op_type == "Mul"):
         return ""
     return "its 64-bit product may exceed the 32 bits in which OpenVINO computes"
@@ -156,6 +320,14 @@ def _is_size(value: ir.Value) -> bool:
 
 def _byte_arithmetic(node: ir.Node) -> str:
     return "OpenVINO saturates 8-bit sums and products" if node.outputs[0].dtype in _BYTES else ""
+
+
+def _attention(node: ir.Node) -> str:
+    if any(value is not None for value in node.inputs[4:]):
+        return "OpenVINO computes attention over keys of earlier steps otherwise"
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return "OpenVINO gives only the first of its outputs as ONNX does"
+    return ""
 
 
 def _lstm(node: ir.Node) -> str:
@@ -229,6 +401,17 @@ def _reduce_log_sum(node: ir.Node) -> str:
     return ""
 
 
+def _reduce_extreme(node: ir.Node) -> str:
+    """Of infinities alone, or of nothing, OpenVINO's ReduceMax gives the lowest finite number (and so ReduceMin)."""
+    if not facts.is_float(node.outputs[0]):
+        return ""
+    if 0 in (facts.dims(node.inputs[0]) or ()):
+        return "OpenVINO gives no infinity for the extreme of nothing"
+    if any(use.node.op_type in _COMPARISONS for use in node.outputs[0].uses()):
+        return "OpenVINO gives no infinity for the extreme of infinities, and a node compares it"
+    return ""
+
+
 def _grid_sample(node: ir.Node) -> str:
     rank = facts.rank(node.inputs[0])
     return "" if rank == 4 else "OpenVINO samples images only (rank 4)"
@@ -244,6 +427,7 @@ def _dropout(node: ir.Node) -> str:
 
 _CONDITIONS: Mapping[str, Callable[[ir.Node], str]] = {
     "Add": _byte_arithmetic,
+    "Attention": _attention,
     "AveragePool": _average_pool,
     "BatchNormalization": _training,
     "Dropout": _dropout,
@@ -255,6 +439,8 @@ _CONDITIONS: Mapping[str, Callable[[ir.Node], str]] = {
     "Pad": _pad,
     "Pow": _integer_product,
     "ReduceLogSum": _reduce_log_sum,
+    "ReduceMax": _reduce_extreme,
+    "ReduceMin": _reduce_extreme,
     "ReduceProd": _integer_product,
     "Resize": _resize,
     "Sub": _byte_arithmetic,
@@ -262,7 +448,6 @@ _CONDITIONS: Mapping[str, Callable[[ir.Node], str]] = {
 }
 
 _REASONS: Mapping[str, str] = {
-    "Attention": "a form of attention that has no plain decomposition",
     "BitShift": "OpenVINO shifts negative numbers otherwise",
     "NonMaxSuppression": "OpenVINO suppresses boxes whose overlap equals the threshold",
     "RoiAlign": "ONNX Runtime has no kernel to compare with",

@@ -6,20 +6,22 @@ finds, so the bundle moves between machines of the same kind.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.data.interface import inputs_of, optional_inputs_of, outputs_of
+from graphopt.data.interface import optional_inputs_of, outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.openvino.convert import convert
 from graphopt.targets.openvino.executable import NAME, OpenVinoRuntime
+from graphopt.targets.openvino.operators import check
 
 MODEL_FILE = "model.xml"
 _ONE_THREAD_BELOW = 0.3
@@ -40,7 +42,9 @@ class OpenVinoTarget(OpenVinoRuntime):
 
     def legalization(self) -> Sequence[Pass]:
         """What OpenVINO lacks, computes otherwise or runs slowly."""
-        return ()
+        from graphopt.targets.openvino.legalize import REWRITES
+
+        return (RewritePass(self.name, [rewrite() for rewrite in REWRITES]),)
 
     def integer_kernels(self) -> IntegerKernels | None:
         """What its integer kernels want."""
@@ -68,12 +72,27 @@ class OpenVinoTarget(OpenVinoRuntime):
                 f"OpenVINO makes a constant of the input {min(optional)!r}, which has a default value",
                 hint="compile the model for another target: --target ort-cpu",
             )
-        inputs = [spec.name for spec in inputs_of(model)]
+        check(model)
         outputs = [spec.name for spec in outputs_of(model)]
-        if not (folder / MODEL_FILE).exists():
-            with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
-                source = Path(temporary) / "model.onnx"
+        with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
+            source = Path(temporary) / "model.onnx"
+            with _only_onnx(model):
                 ir_model.save(model, source)
-                convert(source, folder / MODEL_FILE, len(inputs), len(outputs))
+            inputs = convert(source, folder / MODEL_FILE, len(outputs))
+        for value in model.graph.inputs:
+            if value.name not in inputs and (value.uses() or value.is_graph_output()):
+                raise TargetError(f"OpenVINO ignores the input {value.name!r}, which the model reads")
         settings = {key: value for key, value in knobs.items() if key != "label"}
         return {"file": MODEL_FILE, "inputs": inputs, "outputs": outputs, **settings}
+
+
+@contextlib.contextmanager
+def _only_onnx(model: ir.Model) -> Iterator[None]:
+    """Without imports of other domains, which nothing uses: OpenVINO takes a file that has some for no ONNX file."""
+    others = {domain: version for domain, version in model.opset_imports.items() if domain}
+    for domain in others:
+        del model.opset_imports[domain]
+    try:
+        yield
+    finally:
+        model.opset_imports.update(others)

@@ -36,12 +36,11 @@ class OrtTarget(OrtRuntime):
 
     def legalization(self) -> Sequence[Pass]:
         """Vendor operators where they were measured faster than what they replace."""
-        if self.name != "ort-cpu":
-            # What is known to be slow or fast was measured on CPU kernels.
-            return (SplatConstants(),)
-        from graphopt.targets.ort.legalize import REWRITES
+        from graphopt.targets.ort.legalize import ANY_PROVIDER, REWRITES
 
-        return (RewritePass(self.name, [rewrite() for rewrite in REWRITES]), SplatConstants())
+        # What is known to be slow or fast was measured on CPU kernels.
+        rewrites = REWRITES if self.name == "ort-cpu" else ANY_PROVIDER
+        return (RewritePass(self.name, [rewrite() for rewrite in rewrites]), SplatConstants())
 
     def integer_kernels(self) -> IntegerKernels | None:
         """The integer kernels of the CPU provider; the CUDA provider has none for QDQ graphs."""

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from graphopt.capture import capture
 from graphopt.capture.upgrade import INTERNAL_OPSET
 from graphopt.errors import InvalidGraphError
-from graphopt.ir import facts, opset
+from graphopt.ir import facts, kernels, opset
 from graphopt.ir import model as ir_model
 from graphopt.ir.check import check
 from graphopt.ir.hash import content_hash

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -75,13 +77,14 @@ def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_types_decide_as_well() -> None:
     """The kernel for QuantizeLinear of opset 23 in ONNX Runtime 1.23 names types that the schema does not allow."""
 
-    class Kernel:
-        version_range = (23, 2**31 - 1)
-        type_constraints = {"T2": ["tensor(uint8)"]}
-
     from onnx import defs
 
-    assert not kernels._runs(Kernel, defs.get_schema("QuantizeLinear", 23, ""))
-    Kernel.type_constraints = {"T3": ["tensor(uint8)"]}
-    assert kernels._runs(Kernel, defs.get_schema("QuantizeLinear", 23, ""))
-    assert not kernels._runs(Kernel, defs.get_schema("QuantizeLinear", 21, ""))
+    schema = defs.get_schema("QuantizeLinear", 23, "")
+    ends = 2**31 - 1
+
+    def kernel(**constraints: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(version_range=(23, ends), type_constraints=constraints)
+
+    assert not kernels._runs(kernel(T2=["tensor(uint8)"]), schema)
+    assert kernels._runs(kernel(T3=["tensor(uint8)"]), schema)
+    assert not kernels._runs(kernel(T3=["tensor(uint8)"]), defs.get_schema("QuantizeLinear", 21, ""))

@@ -53,7 +53,6 @@ def test_ignores(body: str) -> None:
     check_ignores(ConvSum(), f"{HEAD} <{constants}> {{ {body} }}")
 
 
-@pytest.mark.onnxruntime("1.25", "fuses convolutions of opset 22 and newer")
 def test_onnxruntime_fuses_the_addition(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """What the rewrite is for: with its default optimisations ONNX Runtime leaves neither addition nor Relu."""
     import onnx

@@ -12,12 +12,11 @@ CONSTANTS = "<float[4] s = {1,2,3,4}, float[4] t = {1,-2,3,-4}>"
 NORM = "y = LayerNormalization<axis=-1>(x, s, t)"
 
 
-@pytest.mark.parametrize("norm", [NORM, "y = RMSNormalization<axis=-1>(x, s)"])
-def test_fires(norm: str) -> None:
+def test_fires() -> None:
     check(
         PlainResidual(),
-        f"{HEAD} {CONSTANTS} {{ x = Add(a, b) {norm} }}",
-        f"{HEAD} {CONSTANTS} {{ x = Sum(a, b) {norm} }}",
+        f"{HEAD} {CONSTANTS} {{ x = Add(a, b) {NORM} }}",
+        f"{HEAD} {CONSTANTS} {{ x = Sum(a, b) {NORM} }}",
         exact=True,
     )
 
@@ -27,6 +26,7 @@ def test_fires(norm: str) -> None:
     [
         f"x = Add(a, t) {NORM}",
         "x = Add(a, b) y = Relu(x)",
+        "x = Add(a, b) y = RMSNormalization<axis=-1>(x, s)",
         f"x = Mul(a, b) {NORM}",
         "x = Add(s, t) y = LayerNormalization<axis=-1>(a, x, t)",
     ],

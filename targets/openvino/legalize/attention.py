@@ -1,12 +1,12 @@
 """Attention(q, k, v, mask)  ==>  softmax(scale * q @ transpose(k) + mask) @ v
 
-OpenVINO's frontend decomposes the operator too, with a guard after it that makes rows of NaN zero, by two passes over the
-result. Here a row that the mask closes throughout is found in the mask, which is smaller: its result is multiplied by
-zero. The pieces become one generated kernel in OpenVINO, transposes of the heads included. Measured on MiniLM, 8 x 128
-tokens (interleaved, separate processes, 2 threads): see docs/openvino.md.
+OpenVINO's frontend decomposes the operator too, with a guard after it that makes rows of NaN zero, by two passes over
+the result. Here a row that the mask closes throughout is found in the mask, which is smaller: its result is multiplied
+by zero. The pieces become one generated kernel in OpenVINO, transposes of the heads included. Measured on MiniLM, 8 x
+128 tokens (interleaved, separate processes, 2 threads): the whole model 1.03 times as fast in float32, 1.09 in int8.
 
-Refuses: caches of keys and values, outputs besides the first, capped scores, grouped queries, causal masks (attribute), a
-mask of rank 1, softmax in another precision. Leaves alone: types other than float32.
+Refuses: caches of keys and values, outputs besides the first, capped scores, grouped queries, causal masks (attribute),
+a mask of rank 1, softmax in another precision. Leaves alone: types other than float32.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _check(node: ir.Node, mask: ir.Value | None) -> None:
         raise Refuse("it is causal")
     if facts.attribute(node, "softmax_precision", 1) not in (0, 1):
         raise Refuse("its softmax has another precision")
-    if mask is not None and ((facts.rank(mask) or 0) < 2 or mask.dtype not in (ir.DataType.FLOAT, ir.DataType.BOOL)):
+    if mask is not None and (
+        (facts.rank(mask) or 0) < 2 or mask.dtype not in (ir.DataType.FLOAT, ir.DataType.BOOL)
+    ):
         raise Refuse("its mask has an unusual shape or type")
 
 

@@ -1,8 +1,9 @@
 """PRelu(x, a)  ==>  max(x, a * x), for a <= 1
 
-ONNX Runtime's PRelu is a scalar broadcast kernel. Measured at 64x56x56 with a slope for each channel (interleaved,
-separate processes, 2 threads): 12. Forms: PRelu with constant slopes, https://arxiv.org/abs/1502.01852, as every
-exporter writes it for slopes by channel (one slope for all becomes LeakyRelu before).
+ONNX Runtime's PRelu is a scalar broadcast kernel. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
+AVX-512): [1, 64, 56, 56] with a slope for each channel 10.73. Forms: PRelu with constant slopes,
+https://arxiv.org/abs/1502.01852, as every exporter writes it for slopes by channel (one slope for all becomes
+LeakyRelu before).
 
 Refuses: a slope above 1, where the maximum is not PRelu; a slope of 0, since 0 * inf is NaN. Leaves alone: slopes
 that are not constant or not finite, types other than float32.

@@ -1,0 +1,35 @@
+"""What lossy passes decided, as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphopt.pipeline.record import PassRecord
+
+_MOST_POINTS = 6
+
+
+def summary(record: PassRecord) -> str:
+    """One line: how much of a graph went to lower precision."""
+    layers: list[dict[str, Any]] = record.details.get("layers", [])
+    products = [layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")]
+    lowered = [layer for layer in products if layer.get("precision") not in (None, "float32")]
+    target = record.details.get("target", "")
+    if not products:
+        return f"for {target}" if target else ""
+    kept = len(products) - len(lowered)
+    names = sorted({str(layer["precision"]) for layer in lowered}) or ["int8"]
+    text = f"{len(lowered)} of {len(products)} layers to {' and '.join(names)}"
+    return f"{text}, {kept} kept float · {target}" if kept else f"{text} · {target}"
+
+
+def points(record: PassRecord) -> list[str]:
+    """The sets that were judged, the fastest first, one line each."""
+    found: list[dict[str, Any]] = record.details.get("pareto", [])
+    shown: list[str] = []
+    for point in sorted(found, key=lambda entry: entry.get("predicted_ms") or 0.0)[:_MOST_POINTS]:
+        drop, decibels = point.get("drop"), point.get("decibels")
+        mark = "within" if point.get("held") else "over"
+        numbers = "" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
+        shown.append(f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {numbers}")
+    return shown

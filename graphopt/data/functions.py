@@ -1,0 +1,54 @@
+"""Functions of the user's own, named on the command line: ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import UsageError
+
+
+def load_function(given: str, what: str) -> Callable[..., Any]:
+    """The function.
+
+    Args:
+        what: What it is for, as the option is called without its hyphens ("metric", "transform").
+
+    Raises:
+        UsageError: There is no such file or function, or the file cannot be loaded.
+    """
+    place, _, name = given.rpartition(":")
+    if not place:
+        raise UsageError(
+            f"the {what} {given!r} names no function", hint=f"--{what} takes FILE.py:FUNCTION or MODULE:FUNCTION"
+        )
+    function = getattr(_module(place, given, what), name, None)
+    if not callable(function):
+        raise UsageError(
+            f"{place} has no function {name!r}", hint=f"--{what} takes FILE.py:FUNCTION or MODULE:FUNCTION"
+        )
+    found: Callable[..., Any] = function
+    return found
+
+
+def _module(place: str, given: str, what: str) -> Any:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        if not Path(place).exists():
+            raise UsageError(f"there is no file {place}", hint=f"check --{what} {given}")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the {what} {given!r} cannot be loaded: {type(error).__name__}: {error}",
+            hint="correct that file",
+        ) from error

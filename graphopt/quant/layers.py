@@ -1,0 +1,267 @@
+"""Lossy forms of single layers: put into a graph, measured for the noise that each adds alone, chosen by the budget.
+
+A *form* builds, beside a node, what computes almost the same. The noise of all forms is found in one session in which
+each has a switch (for small noise these powers add up: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI
+2018). Where the budget does not hold with all of them, those that add most noise for what they gain stay as they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.ir import model as ir_model
+from graphopt.ir import provenance
+from graphopt.ir.facts import Array
+from graphopt.machine import Kernel
+from graphopt.rewrite import Builder
+from graphopt.verify.budget import Evaluation, Judgement, noise_share
+from graphopt.verify.session import Session
+
+SWITCHES = "graphopt_switches"
+_MOST_JUDGED = 9
+_LEAST_NOISE = 1e-15
+
+
+@dataclass
+class Shared:
+    """What the forms of one graph have in common.
+
+    Attributes:
+        constants: By name.
+        values: Outputs of the node that was made for a value, by that value.
+    """
+
+    constants: dict[str, ir.Value] = field(default_factory=dict)
+    values: dict[ir.Value, Sequence[ir.Value]] = field(default_factory=dict)
+
+
+class Beside(Builder):
+    """Builds nodes beside a node of the main graph. A constant is made once, whoever asks for it.
+
+    Args:
+        node: The node.
+        common: What was made for the nodes before it.
+    """
+
+    def __init__(self, node: ir.Node, maker: str, common: Shared) -> None:
+        super().__init__(node, maker)
+        self.common = common
+
+    def shared(self, name: str, content: ir.TensorProtocol | Array) -> ir.Value:
+        """The constant of this name; its content is the same whenever it is asked for."""
+        if name not in self.common.constants:
+            tensor = ir.tensor(content, name=name) if isinstance(content, np.ndarray) else content
+            self.common.constants[name] = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+            )
+        return self.common.constants[name]
+
+
+Form = Callable[[ir.Node, Beside], Sequence[ir.Value | None]]
+"""Builds, beside a node, values for its outputs; None for an output that is not there."""
+
+
+def replaced(model: ir.Model, forms: Mapping[str, Form], maker: str) -> ir.Model:
+    """A copy of ``model`` in which nodes of its main graph, by name, have these forms."""
+    copy = ir_model.clone(model)
+    common = Shared()
+    for node in [node for node in copy.graph if node.name in forms]:
+        build, values = _built(copy.graph, node, forms[node.name or ""], maker, common)
+        copy.graph.insert_before(node, build.nodes)
+        for made in build.nodes:
+            provenance.record(made, maker, [node])
+        for old, new in zip(node.outputs, values, strict=False):
+            if new is None:
+                continue
+            new.type, new.shape = old.type, old.shape.copy() if old.shape is not None else None
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            old.name, new.name = f"{old.name}/{maker}_replaced", old.name
+        copy.graph.remove(node, safe=True)
+    _drop_unread(copy.graph)
+    return copy
+
+
+def noise_of_forms(
+    model: ir.Model,
+    forms: Mapping[str, Form],
+    samples: Sequence[Feeds],
+    *,
+    threads: int = 0,
+    deadline: float = float("inf"),
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, float]:
+    """Noise power over signal power, in the worst output, that each form adds alone.
+
+    Args:
+        samples: Few: each form runs all of them.
+        deadline: ``time.monotonic()`` after which the rest is not measured.
+    """
+    switched = ir_model.clone(model)
+    names = _add_switches(switched, forms)
+    session = Session(switched, optimize="all", threads=threads)
+    off = np.zeros(len(names), dtype=bool)
+    references = [session.run({**feeds, SWITCHES: off}) for feeds in samples]
+    found: dict[str, float] = {}
+    for index, name in enumerate(names):
+        if time.monotonic() > deadline:
+            break
+        switches = off.copy()
+        switches[index] = True
+        share = noise_share([session.run({**feeds, SWITCHES: switches}) for feeds in samples], references)
+        found[name] = share if np.isfinite(share) else float(np.finfo(np.float32).max)
+        progress(f"noise of layer {index + 1} of {len(names)}")
+    return found
+
+
+def _add_switches(model: ir.Model, forms: Mapping[str, Form]) -> list[str]:
+    """Let a new input choose between each node and its form; returns the nodes' names in the input's order."""
+    graph = model.graph
+    nodes = [node for node in graph if node.name in forms]
+    switches = ir.Value(
+        name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(nodes)])
+    )
+    graph.inputs.append(switches)
+    common = Shared()
+    for index, node in enumerate(nodes):
+        build, values = _built(graph, node, forms[node.name or ""], SWITCHES, common)
+        place = build.shared(f"{SWITCHES}/{index}", np.asarray(index, np.int64))
+        if place.name not in graph.initializers:
+            graph.register_initializer(place)
+        switch = build.op("Gather", switches, place, axis=0, shape=())
+        chosen = [
+            None if new is None else build.op("Where", switch, new, old, like=old)
+            for old, new in zip(node.outputs, values, strict=False)
+        ]
+        made = set(build.nodes)
+        graph.insert_after(node, build.nodes)
+        for old, new in zip(node.outputs, chosen, strict=False):
+            if new is None:
+                continue
+            for use in [use for use in old.uses() if use.node not in made]:
+                use.node.replace_input_with(use.idx, new)
+            for slot, output in enumerate(graph.outputs):
+                if output is old:
+                    graph.outputs[slot] = new
+                    old.name, new.name = f"{old.name}/{SWITCHES}_off", old.name
+    return [node.name or "" for node in nodes]
+
+
+def _built(
+    graph: ir.Graph, node: ir.Node, form: Form, maker: str, common: Shared
+) -> tuple[Beside, Sequence[ir.Value | None]]:
+    build = Beside(node, maker, common)
+    values = form(node, build)
+    for value in [*build.initializers, *common.constants.values()]:
+        if value.name not in graph.initializers:
+            graph.register_initializer(value)
+    return build, values
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del graph.initializers[name]
+
+
+class Setting(Protocol):
+    """What choosing layers takes of a pass's context (:class:`graphopt.lossy.Context`)."""
+
+    evaluation: Evaluation
+    legalize: Callable[[ir.Model], ir.Model]
+    profile: Callable[[ir.Model, str], Sequence[Kernel]]
+    runnable: bool
+    threads: int
+    deadline: float
+    progress: Callable[[str], None]
+
+
+@dataclass
+class Point:
+    """A set of layers in their lossy form, and what became of it.
+
+    Attributes:
+        chosen: Names of the layers.
+        judgement: On the held-out samples.
+        gain: Sum of what its layers gain.
+    """
+
+    chosen: frozenset[str]
+    judgement: Judgement
+    gain: float
+
+
+@dataclass
+class Choice:
+    """The outcome of :func:`choose`.
+
+    Attributes:
+        points: Every set that was judged, in order.
+        best: That of most gain that holds; None where none does.
+        noise: Of each layer alone; empty where it was not needed.
+    """
+
+    points: list[Point] = field(default_factory=list)
+    best: Point | None = None
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def nearest(self) -> Point:
+        """That of least drop."""
+        return min(self.points, key=lambda point: point.judgement.drop)
+
+
+def choose(
+    gains: Mapping[str, float],
+    judge: Callable[[frozenset[str]], Judgement],
+    noise: Callable[[], Mapping[str, float]],
+    *,
+    deadline: float = float("inf"),
+    progress: Callable[[str], None] = lambda text: None,
+) -> Choice:
+    """The set of layers of most gain within the budget, where the noise of layers adds up.
+
+    Args:
+        gains: What each layer gains in its lossy form: bytes, or milliseconds.
+        judge: What a set loses.
+        noise: Of each layer alone; asked only where the budget does not hold with all.
+        deadline: ``time.monotonic()`` after which nothing new is begun.
+    """
+    found = Choice()
+
+    def holds(names: Iterable[str]) -> bool:
+        chosen = frozenset(names)
+        progress(f"judging {len(chosen)} of {len(gains)} layers")
+        point = Point(chosen, judge(chosen), sum(gains[name] for name in chosen))
+        found.points.append(point)
+        if point.judgement.ok and (found.best is None or point.gain > found.best.gain):
+            found.best = point
+        return point.judgement.ok
+
+    if not gains or holds(gains) or time.monotonic() > deadline:
+        return found
+    found.noise = noise()
+    # Layers that were not measured before the deadline come last: they stay as they were.
+    price = {
+        name: max(found.noise.get(name, float("inf")), _LEAST_NOISE) / max(gains[name], 1e-12) for name in gains
+    }
+    order = sorted(gains, key=lambda name: price[name])
+    low, high = 0, len(order)
+    for _ in range(_MOST_JUDGED):
+        if high - low <= 1 or time.monotonic() > deadline:
+            break
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(order[:middle]) else (low, middle)
+    return found
+
+
+def judge(model: ir.Model, setting: Setting) -> Judgement:
+    """What a graph loses on the held-out samples, as the target will have it, in ONNX Runtime's CPU provider."""
+    session = Session(setting.legalize(model), optimize="all", threads=setting.threads)
+    return setting.evaluation.judge([session.run(feeds) for feeds in setting.evaluation.feeds])

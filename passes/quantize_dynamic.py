@@ -1,0 +1,66 @@
+"""MatMul, Gemm, LSTM  ==>  on int8, activations quantized as they come
+
+Dynamic quantization: int8 weights with one scale for each output channel; each activation gets its range from the run
+itself (ONNX operators DynamicQuantizeLinear and MatMulInteger). Nothing is calibrated, data are only judged on. Which
+layers take part is decided by the kernels' measured times and by the budget: the noise that each layer adds alone is
+measured, and those that add most for what they gain stay in float.
+
+Refuses (in the report, node by node):
+- a weight that is no constant, has other than two dimensions, or holds NaN or infinity;
+- a transposed first operand of a Gemm, and an LSTM with its batch first;
+- a node inside a subgraph (If, Loop);
+- a node that int8 does not make faster on the target.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.quant import dynamic
+
+
+@dataclass(frozen=True)
+class QuantizeDynamicOptions:
+    """Options of ``quantize-dynamic``.
+
+    Attributes:
+        ops: Operators that may compute on integers: MatMul, Gemm, LSTM; empty allows all.
+        keep: Names of nodes (wildcards allowed) that stay in float.
+    """
+
+    ops: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+
+class QuantizeDynamic(LossyPass):
+    """Dynamic int8 quantization of the layers that gain; LOSSY."""
+
+    name = "quantize-dynamic"
+    Options = QuantizeDynamicOptions
+
+    def propose(self, model: ir.Model, context: Context) -> Proposal:
+        """The layers that gain, as many as the budget allows."""
+        if context.kernels is None:
+            return Proposal(reason=f"{context.target} has no int8 kernels that are faster than float")
+        found = dynamic.find(
+            model, context, weight_limit=context.kernels.weight_limit, allowed=self._why_kept
+        )
+        details = {"kernels": context.kernels.describe, **found.details}
+        if found.model is not None:
+            return Proposal([Candidate(found.label, found.model, units=found.units)], details)
+        best_effort = None
+        if found.nearest is not None:
+            best_effort = Candidate(found.label, found.nearest, units=found.units)
+        return Proposal(details=details, reason=found.reason, best_effort=best_effort)
+
+    def _why_kept(self, node: ir.Node) -> str:
+        options: QuantizeDynamicOptions = self.options
+        if options.ops and node.op_type not in options.ops:
+            return "its operator is not among the option 'ops'"
+        if any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in options.keep):
+            return "the option 'keep' names it"
+        return ""

@@ -1,0 +1,166 @@
+"""Quantization end to end on small models: within the budget or not at all, explained, and never silent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import graphopt
+from graphopt.errors import DataError, UnknownNameError, UsageError, VerificationError
+from graphopt.machine import Form
+from graphopt.models import builders
+from graphopt.tune.kernels import kernels_of
+
+QUICK: dict[str, Any] = {"threads": 1, "tune": "3s", "target": "ort-cpu", "passes": "fuse,quantize"}
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    onnx.save(builders.conv_net(channels=64, blocks=4, size=32), path)
+    return path
+
+
+def samples(count: int, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield {"x": rng.standard_normal((1, 3, 32, 32)).astype(np.float32)}
+
+
+def lossy(report: Any) -> dict[str, Any]:
+    return next(record for record in report.as_dict()["passes"] if record["numerics"] == "lossy")
+
+
+@pytest.fixture(scope="module")
+def compiled(net: Path) -> graphopt.CompiledModel:
+    return graphopt.compile(net, data=samples(12), **QUICK)
+
+
+def test_the_budget_holds_on_held_out_samples(compiled: graphopt.CompiledModel) -> None:
+    record = lossy(compiled.report)
+    assert record["status"] == "applied"
+    assert any(layer["precision"] == "int8" for layer in record["details"]["layers"])
+    budget = compiled.report.verification.budget
+    if compiled.report.chosen.startswith("int8"):
+        assert budget is not None
+        assert budget["drop"] <= budget["allowed"] == 0.01
+        assert budget["held_out"] and budget["samples"] == 3
+    else:
+        assert any("not part of the result" in text for text in compiled.report.warnings)
+
+
+def test_every_float_layer_has_a_reason(compiled: graphopt.CompiledModel) -> None:
+    layers = lossy(compiled.report)["details"]["layers"]
+    assert all(layer["reason"] for layer in layers if layer["precision"] == "float32")
+
+
+def test_integer_kernels_really_run(net: Path, tmp_path: Path) -> None:
+    compiled = graphopt.compile(net, data=samples(12), **QUICK, best_effort=True)
+    forms = [form for form in compiled.report.forms if form.label.startswith("int8")]
+    assert forms and all(form.verified for form in forms)
+    if not compiled.report.chosen.startswith("int8"):
+        pytest.skip("on this machine the float form is faster")
+    path = compiled.save(tmp_path / "net.gopt")
+    manifest = json.loads((path / "manifest.json").read_text())
+    form = Form("bundle", "ort-cpu", path, manifest["config"])
+    kernels = kernels_of(form, next(samples(1)), threads=1, runs=1)
+    assert sum(kernel.op == "QLinearConv" for kernel in kernels) >= 1
+    assert all(kernel.integer for kernel in kernels if kernel.op == "QLinearConv")
+    executed = lossy(compiled.report)["details"]["executed"]
+    assert executed["integer"] >= 1 and executed["without_integer_kernel"] == []
+    assert executed["providers"] == ["CPUExecutionProvider"]
+
+
+def test_a_saved_bundle_shows_what_was_decided(compiled: graphopt.CompiledModel, tmp_path: Path) -> None:
+    path = compiled.save(tmp_path / "net.gopt")
+    page = (path / "report.html").read_text(encoding="utf-8")
+    assert "quantize for ort-cpu" in page and "What was judged" in page
+    outputs = graphopt.load(path).run(next(samples(1)))
+    assert all(np.isfinite(array).all() for array in outputs.values())
+
+
+def test_without_data_it_refuses(net: Path) -> None:
+    with pytest.raises(DataError, match="calibrated and judged on data") as caught:
+        graphopt.compile(net, **QUICK)
+    assert "--synthetic-calibration" in caught.value.hint
+
+
+def test_made_up_inputs_are_said_to_be(net: Path) -> None:
+    compiled = graphopt.compile(net, synthetic_calibration=True, **QUICK)
+    assert any("made-up inputs: the accuracy on real data is unknown" in text for text in compiled.report.warnings)
+
+
+def test_a_budget_that_nothing_keeps_is_an_error_with_what_came_nearest(net: Path) -> None:
+    with pytest.raises(VerificationError, match="budget of 0.00% .* cannot be kept.*nearest") as caught:
+        graphopt.compile(net, data=samples(12), max_drop=0.0, **QUICK)
+    assert "--best-effort" in caught.value.hint
+
+
+def test_a_metric_of_the_users_own_gets_the_labels(net: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, Any]] = []
+
+    def metric(outputs: Any, labels: Any) -> float:
+        seen.append((len(outputs), labels["labels"].tolist()))
+        return 0.5
+
+    arrays = np.stack([sample["x"] for sample in samples(8)])
+    np.savez(tmp_path / "data.npz", x=arrays, labels=np.arange(8))
+    compiled = graphopt.compile(net, data=tmp_path / "data.npz", metric=metric, **QUICK)
+    assert seen and all(entry == (2, [3, 7]) for entry in seen)
+    budget = compiled.report.verification.budget
+    assert budget is None or (budget["metric"] == "metric" and budget["original"] == 0.5)
+
+
+def test_a_metric_that_raises_is_named(net: Path) -> None:
+    def broken(outputs: Any) -> float:
+        raise ZeroDivisionError("no rows")
+
+    with pytest.raises(UsageError, match="the metric 'broken' fails: ZeroDivisionError: no rows"):
+        graphopt.compile(net, data=samples(8), metric=broken, **QUICK)
+
+
+def test_unknown_metrics_and_budgets(net: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
+        graphopt.compile(net, data=samples(8), metric="cosin", **QUICK)
+    with pytest.raises(UsageError, match="cannot read the budget 'much'"):
+        graphopt.compile(net, data=samples(8), max_drop="much", **QUICK)
+    with pytest.raises(UsageError, match="cannot read the budget '150%'"):
+        graphopt.compile(net, data=samples(8), max_drop="150%", **QUICK)
+
+
+def test_few_samples_are_judged_on_what_calibrated_and_that_is_said(net: Path) -> None:
+    compiled = graphopt.compile(net, data=samples(2), **QUICK)
+    assert any("too few samples to hold some out" in text for text in compiled.report.warnings)
+
+
+def test_samples_with_nan_are_refused(net: Path) -> None:
+    data = list(samples(8))
+    data[1]["x"][0, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="'x' holds NaN"):
+        graphopt.compile(net, data=data, **QUICK)
+
+
+def test_nodes_to_keep_stay_in_float(net: Path) -> None:
+    compiled = graphopt.compile(
+        net, data=samples(8), threads=1, tune="3s", target="ort-cpu", passes="fuse,quantize{keep=[*]}"
+    )
+    record = lossy(compiled.report)
+    assert all(layer["precision"] == "float32" for layer in record["details"]["layers"])
+    assert compiled.report.verification.budget is None
+
+
+def test_a_model_without_products_is_left_as_it_is(tmp_path: Path) -> None:
+    from graphopt.testing import model_from_text
+
+    path = tmp_path / "plain.onnx"
+    ir.save(model_from_text("g (float[4,8] x) => (float[4,8] y) { a = Exp(x)\n y = Neg(a) }"), path)
+    data = [{"x": np.ones((4, 8), np.float32)}] * 4
+    compiled = graphopt.compile(path, data=data, **QUICK)
+    assert "no Conv, MatMul or Gemm" in lossy(compiled.report)["reason"]

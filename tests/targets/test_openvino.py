@@ -1,0 +1,248 @@
+"""The target openvino: float32 as it is, real int8 kernels, refusals by name; and cpu, the fastest of what there is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import graphopt
+from graphopt import catalog
+from graphopt.errors import BundleError, MissingExtraError, TargetError
+from graphopt.targets.openvino.operators import check
+from graphopt.targets.openvino.target import OpenVinoTarget
+from graphopt.testing import model_from_text, run
+
+pytest.importorskip("openvino")
+QUICK: Mapping[str, Any] = {"threads": 1, "tune": "0.3s"}
+
+MLP = """
+g (float[batch,16] x, float[16,16] w) => (float[batch,16] y)
+{
+  a = MatMul(x, w)
+  y = Relu(a)
+}
+"""
+QDQ = """
+g (float[1,8,12,12] x, int8[16,8,3,3] w, float[16] ws, float[16] b) => (float[1,16,12,12] y)
+<float xs={0.03}, uint8 xz={128}>
+{
+  q = QuantizeLinear(x, xs, xz)
+  d = DequantizeLinear(q, xs, xz)
+  f = DequantizeLinear<axis=0>(w, ws)
+  c = Conv<pads=[1,1,1,1]>(d, f, b)
+  y = Relu(c)
+}
+"""
+
+
+def with_weights(text: str, **arrays: Any) -> ir.Model:
+    """The graph with these of its inputs as constants."""
+    model = model_from_text(text)
+    for name, array in arrays.items():
+        value = next(value for value in model.graph.inputs if value.name == name)
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(array, name=name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def weights(*shape: int) -> Any:
+    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+
+
+def loaded(model: ir.Model, folder: Path, threads: int = 1) -> Any:
+    target = OpenVinoTarget()
+    config = target.emit(model, folder, target.variants(model, None)[0])
+    return target.load(folder, config, threads=threads)
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> Path:
+    path = tmp_path / "mlp.onnx"
+    ir.save(with_weights(MLP, w=weights(16, 16)), path)
+    return path
+
+
+def test_probe_says_what_the_int8_kernels_use() -> None:
+    probe = catalog.target("openvino").probe()
+    assert probe.available and probe.runnable and probe.version.startswith("20")
+    assert set(probe.machine) == {"openvino", "machine", "int8"}
+
+
+def test_compile_save_load_run(mlp: Path, tmp_path: Path) -> None:
+    compiled = graphopt.compile(mlp, target="openvino", **QUICK)
+    assert compiled.report.target == "openvino" and compiled.report.chosen.startswith("openvino: ")
+    baseline = compiled.report.baseline
+    assert baseline is not None and baseline.milliseconds is not None
+    bundle = compiled.save(tmp_path / "mlp.gopt")
+    assert {file.name for file in bundle.iterdir()} >= {"model.xml", "model.bin"}
+    model = graphopt.load(bundle)
+    for batch in (1, 5):
+        x = weights(batch, 16)
+        np.testing.assert_allclose(model.run({"x": x})["y"], run(ir.load(mlp), {"x": x})["y"], atol=1e-5)
+
+
+def test_cpu_tells_of_every_form(mlp: Path) -> None:
+    report = graphopt.compile(mlp, target="cpu", **QUICK).report
+    labels = {form.label for form in report.forms if form.verified}
+    assert {"original", "openvino: optimized"} <= labels
+    assert report.speedup is not None and report.speedup >= 1.0
+
+
+def test_cpu_without_openvino(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    report = graphopt.compile(mlp, target="cpu", **QUICK).report
+    (left_out,) = [form for form in report.forms if form.label == "openvino"]
+    assert not left_out.verified and "openvino is not installed" in left_out.note
+    with pytest.raises(TargetError, match="openvino is not installed"):
+        graphopt.compile(mlp, target="openvino", **QUICK)
+
+
+def test_cpu_names_what_openvino_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "double.onnx"
+    ir.save(model_from_text("g (double[4] x) => (double[4] y) { y = Exp(x) }"), path)
+    report = graphopt.compile(path, target="cpu", **QUICK).report
+    (left_out,) = [form for form in report.forms if form.label == "openvino"]
+    assert "the input 'x': it is double" in left_out.note and report.target == "ort-cpu"
+    with pytest.raises(TargetError, match="the input 'x'"):
+        graphopt.compile(path, target="openvino", **QUICK)
+
+
+def test_a_bundle_says_what_to_install(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = graphopt.compile(mlp, target="openvino", **QUICK).save(tmp_path / "mlp.gopt")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BundleError) as caught:
+        graphopt.load(bundle)
+    assert "openvino" in caught.value.message and "install" in caught.value.hint
+    with pytest.raises(MissingExtraError):
+        OpenVinoTarget().load(tmp_path, {"file": "model.xml"})
+
+
+def test_float_graphs_are_computed_in_float32(tmp_path: Path) -> None:
+    from graphopt.targets.openvino.executed import executed
+
+    executable = loaded(with_weights(MLP, w=weights(16, 16)), tmp_path)
+    nodes = executed(executable.compiled)
+    assert any(node.type == "FullyConnected" for node in nodes)
+    assert {node.precision for node in nodes} == {"f32"}
+    assert str(executable.compiled.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+    assert executable.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
+
+
+def quantized() -> ir.Model:
+    rng = np.random.default_rng(0)
+    return with_weights(
+        QDQ,
+        w=rng.integers(-127, 128, (16, 8, 3, 3)).astype(np.int8),
+        ws=rng.uniform(0.01, 0.02, 16).astype(np.float32),
+        b=weights(16),
+    )
+
+
+def test_qdq_runs_on_integer_kernels(tmp_path: Path) -> None:
+    model = quantized()
+    target = OpenVinoTarget()
+    config = target.emit(model, tmp_path, target.variants(model, None)[0])
+    feeds = {"x": weights(1, 8, 12, 12)}
+    wanted = run(model, feeds)["y"]
+    np.testing.assert_allclose(
+        target.load(tmp_path, config).run(feeds)["y"], wanted, atol=1e-2 * np.abs(wanted).max()
+    )
+    kernels = target.kernels(tmp_path, config, feeds, runs=2)
+    (convolution,) = [kernel for kernel in kernels if kernel.op == "Convolution"]
+    assert convolution.integer and "I8" in convolution.provider
+    assert {"c", "y"} <= set(convolution.outputs)
+    assert any(kernel.op == "QuantizeLinear" and not kernel.integer for kernel in kernels)
+
+
+def test_results_are_the_callers_own(tmp_path: Path) -> None:
+    executable = loaded(
+        model_from_text("g (float[n] x) => (float[n] y, float[n] z) { y = Relu(x) z = Identity(x) }"),
+        tmp_path,
+    )
+    x = np.array([-1.0, 2.0], np.float32)
+    first = executable.run({"x": x})
+    assert list(first) == ["y", "z"] and not np.shares_memory(first["z"], x)
+    kept = {name: array.copy() for name, array in first.items()}
+    executable.run({"x": x + 1})
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, kept[name])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ones((3, 4), np.float32).T, np.ones((0, 3), np.float32), np.ones((2, 3), np.float32)[:, ::-1]],
+)
+def test_inputs_of_any_layout(array: Any, tmp_path: Path) -> None:
+    executable = loaded(model_from_text("g (float[n,m] x) => (float[n,m] y) { y = Add(x, x) }"), tmp_path)
+    np.testing.assert_array_equal(executable.run({"x": array})["y"], array + array)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "int32", "uint8", "float16"])
+def test_types_are_kept(dtype: str, tmp_path: Path) -> None:
+    executable = loaded(
+        model_from_text(f"g ({dtype}[3] x) => ({dtype}[3] y) {{ y = Identity(x) }}"), tmp_path
+    )
+    x = np.array([0, 1, 1]).astype(dtype)
+    y = executable.run({"x": x})["y"]
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, x)
+
+
+def test_integers_beyond_32_bits_are_refused(tmp_path: Path) -> None:
+    executable = loaded(model_from_text("g (int64[2] x) => (int64[2] y) { y = Add(x, x) }"), tmp_path)
+    with pytest.raises(TargetError, match="beyond 32 bits"):
+        executable.run({"x": np.array([1, 2**40])})
+
+
+def test_topk_keeps_the_order_of_equals(tmp_path: Path) -> None:
+    model = model_from_text(
+        "g (float[2,20] x) => (float[2,7] v, int64[2,7] i) <int64[1] k={7}> { v, i = TopK(x, k) }"
+    )
+    feeds = {"x": np.round(weights(2, 20))}
+    found, wanted = loaded(model, tmp_path).run(feeds), run(model, feeds)
+    np.testing.assert_array_equal(found["i"], wanted["i"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("g (float[3] x, int64[1] r) => (float[n] y) { y = Tile(x, r) }", "Tile .*constant numbers"),
+        ("g (int64[3] x) => (int64[3] y) { y = Mul(x, x) }", "Mul .*32 bits"),
+        ("g (int8[3] x) => (int8[3] y) { y = Add(x, x) }", "Add .*saturates"),
+        ("g (float[1,1,7,7] x) => (float[1,1,a,b] y) { y = MaxPool<kernel_shape=[1,1], strides=[2,2], ceil_mode=1>(x) }", ""),
+        (
+            "g (float[1,1,8,8] x) => (float[1,1,a,b] y) { y = MaxPool<kernel_shape=[1,1], strides=[2,2], ceil_mode=1>(x) }",
+            "MaxPool .*begins in the padding",
+        ),
+        ("g (float[1,1,4,4] x) => (float[1,1,8,8] y) <float[4] s={1,1,2,2}> { y = Resize<mode=\"cubic\", exclude_outside=1>(x, , s) }", "Resize .*exclude_outside"),
+        ("g (float[3] x) => (float[3] y) { y = com.microsoft.Gelu(x) }", "no operator Gelu of com.microsoft"),
+        ("g (float[3] x) => (double[3] y) { y = Cast<to=11>(x) }", "Cast .*double"),
+        ("g (float[2,2] x) => (float[] y) { y = Det(x) }", "Det .*not checked"),
+        ("g (int64[2] x) => (bool[2] y) <int64 c={4611686018427387904}> { y = Less(x, c) }", "does not fit into 32 bits"),
+        ("g (float[9] x) => (float[n] y) <int64[1] a={1}, int64[1] b={9223372036854775807}, int64[1] c={0}> { y = Slice(x, a, b, c) }", ""),
+    ],
+)  # fmt: skip
+def test_refuses_what_it_computes_otherwise(text: str, reason: str) -> None:
+    model = model_from_text(text)
+    for node in model.graph:
+        for output in node.outputs:
+            output.dtype = output.dtype or ir.DataType.FLOAT
+    if not reason:
+        check(model)
+        return
+    with pytest.raises(TargetError, match=reason):
+        check(model)
+
+
+def test_an_input_with_a_default_is_refused(tmp_path: Path) -> None:
+    model = with_weights(MLP, w=weights(16, 16))
+    model.graph.inputs.append(model.graph.initializers["w"])
+    with pytest.raises(TargetError, match="'w', which has a default value"):
+        loaded(model, tmp_path)

@@ -1,0 +1,78 @@
+"""ONNX Runtime's optimisations in a process of their own: crashes, hangs and refusals stay there and are told."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import graphopt
+from graphopt.errors import TargetError
+from graphopt.testing import model_from_text
+from graphopt.verify import apart, reference
+from graphopt.verify.apart import ApartRun
+from graphopt.verify.reference import build_reference
+
+PRODUCT = "g (float[N,4] x, float[4,4] w) => (float[N,4] y) { m = MatMul(x, w) y = Relu(m) }"
+# ONNX Runtime 1.31 rejects this on x86 from level "extended" on (targets/ort/legalize/signed_qdq.py).
+REJECTED = """g (float[1,4,6] x) => (float[4,6] y) <float s={0.05}, int8 z={3}, int64[2] to={4,6}> {
+    q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) p = Reshape(d, to) y = Sin(p) }"""
+
+
+def product() -> ir.Model:
+    return model_from_text(PRODUCT)
+
+
+def feeds(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"x": rng.standard_normal((3, 4)).astype(np.float32), "w": np.eye(4, dtype=np.float32)}
+
+
+def test_outputs_for_each_set_of_inputs() -> None:
+    with ApartRun(product(), [feeds(0), feeds(1)]) as run:
+        outputs = run.outputs(60)
+    for seed, got in enumerate(outputs):
+        np.testing.assert_array_equal(got["y"], np.maximum(feeds(seed)["x"], 0))
+
+
+def test_a_crash_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_PROGRAM", ("-c", "import os; os.abort()"))
+    with ApartRun(product(), [feeds(0)]) as run, pytest.raises(TargetError, match=r"it crashed \(SIGABRT\)"):
+        run.outputs(60)
+    made = build_reference(product())
+    (warning,) = made.warnings
+    assert "the noise floor is measured without them (it crashed (SIGABRT))" in warning
+    assert all(np.isfinite(trial.noise["y"]).all() for trial in made.trials)
+
+
+def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(reference, "_OPTIMIZED_SECONDS", 0.5)
+    (warning,) = build_reference(product()).warnings
+    assert "took longer than 0.5 s" in warning
+
+
+def test_the_optimised_run_is_part_of_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shifted(ApartRun):
+        def outputs(self, timeout: float) -> list[dict[str, np.ndarray]]:
+            return [{"y": one["y"] + 7} for one in super().outputs(timeout)]
+
+    monkeypatch.setattr(reference, "ApartRun", Shifted)
+    made = build_reference(product())
+    assert made.warnings == () and all(trial.noise["y"].min() > 6 for trial in made.trials)
+
+
+def test_an_original_that_only_runs_with_fewer_optimisations_is_still_the_baseline() -> None:
+    model = model_from_text(REJECTED)
+    compiled = graphopt.compile(model, target="ort-cpu", passes="fold,fuse", threads=1, tune="0.3s")
+    report = compiled.report
+    if not build_reference(model).warnings:
+        pytest.skip("this ONNX Runtime takes the model as it is")
+    warnings = "\n".join(report.warnings)
+    assert "does not run with all optimisations of ort-cpu" in warnings and "at level 'basic'" in warnings
+    assert all(form.verified and form.milliseconds for form in report.forms)
+    # The legalised form has all optimisations again.
+    assert report.forms[-1].label == "legalized" and report.speedup is not None and report.speedup >= 1
+    x = np.random.default_rng(0).standard_normal((1, 4, 6)).astype(np.float32)
+    wanted = np.sin((np.clip(np.round(x / np.float32(0.05)) + 3, -128, 127) - 3) * np.float32(0.05))
+    np.testing.assert_allclose(compiled.run({"x": x})["y"], wanted.reshape(4, 6), atol=1e-6)
