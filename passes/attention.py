@@ -12,9 +12,9 @@ A row whose mask is -inf throughout is NaN without the guard, but zero in Attent
 weights all keys alike, but ONNX Runtime 1.31 makes it zero as well. Where these cannot be excluded, the mask is
 changed so that the numbers stay (``_masks.settle``). The guard goes: NaN in q or k is no longer turned into zero.
 
-Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): merged heads 1.70, 1.85 and 1.23 for 1 x
-16, 8 x 128 and 1 x 512 tokens, heads first 0.83, 0.99 and 1.05, grouped queries 1.60, 1.31 and 1.07 for 16, 128 and
-512.
+Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.70, 1.85 and 1.23 with merged heads
+for 1 x 16, 8 x 128 and 1 x 512 tokens, 0.83, 0.99 and 1.05 with heads first, 1.60, 1.31 and 1.07 with grouped
+queries for 16, 128 and 512 tokens.
 
 Refuses: inner values that are read elsewhere (attention weights as an output); element types other than float16
 and float32 (ONNX Runtime has no other kernel); a scale that is not positive; batches or heads not known to be

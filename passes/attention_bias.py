@@ -2,9 +2,9 @@
 
 Forms: any Attention on [batch, length, size] whose key and value projections have biases, as those of BERT, GPT-2,
 ViT and torch.nn.MultiheadAttention. A bias of the keys adds the same number to all scores of a query, which softmax
-ignores. The weights of a query sum to 1, so the bias of the values passes through to the next projection. Measured
-(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): attention over 8 x 128 tokens with its projections
-1.14.
+ignores. The weights of a query sum to 1, so the bias of the values passes through to the next projection. Times as
+fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.14 for attention over 8 x 128 tokens with its
+projections.
 
 Refuses: nothing. Not matched: softcap (the scores are no longer shifted alike), a past key, further outputs; for
 values: a mask that may close a row (its weights sum to 0), other readers of the attention, a projection without

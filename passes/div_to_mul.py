@@ -1,8 +1,8 @@
 """x / c  ==>  x * (1 / c)
 
 Forms: division of attention scores by the square root of the head size, of pixels by 255, of a hard swish by 6. A
-vector division takes longer than a product. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
-AVX-512): [1024, 384] by one number 1.73. Exact where c is a power of two, else within one rounding. Patterns of
+vector division takes longer than a product. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
+AVX-512): 1.73 for [1024, 384] by one number. Exact where c is a power of two, else within one rounding. Patterns of
 fused operators are written with either form, so this runs after them.
 
 Refuses: a reciprocal that is zero, infinite or subnormal in the type of the tensor.

@@ -2,9 +2,9 @@
 
 Forms: the operator of opset 21 for group normalisation (https://arxiv.org/abs/1803.08494). The right side is what
 PyTorch's exporters write for ``torch.nn.GroupNorm``, and the normal form here: ONNX Runtime has no kernel for the
-operator and inlines it as 29 nodes, which take longer. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC
-with AVX-512): [1, 64, 56, 56] 1.47. Group normalisation that is written out with means and variances reaches the
-same form through the pass ``instancenorm``.
+operator and inlines it as 29 nodes, which take longer. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD
+EPYC with AVX-512): 1.47 on [1, 64, 56, 56]. Group normalisation that is written out with means and variances
+reaches the same form through the pass ``instancenorm``.
 
 Refuses: an unknown rank or number of channels. Not matched: float64 (InstanceNormalization has no kernel for it in
 ONNX Runtime).

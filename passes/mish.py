@@ -2,11 +2,11 @@
 
 Forms: Mish (https://arxiv.org/abs/1908.08681) as PyTorch's TorchScript exporter, PaddlePaddle and Darknet
 converters write it. ONNX operator of opset 18. ONNX Runtime inlines it to the same three nodes, so a model is
-neither faster nor slower there; a target with a kernel of its own, or a cheaper expansion, finds it whole. Measured
-(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): [1, 64, 56, 56] 1.00.
+neither faster nor slower there; a target with a kernel of its own, or a cheaper expansion, finds it whole. Times as
+fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.00 on [1, 64, 56, 56].
 
-Refuses: an inner value that something else reads. Not matched: float64 (no kernel in ONNX Runtime), and ``x *
-tanh(log(1 + exp(x)))``, which does without the scalar kernel of Softplus there.
+Refuses: an inner value that something else reads. Not matched: float64 (no kernel in ONNX Runtime), and
+``x * tanh(log(1 + exp(x)))``, which does without the scalar kernel of Softplus there.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Forms: Keras, TensorFlow and MXNet spell PReLU (https://arxiv.org/abs/1502.01852
 ``Relu(x) + (-a) * Relu(-x)``, ``Relu(x) + a * Min(x, 0)`` or ``Relu(x) + a * (x - |x|) * 0.5``; hand-written layers
 as ``Where(x > 0, x, a * x)`` or ``Max(x, a * x)``; and a ``PRelu`` operator may hold one slope for all channels.
 Slopes by channel become ``Max(x, a * x)``, which is the same for a <= 1, and not ``PRelu``: ONNX Runtime's PRelu
-kernel takes longer than the decomposed form (``prelu-to-max`` in ``benchmarks/rewrites.py``). Measured
-(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): slopes by channel on [1, 64, 56, 56] 1.65.
+kernel takes longer than the decomposed form (``prelu-to-max`` in ``benchmarks/rewrites.py``). Times as fast
+(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.65 for slopes by channel on [1, 64, 56, 56].
 
 Refuses: slopes by channel above 1, or of 0 (0 * inf is NaN); a slope whose shape may enlarge x; an inner value
 that something else reads. Not matched: float64 (no kernel in ONNX Runtime); slopes that are not constant;

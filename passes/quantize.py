@@ -15,20 +15,23 @@ Refuses (in the report, node by node):
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
+from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.quant.clipping import PERCENTILE, Rule
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.observe import Calibration, calibrate
 from graphopt.quant.place import tensors_to_observe
 from graphopt.quant.prepare import Prepared, prepare
 from graphopt.quant.search import Found, Point, Search
+from graphopt.quant.store import default_folder
 from graphopt.quant.units import Unit, units_of
 
 _MOST_CANDIDATES = 3
@@ -39,20 +42,29 @@ class QuantizeOptions:
     """Options of ``quantize``.
 
     Attributes:
-        calibration: How a tensor's range is chosen.
+        calibration: How a tensor's range is chosen (docs/quantization.md).
+        percentile: Percent of a tensor's elements that its range keeps, for ``calibration=percentile``.
         samples: Most samples to calibrate on; 0 takes all.
+        cache: Folder where observations are kept, so that they are neither lost nor repeated; "none" keeps nothing, ""
+            is the folder ``calibration`` of the user's cache.
         ops: Operators that may compute on integers; empty allows all that have kernels.
         keep: Names of nodes (wildcards allowed) that stay in float.
         equalize: Whether channels are equalized where that lowers the noise.
         correct_bias: Whether biases are corrected where that lowers the noise.
     """
 
-    calibration: Literal["minmax"] = "minmax"
+    calibration: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+    percentile: float = PERCENTILE
     samples: int = 0
+    cache: str = ""
     ops: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     equalize: bool = True
     correct_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise UsageError(f"the percentile of quantize is {self.percentile:g}", hint="write one above 50 and up to 100")
 
 
 class Quantize(LossyPass):
@@ -82,6 +94,7 @@ class Quantize(LossyPass):
         )  # fmt: skip
         found = search.run()
         details = _details(found, kernels, prepared)
+        warnings = prepared.calibration.warnings
         if found.best is not None:
             # The fastest by prediction first; on the target one may turn out over the budget or slower.
             held = sorted(
@@ -91,14 +104,16 @@ class Quantize(LossyPass):
             return Proposal(
                 [self._candidate(point, found, search) for point in held[:_MOST_CANDIDATES]],
                 details,
+                warnings=warnings,
             )
         if not found.points:
-            return Proposal(reason="integers are not faster for any part of it", details=details)
+            return Proposal(reason="integers are not faster for any part of it", details=details, warnings=warnings)
         nearest = min(found.points, key=_loss)
         assert nearest.judgement is not None
         return Proposal(
             details=details,
             reason=f"no mix of int8 and float is within the budget; the nearest: {nearest.judgement.describe()}",
+            warnings=warnings,
             best_effort=self._candidate(nearest, found, search),
         )
 
@@ -108,13 +123,17 @@ class Quantize(LossyPass):
         return Candidate(_label(point, found), search.quantized(point.chosen), units=units)
 
     def _data(self, context: Context) -> Iterator[Feeds]:
-        data = context.dataset.calibration()
-        return itertools.islice(data, self.options.samples) if self.options.samples else data
+        return iter(context.dataset.calibration(self.options.samples))
 
     def _calibrate(self, model: ir.Model, kernels: IntegerKernels, context: Context) -> Calibration:
+        options: QuantizeOptions = self.options
         names = tensors_to_observe(units_of(model, kernels)[0])
+        folder = Path(options.cache) if options.cache else default_folder()
+        rule = Rule(options.calibration, options.percentile, kernels.limits, kernels.symmetric)
         return calibrate(
-            model, names, self._data(context), threads=context.threads,
+            model, names, context.dataset.calibration(options.samples),
+            rule=rule, memory=context.memory, threads=context.threads,
+            cache=None if options.cache == "none" else folder,
             progress=lambda text: context.progress(f"calibrating, {text}"),
         )  # fmt: skip
 
@@ -163,7 +182,12 @@ def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[
         layers.append({"node": name, "op": "", "precision": "float32", "reason": reason})
     return {
         "kernels": kernels.describe,
-        "calibration": {"method": prepared.calibration.method, "samples": prepared.calibration.samples},
+        "calibration": {
+            "method": prepared.calibration.method,
+            "samples": prepared.calibration.samples,
+            "notes": list(prepared.calibration.notes),
+            "warnings": list(prepared.calibration.warnings),
+        },
         "steps": [vars(step) for step in prepared.steps],
         "equalized": [{**vars(entry), "readers": list(entry.readers)} for entry in prepared.equalized],
         "layers": layers,

@@ -3,8 +3,8 @@
 Forms: transformers that normalise after the residual addition (BERT, MiniLM, the original encoder of
 https://arxiv.org/abs/1706.03762): the normalised h is read by projections and by one residual addition. The bias b
 moves into the bias of the normalisation, and the biases of the projections that read h are corrected by -b @
-weight, so one addition over all tokens goes. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
-AVX-512): the feed-forward block over 8 x 128 tokens 1.02.
+weight, so one addition over all tokens goes. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
+AVX-512): 1.02 for a feed-forward block over 8 x 128 tokens.
 
 Refuses: nothing. Not matched: h read by anything but projections with a bias of their own, keys of an attention
 (which ignore a shift) and the one addition; weights or biases that are not constant; normalisation over more than

@@ -6,8 +6,8 @@ rest (``rotary_embedding_dim``); GPT-J and RoFormer rotate neighbours (``interle
 Unsqueeze, Concat, Reshape). x is [batch, heads, length, size] or [batch, length, heads, size]; a Transpose between
 the two is put after the rotation, where attention takes it.
 
-Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 12 heads of 64 for one token 1.52, for 128
-tokens 6.31.
+Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.52 for one token with 12 heads of
+64, 6.31 for 128 tokens.
 
 Refuses: cos and sin whose halves are not provably equal; one that varies with the head; element types without a kernel
 in ONNX Runtime (double); inner values that are read elsewhere.

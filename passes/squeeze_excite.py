@@ -3,9 +3,9 @@
 Forms: the squeeze of squeeze-and-excitation blocks (https://arxiv.org/abs/1709.01507). PyTorch 2's exporter writes
 ``AdaptiveAvgPool2d(1)`` and ``x.mean((2, 3), keepdim=True)`` as ReduceMean; the TorchScript exporter, PaddlePaddle
 and others write GlobalAveragePool. ONNX Runtime runs the pooling, but not the reduction, in its blocked layout,
-between the convolutions before and after. Measured (``benchmarks/rewrites.py``,
-2 threads, AMD EPYC with AVX-512): the block between two convolutions on [1, 64, 56, 56] 1.01. Matched at any mean
-over all the spatial axes that is read by a convolution.
+between the convolutions before and after. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
+AVX-512): 1.01 for the block between two convolutions on [1, 64, 56, 56]. Matched at any mean over all the spatial
+axes that is read by a convolution.
 
 Not matched: a mean that keeps other axes or drops its axes, one that no convolution reads, a tensor of rank below
 4, and float64 (no kernel in ONNX Runtime). The excitation stays two 1x1 convolutions.

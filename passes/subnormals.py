@@ -2,8 +2,8 @@
 
 Forms: weights of networks trained with weight decay, whose unused channels shrink until float32 holds them only
 with lost precision (below 1.18e-38). Many processors take a slow path for such numbers; the one of this measurement
-does not. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): two 1x1 convolutions of 64
-channels with a tenth of the weights subnormal 1.00, with an eighth of the channels 1.00.
+does not. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.00 for two 1x1
+convolutions of 64 channels with a tenth of the weights subnormal, 1.00 with an eighth of the channels.
 
 Refuses: nothing. Float16 constants are left alone: their subnormals (below 6.1e-5) are ordinary numbers to
 the float32 units that compute with them.

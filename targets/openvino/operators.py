@@ -1,7 +1,7 @@
 """Which nodes OpenVINO computes as ONNX says, and why not the others.
 
 Found by running every operator case of ONNX's own suite and several hundred more through OpenVINO 2026.4 beside ONNX
-Runtime (``benchmarks/openvino_operators.py``). An operator that is not in the list was not seen to work, and is refused
+Runtime (``tests/targets/test_openvino_*.py``). An operator that is not in the list was not seen to work, and is refused
 before anything is built.
 """
 

@@ -12,6 +12,7 @@ import pytest
 import graphopt
 from graphopt import zoo
 from graphopt.capture import Captured, capture
+from graphopt.capture.torch_model import quiet
 from graphopt.models import builders
 from graphopt.testing import run
 
@@ -65,7 +66,8 @@ def test_every_form_computes_what_pytorch_does(
             pytest.skip("torch.fx cannot trace transformers' BERT; the module of its exported program stands for it")
         captured = capture(torch.fx.symbolic_trace(module), example_inputs=examples, dynamic_shapes=shapes)
     else:
-        program = torch.export.export(module, examples, dynamic_shapes=shapes)
+        with quiet():
+            program = torch.export.export(module, examples, dynamic_shapes=shapes)
         if form == "program's module":
             captured = capture(program.module(), example_inputs=examples, dynamic_shapes=shapes)
         elif form == "program":

@@ -2,9 +2,9 @@
 
 From opset 19 on, ONNX Runtime's AveragePool takes dilations and runs a scalar kernel in place of the vectorised one
 of opset 18 and before, unless the blocked layout takes it: that needs a multiple of the block (8 or 16) of
-channels. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): [1, 24, 56, 56] with window 3 and
-stride 2 3.37, [1, 10, 14, 14] with window 7 4.43. Forms: AveragePool as ONNX defines it, 4-D; where the mean leaves
-padding out, a product with a constant map [1,1,H,W] of ``k / elements`` follows.
+channels. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 3.37 on [1, 24, 56, 56] with
+window 3 and stride 2, 4.43 on [1, 10, 14, 14] with window 7. Forms: AveragePool as ONNX defines it, 4-D; where the
+mean leaves padding out, a product with a constant map [1,1,H,W] of ``k / elements`` follows.
 
 Refuses: dilations; ceil_mode where it adds a window; auto_pad SAME; padding left out of the mean over a map of
 unknown size. Leaves alone: a multiple of 16 channels, unknown channels, other ranks than 4, types other than float32.

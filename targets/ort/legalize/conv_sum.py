@@ -2,8 +2,8 @@
 
 Forms: residual blocks as Caffe's converters write them, with Sum of two operands. ONNX Runtime's
 ConvAddActivationFusion makes the addition and a Relu after it part of a convolution outside of the blocked layout
-(one with a bias), and it looks for Add alone. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
-AVX-512): a convolution of three groups, Sum and Relu on [1, 24, 56, 56] 1.62. Bits stay.
+(one with a bias), and it looks for Add alone. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with
+AVX-512): 1.62 for a convolution of three groups, Sum and Relu on [1, 24, 56, 56]. Bits stay.
 
 Refuses: nothing. Leaves alone: other numbers of operands, sums of which no operand is the output of a convolution
 that nothing else reads, sums that a LayerNormalization reads (see plain_residual.py), and operands of different shapes.

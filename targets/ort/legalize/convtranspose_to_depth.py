@@ -4,8 +4,8 @@ Forms: the upsampling heads of text detection (DB, PP-OCRv4) and segmentation: t
 kernel k x k, stride k and no padding, with an activation between. Each input pixel makes a block of its own, so
 both are 1x1 convolutions on the coarse grid (the second block-diagonal), and one DepthToSpace in CRD order at the
 end puts the pixels in place (Shi et al., https://arxiv.org/abs/1609.05158). ONNX Runtime computes ConvTranspose as
-a matrix product and a scatter, outside of its blocked layout, and the activation on the large plane: Measured
-(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): [1, 24, 160, 160] to [1, 1, 640, 640] 1.95. One
+a matrix product and a scatter, outside of its blocked layout, and the activation on the large plane. Times as fast
+(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.95 from [1, 24, 160, 160] to [1, 1, 640, 640]. One
 ConvTranspose alone is left as it is: a DepthToSpace of many channels costs more than it saves.
 
 Refuses: weights or an inner value that something else reads; a second convolution whose zeros would cost more than

@@ -1,8 +1,8 @@
 """Elu(x, alpha)  ==>  max(x, alpha * (exp(min(x, 0)) - 1)), for 0 < alpha <= 1
 
 For negative x, alpha (exp(x) - 1) >= exp(x) - 1 >= x, and for positive x the second operand is 0, so the maximum
-chooses the right branch. ONNX Runtime's kernel computes the same exponential minus 1, unvectorised. Measured
-(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): [1, 64, 56, 56] 1.43. Elu:
+chooses the right branch. ONNX Runtime's kernel computes the same exponential minus 1, unvectorised. Times as fast
+(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.43 on [1, 64, 56, 56]. Elu:
 https://arxiv.org/abs/1511.07289
 
 Refuses: other values of alpha. Leaves alone: types other than float32.

@@ -2,12 +2,16 @@
 transform
 
 The convolution theorem with dense transforms: for a signal of some hundred samples and a kernel nearly as long,
-three matrix products need a fraction of the direct sum's multiplications. Forms: 1-D Conv, and 2-D Conv over a map
-of height or width 1 (CREPE's pitch tracker, long temporal convolutions). Padding is part of the transform's length,
-so that nothing wraps around; weights are transformed in float64 and rounded once. Measured
-(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): a kernel of 64 over 128 samples and channels, batch
-8, 11.57. Refuses: a stride, dilation or group other than 1; fewer than twice the multiplications saved; transformed
-weights that would be over four times the weights, or over 512 MB. """
+three matrix products need a fraction of the direct sum's multiplications.
+
+Forms: 1-D Conv, and 2-D Conv over a map of height or width 1 (CREPE's pitch tracker, long temporal convolutions).
+Padding is part of the transform's length, so that nothing wraps around; weights are transformed in float64 and
+rounded once. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 11.57 for a kernel of 64
+over [8, 128, 128, 1].
+
+Refuses: a stride, dilation or group other than 1; fewer than twice the multiplications saved; transformed weights
+that would be over four times the weights, or over 512 MB.
+"""
 
 from __future__ import annotations
 

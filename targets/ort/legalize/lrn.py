@@ -1,11 +1,14 @@
 """LRN(x)  ==>  x / (bias + alpha/size * (B @ x^2)) ** beta, with B a banded 1x1 convolution
 
 ONNX Runtime's LRN kernel is scalar and runs on one thread; ``benchmarks/operators.py`` shows its share of AlexNet,
-ZFNet and Inception v1. Measured (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): [1, 64, 56, 56]
-8.88. The sum over neighbouring channels is a convolution with a band matrix, which the blocked kernels take at full
-speed. Forms: LRN as ONNX defines it (operator LRN, opset 13), 4-D input, static channels. Refuses: another exponent
-than 1/4, 1/2, 3/4 or 1 (a general power costs more than is won); more than 1024 channels (the band matrix would be
-larger than the feature map).
+ZFNet and Inception v1. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 8.88 on
+[1, 64, 56, 56]. The sum over neighbouring channels is a convolution with a band matrix, which the blocked kernels
+take at full speed.
+
+Forms: LRN as ONNX defines it (operator LRN, opset 13), 4-D input, static channels.
+
+Refuses: another exponent than 1/4, 1/2, 3/4 or 1 (a general power costs more than is won); more than 1024 channels
+(the band matrix would be larger than the feature map).
 """
 
 from __future__ import annotations

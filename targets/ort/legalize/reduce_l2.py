@@ -1,8 +1,9 @@
 """ReduceL2(x, axes)  ==>  Sqrt(ReduceSum(x * x, axes)), over the last axes
 
 ONNX Runtime's ReduceSum is vectorised where its ReduceL2 goes through a generic kernel. Both square without
-scaling, so they overflow and underflow at the same magnitudes. Measured (``benchmarks/rewrites.py``, 2 threads, AMD
-EPYC with AVX-512): [512, 1024] 2.51, [8, 384] 1.09. Forms: normalisation of embeddings, weight norms.
+scaling, so they overflow and underflow at the same magnitudes. Times as fast (``benchmarks/rewrites.py``, 2
+threads, AMD EPYC with AVX-512): 2.51 on [512, 1024], 1.09 on [8, 384]. Forms: normalisation of embeddings, weight
+norms.
 
 Refuses: an axis before the last kept one. Leaves alone: axes that are not constant, unknown ranks, types other than
 float32.
