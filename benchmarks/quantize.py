@@ -2,8 +2,8 @@
 
     python benchmarks/quantize.py [--models NAME ...] [--targets T ...] [--seconds S] [--threads N] [--output FILE]
 
-For each model and target: ONNX Runtime's default on the original file against the bundle that ``--passes fuse,quantize``
-wrote, interleaved, each in a process of its own. A model that has a task (benchmarks/tasks) is calibrated on its
+For each model and target: ONNX Runtime's default on the original file against the bundle that
+``--passes fuse,quantize`` wrote, interleaved, each in a process of its own. A model that has a task (benchmarks/tasks) is calibrated on its
 calibration data, held to 1 % of its metric, and scored on its evaluation data, which calibration never sees; the others
 take made-up inputs and are held to a signal-to-noise ratio of 20 dB. ``float`` is the fastest float form of the same
 compilation.
@@ -75,7 +75,9 @@ def measure(name: str, targets: tuple[str, ...], seconds: float, threads: int) -
             row["targets"][target] = entry
             started = time.monotonic()
             try:
-                compiled = graphopt.compile(source, target=target, passes="fuse,quantize", threads=threads, **given)
+                compiled = graphopt.compile(
+                    source, target=target, passes="fuse,quantize", threads=threads, **given
+                )
                 bundle = compiled.save(folder / f"{target}.gopt")
             except GraphoptError as error:
                 entry["error"] = error.message
@@ -121,14 +123,22 @@ def _runner(form: Form, threads: int) -> Any:
 
 def geometric_mean(rows: list[dict[str, Any]], target: str) -> float | None:
     """Of the speedups on one target over the models that compiled for it."""
-    values = [row["targets"][target]["speedup"] for row in rows if "speedup" in row["targets"].get(target, {})]
+    values = [
+        row["targets"][target]["speedup"] for row in rows if "speedup" in row["targets"].get(target, {})
+    ]
     return float(np.exp(np.mean(np.log(values)))) if values else None
 
 
 def table(rows: list[dict[str, Any]], targets: tuple[str, ...]) -> Table:
     """For people."""
-    view = Table(title="fuse,quantize against ONNX Runtime's default on the original (float: the fastest float form)")
-    for heading in ("model", "original ms", *(f"{target}: {part}" for target in targets for part in ("x", "float", "score"))):
+    view = Table(
+        title="fuse,quantize against ONNX Runtime's default on the original (float: the fastest float form)"
+    )
+    for heading in (
+        "model",
+        "original ms",
+        *(f"{target}: {part}" for target in targets for part in ("x", "float", "score")),
+    ):
         view.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
         cells = [row["model"], f"{row['original_ms']:.2f}"]
@@ -141,7 +151,9 @@ def table(rows: list[dict[str, Any]], targets: tuple[str, ...]) -> Table:
         view.add_row(*cells)
     view.add_section()
     means = [geometric_mean(rows, target) for target in targets]
-    view.add_row("geometric mean", "", *(cell for mean in means for cell in (f"{mean:.2f}" if mean else "", "", "")))
+    view.add_row(
+        "geometric mean", "", *(cell for mean in means for cell in (f"{mean:.2f}" if mean else "", "", ""))
+    )
     return view
 
 
@@ -167,7 +179,12 @@ def main() -> None:
     for name in options.models or [recipe.name for recipe in zoo.listing()]:
         rows.append(measure(name, targets, options.seconds, options.threads))
         shown = {
-            target: [entry.get("speedup"), entry.get("float_speedup"), entry.get("chosen"), entry.get("error")]
+            target: [
+                entry.get("speedup"),
+                entry.get("float_speedup"),
+                entry.get("chosen"),
+                entry.get("error"),
+            ]
             for target, entry in rows[-1]["targets"].items()
         }
         console.print(f"{name}: {shown}", highlight=False)

@@ -143,12 +143,16 @@ def compile(
         raise UsageError(
             "max_drop, metric, best_effort and synthetic_calibration are about lossy passes, and none of the passes is "
             "lossy",
-            hint="leave them out (the result is held to the model's own noise floor), or add a pass: passes=fuse,quantize",
+            hint="leave them out (the result is held to the model's own noise floor), or add a pass: fuse,quantize",
         )
     if transform is not None and data is None:
         raise UsageError("there is a transform, but no data", hint="give the data as well")
     budget = Budget(
-        find_metric(metric), parse_drop(max_drop), synthetic_calibration, best_effort, memory=parse_memory(max_memory)
+        find_metric(metric),
+        parse_drop(max_drop),
+        synthetic_calibration,
+        best_effort,
+        memory=parse_memory(max_memory),
     )
     options = {
         "target": target,

@@ -293,7 +293,9 @@ class Compilation:
                 continue
             passes = target.legalization()
 
-            def legalize(model: ir.Model, passes: Sequence[Pass] = passes, target: Target = target) -> ir.Model:
+            def legalize(
+                model: ir.Model, passes: Sequence[Pass] = passes, target: Target = target
+            ) -> ir.Model:
                 domains = target.allowed_domains() | frozenset({"com.microsoft", "ai.onnx.ml"})
                 return PassManager(passes, allow_domains=domains).run(model)[0]
 
@@ -374,7 +376,9 @@ class Compilation:
         if found["without_integer_kernel"]:
             names = ", ".join(found["without_integer_kernel"][:5])
             count = len(found["without_integer_kernel"])
-            report.warnings.append(f"{count} quantized nodes run without an integer kernel on {chosen.target}: {names}")
+            report.warnings.append(
+                f"{count} quantized nodes run without an integer kernel on {chosen.target}: {names}"
+            )
 
     def _budget(self) -> Budget:
         return self.request.budget or Budget(find_metric(None), parse_drop(None))
@@ -468,9 +472,7 @@ class Compilation:
         if not (target.runs_original and self._link_original(captured, target, folder, forms, label)):
             self._add_form(label, target, captured.original_model, folder, forms)
 
-    def _add_form(
-        self, label: str, target: Target, model: ir.Model, folder: Path, forms: list[Form]
-    ) -> None:
+    def _add_form(self, label: str, target: Target, model: ir.Model, folder: Path, forms: list[Form]) -> None:
         folder.mkdir(parents=True)
         config = target.emit(model, folder, target.variants(model, None)[0])
         forms.append(Form(label, target.name, folder, config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy.typing as npt
 def cpu_flags() -> frozenset[str]:
     """Instruction sets of this processor as Linux names them (``avx512_vnni``, ``asimddp``, ...).
 
-    Where the system does not list them, those that NumPy detects, in the same spelling; without the integer extensions that
-    NumPy does not know.
+    Where the system does not list them, those that NumPy detects, in the same spelling; without the integer extensions
+    that NumPy does not know.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -25,9 +26,8 @@ def cpu_flags() -> frozenset[str]:
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             return frozenset(value.split())
-    from numpy._core._multiarray_umath import __cpu_features__
-
-    return frozenset(name.lower() for name, there in __cpu_features__.items() if there)
+    features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
+    return frozenset(name.lower() for name, there in features.items() if there)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, VerificationError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.machine import Form, Kernel
+from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.quant.attribution import attribute
 from graphopt.quant.observe import MEMORY
-from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.rewrite import Numerics
 from graphopt.target import Target
 from graphopt.tune.kernels import kernels_of
@@ -30,6 +30,8 @@ from graphopt.verify.session import Session
 
 EVALUATED = 48
 _EVALUATED_BYTES = 256 << 20
+_EVALUATED_SECONDS = 2.0
+_LEAST_EVALUATED = 12
 _SYNTHETIC = 16
 
 
@@ -94,12 +96,18 @@ class Proposals:
             proposal = self._run(pass_, kept[-1].model, target, folder, legalize, record)
             record.seconds = time.monotonic() - started
             record.details = {"target": target.name, **proposal.details}
-            self.warnings += [f"{pass_.name}: {text}" for text in proposal.warnings if f"{pass_.name}: {text}" not in self.warnings]
+            self.warnings += [
+                f"{pass_.name}: {text}"
+                for text in proposal.warnings
+                if f"{pass_.name}: {text}" not in self.warnings
+            ]
             if not proposal.candidates and proposal.best_effort is not None:
                 self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
                 if self.budget.best_effort:
                     proposal.candidates = [proposal.best_effort]
-                    self.warnings.append(f"{pass_.name} on {target.name}: {proposal.reason}; handed out as best effort")
+                    self.warnings.append(
+                        f"{pass_.name} on {target.name}: {proposal.reason}; handed out as best effort"
+                    )
             if proposal.candidates:
                 before = kept[-1].label
                 kept = [
@@ -171,7 +179,9 @@ class Proposals:
         legalize: Callable[[ir.Model], ir.Model],
         record: PassRecord,
     ) -> Proposal:
-        integer_kernels, halves = (getattr(target, name, None) for name in ("integer_kernels", "half_kernels"))
+        integer_kernels, halves = (
+            getattr(target, name, None) for name in ("integer_kernels", "half_kernels")
+        )
         numbers = itertools.count()
 
         def profile(graph: ir.Model, label: str) -> Sequence[Kernel]:
@@ -249,7 +259,8 @@ def dataset_for(
 def evaluate(
     original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0, most: int = EVALUATED
 ) -> Evaluation:
-    """The held-out samples, with what the original makes of them; as many as fit into memory with their outputs.
+    """The held-out samples, with what the original makes of them; as many as fit into memory with their outputs
+    and run in a few seconds.
 
     Raises:
         DataError: There are no samples.
@@ -260,7 +271,10 @@ def evaluate(
     kept: list[Sample] = []
     references: list[Feeds] = []
     total = 0
+    started = time.monotonic()
     for sample in samples:
+        if len(kept) >= _LEAST_EVALUATED and time.monotonic() - started > _EVALUATED_SECONDS:
+            break
         outputs = session.run(sample.feeds)
         total += sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))
         if kept and total > _EVALUATED_BYTES:

@@ -26,7 +26,9 @@ from graphopt.data.interface import Feeds
 from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.quant.clipping import PERCENTILE, Rule
+from graphopt.quant import memory
 from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.memory import Memory, key_of
 from graphopt.quant.observe import Calibration, calibrate
 from graphopt.quant.place import tensors_to_observe
 from graphopt.quant.prepare import Prepared, prepare
@@ -89,12 +91,14 @@ class Quantize(LossyPass):
         )  # fmt: skip
         search = Search(
             prepared.model, kernels, prepared.calibration, context.evaluation, context.profile,
-            allowed=self._why_kept, weights=prepared.weights, deadline=context.deadline,
-            threads=context.threads, progress=context.progress,
+            allowed=self._why_kept, weights=prepared.weights, memory=self._memory(prepared, kernels, context),
+            deadline=context.deadline, threads=context.threads, progress=context.progress,
         )  # fmt: skip
         found = search.run()
         details = _details(found, kernels, prepared)
-        warnings = prepared.calibration.warnings
+        warnings = list(prepared.calibration.warnings)
+        if found.interrupted:
+            warnings.append("the search was stopped: the best so far is taken; the same command goes on with it")
         if found.best is not None:
             # The fastest by prediction first; on the target one may turn out over the budget or slower.
             held = sorted(
@@ -116,6 +120,16 @@ class Quantize(LossyPass):
             warnings=warnings,
             best_effort=self._candidate(nearest, found, search),
         )
+
+    def _memory(self, prepared: Prepared, kernels: IntegerKernels, context: Context) -> Memory:
+        options: QuantizeOptions = self.options
+        decides = (context.threads, options.ops, options.keep)
+        key = key_of(
+            prepared.model, context.target, kernels, prepared.calibration.ranges, prepared.weights,
+            context.evaluation, decides,
+        )  # fmt: skip
+        folder = Path(options.cache) if options.cache else memory.default_folder()
+        return Memory(None if options.cache == "none" else folder, key)
 
     @staticmethod
     def _candidate(point: Point, found: Found, search: Search) -> Candidate:

@@ -12,7 +12,9 @@ _MOST_POINTS = 6
 def summary(record: PassRecord) -> str:
     """One line: how much of a graph went to lower precision."""
     layers: list[dict[str, Any]] = record.details.get("layers", [])
-    products = [layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")]
+    products = [
+        layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
+    ]
     lowered = [layer for layer in products if layer.get("precision") not in (None, "float32")]
     target = record.details.get("target", "")
     if not products:
@@ -31,5 +33,7 @@ def points(record: PassRecord) -> list[str]:
         drop, decibels = point.get("drop"), point.get("decibels")
         mark = "within" if point.get("held") else "over"
         numbers = "" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
-        shown.append(f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {numbers}")
+        shown.append(
+            f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {numbers}"
+        )
     return shown

@@ -108,20 +108,30 @@ def _value(name: str, value: Any, path: Path) -> Any:
 )  # fmt: skip
 @input_shape_option
 @data_option
-@click.option("--max-drop", metavar="D", help="Budget of lossy passes: what the metric may lose, as 1% (the default) or 0.01.")
+@click.option(
+    "--max-drop",
+    metavar="D",
+    help="Budget of lossy passes: what the metric may lose, as 1% (the default) or 0.01.",
+)
 @click.option(
     "--metric", metavar="M",
-    help="What the budget is of: sqnr (the default), cosine, top1, ctc, f1, or a function of your own, FILE.py:FUNCTION.",
+    help="What the budget is of: sqnr (the default), cosine, top1, ctc, f1, or a function, FILE.py:FUNCTION.",
 )  # fmt: skip
 @click.option(
-    "--synthetic-calibration", is_flag=True, help="Let lossy passes calibrate on made-up inputs where there is no --data."
+    "--synthetic-calibration",
+    is_flag=True,
+    help="Let lossy passes calibrate on made-up inputs where there is no --data.",
 )
 @click.option("--best-effort", is_flag=True, help="Write the nearest result where the budget cannot be kept.")
 @click.option(
     "--transform", metavar="F",
-    help="Makes inputs of what --data holds: FILE.py:FUNCTION, called with each entry; needed for images and other files.",
+    help="Makes inputs of what --data holds: FILE.py:FUNCTION, called with each entry; for images and other files.",
 )  # fmt: skip
-@click.option("--max-memory", metavar="SIZE", help="What calibration may take beyond the model, as 512M or 2G (the default).")
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="What calibration may take beyond the model, as 512M or 2G (the default).",
+)
 @click.option("--tune", metavar="TIME", help="Time for measuring the forms of the model, as 30s or 5m.")
 @threads_option
 @seed_option

@@ -114,7 +114,11 @@ class Dataset:
 
     def _entries(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """What the transform is to be given, or what holds arrays already."""
-        if self._transform is not None and isinstance(self._source, str | Path) and files.is_folder(self._source):
+        if (
+            self._transform is not None
+            and isinstance(self._source, str | Path)
+            and files.is_folder(self._source)
+        ):
             return files.entries(Path(self._source))
         return load.entries(self._source)
 
@@ -122,7 +126,9 @@ class Dataset:
         if self._transform is None:
             return raw
         if not isinstance(raw, files.File):
-            raw = {name: np.asarray(array) if isinstance(array, Rows) else array for name, array in raw.items()}
+            raw = {
+                name: np.asarray(array) if isinstance(array, Rows) else array for name, array in raw.items()
+            }
         try:
             made = self._transform(raw)
         except GraphoptError:

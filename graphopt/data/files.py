@@ -76,5 +76,6 @@ def _image(path: Path) -> Any:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"cannot decode {path} as an image: {error}", hint="take the file out of the folder, or correct it"
+            f"cannot decode {path} as an image: {error}",
+            hint="take the file out of the folder, or correct it",
         ) from error

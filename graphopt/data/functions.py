@@ -23,7 +23,8 @@ def load_function(given: str, what: str) -> Callable[..., Any]:
     place, _, name = given.rpartition(":")
     if not place:
         raise UsageError(
-            f"the {what} {given!r} names no function", hint=f"--{what} takes FILE.py:FUNCTION or MODULE:FUNCTION"
+            f"the {what} {given!r} names no function",
+            hint=f"--{what} takes FILE.py:FUNCTION or MODULE:FUNCTION",
         )
     function = getattr(_module(place, given, what), name, None)
     if not callable(function):

@@ -83,7 +83,7 @@ def entries(
 def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     archives = sorted(path.glob("*.npz"))
     arrays = sorted(path.glob("*.npy"))
-    folders = sorted(child for child in path.iterdir() if child.is_dir())
+    folders = sorted(child for child in path.iterdir() if child.is_dir() and any(child.glob("*.npy")))
     if archives:
         for archive in archives:
             yield str(archive), _read_npz(archive)
@@ -91,9 +91,7 @@ def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield str(path), {file.stem: _read_npy(file) for file in arrays}
     elif folders:
         for folder in folders:
-            inner = sorted(folder.glob("*.npy"))
-            if inner:
-                yield str(folder), {file.stem: _read_npy(file) for file in inner}
+            yield str(folder), {file.stem: _read_npy(file) for file in sorted(folder.glob("*.npy"))}
     else:
         raise DataError(
             f"the folder {path} holds no .npz and no .npy files",

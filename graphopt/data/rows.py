@@ -57,7 +57,9 @@ class Rows:
         except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise DataError(f"cannot read {self._path}: {error}", hint="write the file again") from error
         if len(content) != size:
-            raise DataError(f"cannot read {self._path}: {self._name!r} is cut off", hint="write the file again")
+            raise DataError(
+                f"cannot read {self._path}: {self._name!r} is cut off", hint="write the file again"
+            )
         if self._next == len(self):
             self._close()
         return np.frombuffer(content, self.dtype).reshape(self.shape[1:])

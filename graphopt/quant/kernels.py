@@ -59,7 +59,7 @@ class IntegerKernels:
     @property
     def weight_limit(self) -> int:
         """Largest magnitude of a quantized weight: symmetric, the most negative number unused."""
-        return 2 ** (self.weight_bits - 1) - 1
+        return (1 << (self.weight_bits - 1)) - 1
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:

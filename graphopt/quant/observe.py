@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -212,13 +213,19 @@ def _survey(data: Iterable[Feeds], *, hashed: bool, progress: Callable[[str], No
     return _Survey(count, largest, whole.hexdigest(), warnings)
 
 
-def _hash(feeds: Feeds) -> bytes:
-    digest = hashlib.sha256()
-    for name, array in sorted(feeds.items()):
-        digest.update(repr((name, str(getattr(array, "dtype", type(array))), np.shape(array))).encode())
-        plain = isinstance(array, np.ndarray) and array.dtype != object
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if plain else repr(array).encode())
-    return digest.digest()
+def _hash(value: Any) -> bytes:
+    """Of arrays, text, and mappings and sequences of these."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        digest = hashlib.sha256(f"{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return digest.digest()
+    if isinstance(value, Mapping):
+        parts = [_hash(part) for entry in sorted(value.items()) for part in entry]
+    elif isinstance(value, list | tuple | np.ndarray):
+        parts = [_hash(entry) for entry in value]
+    else:
+        parts = [repr(value).encode()]
+    return hashlib.sha256(b"".join([type(value).__name__.encode(), *parts])).digest()
 
 
 def _same(first: Feeds, second: Feeds) -> bool:

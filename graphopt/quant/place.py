@@ -122,6 +122,7 @@ class _Placement:
     def _drop_unused(self) -> None:
         """Forget float weights and biases that nothing reads any more."""
         for value in self.replaced:
+            assert value.name is not None
             if value.name in self.graph.initializers and not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[value.name]
 
@@ -245,7 +246,11 @@ class _Placement:
             content = facts.constant(known)
             if content is not None and content.dtype == array.dtype and np.array_equal(content, array):
                 return known
-            name = next(fresh for number in itertools.count(1) if (fresh := f"{name}_{number}") not in self.graph.initializers)
+            name = next(
+                fresh
+                for number in itertools.count(1)
+                if (fresh := f"{name}_{number}") not in self.graph.initializers
+            )
         tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
         value = ir.Value(
             name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
@@ -277,7 +282,7 @@ def _widen(scales: Array, bias: Array | None, input_scale: float) -> Array:
     least = np.abs(np.asarray(bias, np.float64)) / _INT32 / max(input_scale, 1e-300)
     if scales.ndim == 0:
         least = least.max(initial=0.0)
-    return np.maximum(scales, least.astype(np.float32) * np.float32(1.001)).astype(np.float32)
+    return np.asarray(np.maximum(scales, least * 1.001), dtype=np.float32)
 
 
 def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:

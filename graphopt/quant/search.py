@@ -26,6 +26,7 @@ from graphopt.machine import Kernel
 from graphopt.quant.attribution import Attribution, attribute, conversion_costs
 from graphopt.quant.cut import Costs, fastest
 from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.memory import Memory
 from graphopt.quant.observe import Calibration
 from graphopt.quant.place import Weights, place
 from graphopt.quant.ranges import Range
@@ -95,7 +96,8 @@ class Search:
         profile: Kernels that a graph runs on the target; also told a label.
         allowed: Whether a unit may be put on integers at all, or the reason why not.
         weights: Integer weights found by looking at data, in place of rounding to nearest.
-        deadline: ``time.monotonic()`` after which nothing new is begun.
+        memory: What an earlier search of just this found, and where this one keeps what it finds.
+        deadline: ``time.monotonic()`` after which what was found is not improved any more.
     """
 
     model: ir.Model
@@ -105,6 +107,7 @@ class Search:
     profile: Profile
     allowed: Callable[[Unit], str] = lambda unit: ""
     weights: Weights = field(default_factory=Weights)
+    memory: Memory = field(default_factory=lambda: Memory(None, ""))
     deadline: float = float("inf")
     threads: int = 0
     progress: Callable[[str], None] = lambda text: None
@@ -114,6 +117,7 @@ class Search:
         """Search; what was found so far is returned where the user stops it."""
         try:
             self._run()
+            self.memory.finish()
         except KeyboardInterrupt:
             if self.found.best is None:
                 raise
@@ -152,6 +156,20 @@ class Search:
         self._bisect()
 
     def _measure(self) -> None:
+        known = self.memory.measured
+        if known is not None:
+            self.found.costs, self.found.float_milliseconds, self.found.slow = known
+            times = self.found.costs.integers
+            self.found.units = [unit for unit in self.found.units if unit.name in times]
+            return
+        self._profile()
+        # What has no time on integers is not in the file: a unit that was dropped stays dropped.
+        costs = self.found.costs
+        integers = {unit.name: costs.integers.get(unit.name, 0.0) for unit in self.found.units}
+        self.found.costs = Costs(costs.floats, integers, costs.convert)
+        self.memory.measure(self.found.costs, self.found.float_milliseconds, self.found.slow)
+
+    def _profile(self) -> None:
         self.progress("times in float")
         floats = attribute(self.profile(self.model, "float"), self.found.units, self.model)
         self.progress("times on integers")
@@ -193,7 +211,13 @@ class Search:
         point = Point(chosen, self._predicted(chosen))
         if self.found.noise:
             point.noise = sum(self.found.noise.get(name, 0.0) for name in chosen)
-        point.judgement = self.judge(chosen)
+        # A metric of the user's own may have been edited since.
+        lasting = self.evaluation.metric.agreement is not None
+        point.judgement = self.memory.judgement(chosen, self.evaluation.allowed) if lasting else None
+        if point.judgement is None:
+            point.judgement = self.judge(chosen)
+            if lasting:
+                self.memory.judged(chosen, point.judgement)
         self.found.points.append(point)
         best = self.found.best
         if point.judgement.ok and (best is None or point.milliseconds < best.milliseconds):
@@ -206,14 +230,23 @@ class Search:
         return self.found.float_milliseconds - saved
 
     def _sweep(self) -> None:
+        known = self.memory.noise
+        if known is not None:
+            self._enter_noise(known)
+            return
         names = [unit.name for unit in self.found.units]
         samples: list[Feeds] = list(itertools.islice(self.evaluation.feeds, _SWEEP_SAMPLES))
-        self.found.noise = noise_of_units(
+        noise = noise_of_units(
             self.model, names, self.calibration.ranges, self.kernels, samples,
             weights=self.weights, threads=self.threads, progress=self.progress,
         )  # fmt: skip
+        self.memory.noise = noise
+        self._enter_noise(noise)
+
+    def _enter_noise(self, noise: dict[str, float]) -> None:
+        self.found.noise = noise
         costs = self.found.costs
-        self.found.costs = Costs(costs.floats, costs.integers, costs.convert, self.found.noise)
+        self.found.costs = Costs(costs.floats, costs.integers, costs.convert, noise)
 
     def _bisect(self) -> None:
         """The lowest price of noise at which the budget holds, over the distinct sets that prices give."""
@@ -228,7 +261,8 @@ class Search:
         distinct = [chosen for chosen in distinct if chosen not in tried]
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
-            if first >= last or time.monotonic() > self.deadline:
+            late = time.monotonic() > self.deadline
+            if first >= last or (late and self.found.best is not None):
                 return
             middle = (first + last) // 2
             if self._try(distinct[middle]).ok:

@@ -57,7 +57,8 @@ class Store:
         if self._path is None or not self._path.is_file():
             return {}
         try:
-            with np.load(self._path, allow_pickle=False) as archive:
+            # Opened here: numpy leaves the file open where it is no archive.
+            with open(self._path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 found = _unpack(archive)
             self._path.touch()
             return found

@@ -2,12 +2,13 @@
 
 Each quantized tensor and weight goes through ``Where(switch, quantized, float)``; one run for each unit, with its
 switch on, gives the noise that it alone makes in the outputs. For small noise these powers add up (the errors of
-different layers are close to uncorrelated: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI 2018), which
-is what makes a choice among units possible without trying their combinations.
+different layers are close to uncorrelated: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI 2018),
+which is what makes a choice among units possible without trying their combinations.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"
+_SECONDS = 12.0
 _SATURATES = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh", "LogSoftmax"})
 _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
@@ -53,6 +55,7 @@ def noise_of_units(
     observed = smooth_outputs(switched)
     session = Session(tapped(switched, observed), optimize="all", threads=threads)
     off = np.zeros(len(units), dtype=bool)
+    samples = _affordable(session, samples, off, observed)
     references = [session.run({**feeds, SWITCHES: off}, observed) for feeds in samples]
     found: dict[str, float] = {}
     for index, unit in enumerate(units):
@@ -63,6 +66,17 @@ def noise_of_units(
         found[unit.name] = share if np.isfinite(share) else float(np.finfo(np.float32).max)
         progress(f"unit {index + 1} of {len(units)}")
     return found
+
+
+def _affordable(
+    session: Session, samples: Sequence[Feeds], off: facts.Array, observed: Sequence[str]
+) -> Sequence[Feeds]:
+    """As many of the samples as a sweep over all units may run within its time; at least one."""
+    session.run({**samples[0], SWITCHES: off}, observed)
+    started = time.monotonic()
+    session.run({**samples[0], SWITCHES: off}, observed)
+    seconds = (time.monotonic() - started) * max(1, len(off))
+    return samples[: max(1, int(_SECONDS / max(seconds, 1e-6)))]
 
 
 def smooth_outputs(model: ir.Model) -> list[str]:

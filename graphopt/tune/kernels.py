@@ -39,7 +39,8 @@ def kernels_of(form: Form, feeds: Feeds, *, threads: int = 0, runs: int = 10) ->
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "graphopt.tune.kernels"],
-                input=json.dumps(request), text=True, capture_output=True, env=environment, timeout=_TIMEOUT, check=False,
+                input=json.dumps(request), text=True, capture_output=True, check=False,
+                env=environment, timeout=_TIMEOUT,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise TargetError(f"the form {form.label!r} was not profiled within {_TIMEOUT:g} s") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -56,13 +55,16 @@ def top1(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
 
 
 def ctc(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """Share of sequences [N, T, classes] whose greedy CTC decoding (Graves et al. 2006) is the original's; blank is 0."""
+    """Share of sequences [N, T, classes] whose greedy CTC decoding (Graves et al. 2006) is the original's.
+
+    Class 0 is the blank.
+    """
     equal: list[bool] = []
     for got, wanted in zip(outputs, references, strict=True):
         for name in _floats(wanted):
             if wanted[name].ndim != 3:
                 raise UsageError(
-                    f"the metric 'ctc' reads outputs [batch, time, classes]; {name!r} has {wanted[name].ndim} dimensions",
+                    f"the metric 'ctc' reads outputs [batch, time, classes]; {name!r} is of rank {wanted[name].ndim}",
                     hint="choose another --metric",
                 )
             pairs = zip(got[name].argmax(axis=-1), wanted[name].argmax(axis=-1), strict=True)
@@ -100,8 +102,8 @@ class Metric:
     Attributes:
         name: In reports.
         agreement: Of outputs with the original's; None for a metric of the user's own.
-        task: ``(outputs, labels) -> score`` of the user's own: one mapping of outputs for each sample, and each label as
-            an array with one row for each sample.
+        task: ``(outputs, labels) -> score`` of the user's own: one mapping of outputs for each sample, and each label
+            as an array with one row for each sample.
     """
 
     name: str
@@ -124,7 +126,7 @@ class Metric:
         except Exception as error:
             raise UsageError(
                 f"the metric {self.name!r} fails: {type(error).__name__}: {error}",
-                hint="it is called with a list of outputs by name and, if it takes two arguments, with the labels by name",
+                hint="it is called with a list of outputs by name and, if it takes two arguments, the labels by name",
             ) from error
 
 

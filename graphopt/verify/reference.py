@@ -25,6 +25,7 @@ from graphopt.verify.compare import Comparison, compare, deviation
 from graphopt.verify.session import Session
 
 _MOST_TRIALS = 8
+_LEAST_TRIALS = 2
 _LARGE_WEIGHTS = 512 << 20
 _PERTURBATIONS = 2
 _TRIAL_SECONDS = 1.0
@@ -157,7 +158,8 @@ def build_reference(
     Args:
         model: The original, as given.
         interface: Its inputs as specialised and inferred, for making up inputs; by default those of ``model``.
-        data: Samples of the user's; made-up inputs where None. At most eight are used for comparison.
+        data: Samples of the user's; made-up inputs where None. The first eight are used for comparison, fewer
+            of a model that is slow to run.
         seed: Of made-up inputs and perturbations.
         trials: Number of sets of made-up inputs (each dynamic dimension gets several sizes).
 
@@ -174,10 +176,7 @@ def build_reference(
         ) from error
     progress("reference run")
     if data is not None:
-        found = [
-            Trial(feeds, session.run(feeds), synthetic=False)
-            for feeds in itertools.islice(data, _MOST_TRIALS)
-        ]
+        found = list(_real_trials(data, session))
     else:
         found = list(_synthetic_trials(interface or model, session, trials, seed))
     random_outputs = frozenset(
@@ -189,6 +188,15 @@ def build_reference(
     progress("noise floor")
     warnings = _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
     return Reference(found, random_outputs, bounded_outputs(model), warnings)
+
+
+def _real_trials(data: Iterable[Feeds], session: Session) -> Iterator[Trial]:
+    """The first samples: at least two where there are as many, and no more than run in about a second."""
+    started = time.monotonic()
+    for index, feeds in enumerate(itertools.islice(data, _MOST_TRIALS)):
+        if index >= _LEAST_TRIALS and (time.monotonic() - started) * (index + 1) / index > _TRIAL_SECONDS:
+            return
+        yield Trial(feeds, session.run(feeds), synthetic=False)
 
 
 def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int) -> Iterator[Trial]:

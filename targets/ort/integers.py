@@ -51,9 +51,19 @@ def _types(flags: frozenset[str]) -> tuple[ir.DataType, bool, int, str]:
         if flag in flags:
             return ir.DataType.UINT8, False, 8, f"{name}: {unsigned}"
     if "asimddp" in flags:
-        return ir.DataType.INT8, False, 8, "Arm dot product: signed activations and weights (sdot), not measured here"
+        return (
+            ir.DataType.INT8,
+            False,
+            8,
+            "Arm dot product: signed activations and weights (sdot), not measured here",
+        )
     if "avx2" in flags:
-        return ir.DataType.UINT8, False, 7, f"AVX2 without VNNI: {unsigned}, of 7 bits (vpmaddubsw saturates at 16)"
+        return (
+            ir.DataType.UINT8,
+            False,
+            7,
+            f"AVX2 without VNNI: {unsigned}, of 7 bits (vpmaddubsw saturates at 16)",
+        )
     return ir.DataType.UINT8, False, 8, f"no integer dot product: {unsigned}; little gain is to be expected"
 
 

@@ -94,7 +94,9 @@ def test_without_data_it_refuses(net: Path) -> None:
 
 def test_made_up_inputs_are_said_to_be(net: Path) -> None:
     compiled = graphopt.compile(net, synthetic_calibration=True, **QUICK)
-    assert any("made-up inputs: the accuracy on real data is unknown" in text for text in compiled.report.warnings)
+    assert any(
+        "made-up inputs: the accuracy on real data is unknown" in text for text in compiled.report.warnings
+    )
 
 
 def test_a_budget_that_nothing_keeps_is_an_error_with_what_came_nearest(net: Path) -> None:

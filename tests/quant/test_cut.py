@@ -35,14 +35,22 @@ def graph(shape: list[tuple[str, int, int]]) -> ir.Model:
     )
 
 
-def total(units: list[Unit], costs: Costs, chosen: frozenset[str], price: float, kernels: IntegerKernels) -> float:
+def total(
+    units: list[Unit], costs: Costs, chosen: frozenset[str], price: float, kernels: IntegerKernels
+) -> float:
     """Time of an assignment, added up directly."""
     time = sum(
-        costs.integers[unit.name] + price * costs.noise.get(unit.name, 0.0) if unit.name in chosen else costs.floats[unit.name]
+        costs.integers[unit.name] + price * costs.noise.get(unit.name, 0.0)
+        if unit.name in chosen
+        else costs.floats[unit.name]
         for unit in units
     )
     by_node = {node: unit.name for unit in units for node in unit.nodes}
-    writes = {unit.output: unit.name for unit in units if unit.kind != "compute" or unit.node.op_type in kernels.writes_integers}
+    writes = {
+        unit.output: unit.name
+        for unit in units
+        if unit.kind != "compute" or unit.node.op_type in kernels.writes_integers
+    }
     for value in {value for unit in units for value in (*unit.inputs, unit.output)}:
         readers = {by_node.get(use.node) for use in value.uses()}
         producer = writes.get(value)
@@ -92,7 +100,8 @@ def test_a_higher_price_of_noise_never_puts_more_noise_on_integers() -> None:
         {name: 10.0**-index for index, name in enumerate(names)},
     )
     noises = [
-        sum(costs.noise[name] for name in fastest(units, costs, ORT, price)) for price in np.geomspace(1e-3, 1e6, 30)
+        sum(costs.noise[name] for name in fastest(units, costs, ORT, price))
+        for price in np.geomspace(1e-3, 1e6, 30)
     ]
     assert noises == sorted(noises, reverse=True)
     assert noises[0] > 1 and noises[-1] == 0

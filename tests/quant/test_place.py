@@ -83,7 +83,11 @@ def decibels(model: ir.Model, other: ir.Model) -> float:
 
 def test_units_take_in_the_activations_of_their_kernels(model: ir.Model) -> None:
     units, refused = units_of(model, ORT)
-    assert [[node.op_type for node in unit.nodes] for unit in units] == [["Conv", "Relu"], ["MaxPool"], ["Conv"]]
+    assert [[node.op_type for node in unit.nodes] for unit in units] == [
+        ["Conv", "Relu"],
+        ["MaxPool"],
+        ["Conv"],
+    ]
     assert [unit.kind for unit in units] == ["compute", "passes", "compute"]
     assert refused == {}
 
@@ -168,7 +172,9 @@ def test_reasons_for_staying_in_float(node: str, reason: str) -> None:
 
 
 def test_weights_with_nan_are_refused() -> None:
-    model = net("g (float[1,4] x) => (float[1,3] y) <float[4,3] w = {...}> { y = MatMul(x, w) }", w=np.ones((4, 3)))
+    model = net(
+        "g (float[1,4] x) => (float[1,3] y) <float[4,3] w = {...}> { y = MatMul(x, w) }", w=np.ones((4, 3))
+    )
     model.graph.initializers["w"].const_value = ir.tensor(np.full((4, 3), np.nan, np.float32), name="w")
     assert set(units_of(model, ORT)[1].values()) == {"its weight holds NaN or infinity"}
 
@@ -193,7 +199,9 @@ def test_rounded_weights_scales_and_bias_take_the_place_of_the_nearest(model: ir
 
 
 def test_a_bias_beyond_int32_widens_the_scale_of_its_channel() -> None:
-    text = "g (float[1,2] x) => (float[1,2] y) <float[2,2] w = {...}, float[2] b = {...}> { y = Gemm(x, w, b) }"
+    text = (
+        "g (float[1,2] x) => (float[1,2] y) <float[2,2] w = {...}, float[2] b = {...}> { y = Gemm(x, w, b) }"
+    )
     model = net(text, w=np.full((2, 2), 1e-7), b=np.array([5000.0, 1e-7]))
     kernels = dataclasses.replace(ORT, writes_integers=frozenset())
     copy = ir_model.clone(model)
@@ -205,9 +213,14 @@ def test_a_bias_beyond_int32_widens_the_scale_of_its_channel() -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    low=st.floats(-1e4, 1e4), span=st.floats(0, 1e4), symmetric=st.booleans(), limits=st.sampled_from([(0, 255), (-128, 127)])
+    low=st.floats(-1e4, 1e4),
+    span=st.floats(0, 1e4),
+    symmetric=st.booleans(),
+    limits=st.sampled_from([(0, 255), (-128, 127)]),
 )
-def test_zero_is_exact_and_the_range_is_covered(low: float, span: float, symmetric: bool, limits: tuple[int, int]) -> None:
+def test_zero_is_exact_and_the_range_is_covered(
+    low: float, span: float, symmetric: bool, limits: tuple[int, int]
+) -> None:
     found = affine(Range(low, low + span), limits, symmetric=symmetric)
     least, largest = limits
     assert least <= found.zero_point <= largest and found.scale > 0

@@ -32,6 +32,7 @@ def test_a_float_mask(shape: str) -> None:
     check(LegalizeAttention(), attention(f"float[{shape}] m"))
 
 
+@pytest.mark.onnxruntime("1.28", "makes zero of a row that Attention masks wholly")
 def test_rows_that_a_mask_closes_are_zero() -> None:
     rng = np.random.default_rng(0)
     opened = rng.random((2, 1, 5, 7)) > 0.4

@@ -1,0 +1,129 @@
+"""A search that was stopped goes on where it was, and nothing stale comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from graphopt.capture import capture
+from graphopt.machine import Kernel
+from graphopt.models import builders
+from graphopt.quant.memory import Memory, key_of
+from graphopt.quant.observe import calibrate
+from graphopt.quant.place import Weights, tensors_to_observe
+from graphopt.quant.search import Search
+from graphopt.quant.units import units_of
+from graphopt.targets.ort.integers import kernels
+from graphopt.verify.budget import Evaluation, find_metric
+from graphopt.verify.session import Session
+
+ORT = kernels(frozenset({"avx512_vnni"}))
+
+
+def samples(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    onnx.save(builders.conv_net(channels=16, blocks=3, size=16), path)
+    return capture(path).model
+
+
+class Stopped(Exception):
+    pass
+
+
+def search(model: ir.Model, folder: Path, allowed: float, calls: list[str], stop_after: int = 10**9) -> Search:
+    """A search on made-up times: every product is faster on integers."""
+    names = tensors_to_observe(units_of(model, ORT)[0])
+    found = calibrate(model, names, samples(4))
+    session = Session(model)
+    feeds = samples(4, seed=1)
+    references = [session.run(sample) for sample in feeds]
+    evaluation = Evaluation(feeds, references, [{}] * 4, find_metric(None), allowed)
+
+    def profile(graph: ir.Model, label: str) -> list[Kernel]:
+        calls.append(label)
+        fast = label == "integers"
+        return [
+            Kernel(
+                node.name or "", node.op_type, tuple(output.name or "" for output in node.outputs),
+                integer=fast, milliseconds=0.1 if fast else 1.0,
+            )
+            for node in graph.graph
+        ]  # fmt: skip
+
+    key = key_of(model, "t", ORT, found.ranges, Weights(), evaluation, ())
+    made = Search(model, ORT, found, evaluation, profile, memory=Memory(folder, key))
+    original = made.judge
+
+    def judge(chosen: Any) -> Any:
+        if calls.count("judge") >= stop_after:
+            raise Stopped
+        calls.append("judge")
+        return original(chosen)
+
+    made.judge = judge  # type: ignore[method-assign]
+    return made
+
+
+def test_a_stopped_search_goes_on(model: ir.Model, tmp_path: Path) -> None:
+    whole: list[str] = []
+    wanted = search(model, tmp_path / "a", 1e-4, whole).run()
+    first: list[str] = []
+    with pytest.raises(Stopped):
+        search(model, tmp_path / "b", 1e-4, first, stop_after=2).run()
+    second: list[str] = []
+    found = search(model, tmp_path / "b", 1e-4, second).run()
+    assert second.count("float") == 0, "the times are those that were measured before it stopped"
+    assert first.count("judge") + second.count("judge") == whole.count("judge")
+    assert [point.chosen for point in found.points] == [point.chosen for point in wanted.points]
+    assert [point.judgement for point in found.points] == [point.judgement for point in wanted.points]
+    third: list[str] = []
+    again = search(model, tmp_path / "b", 1e-4, third).run()
+    assert third.count("judge") == 0 and third.count("float") == 1, "times are measured anew, scores are not"
+    assert again.best is not None and found.best is not None and again.best.chosen == found.best.chosen
+
+
+def test_another_budget_uses_the_same_scores(model: ir.Model, tmp_path: Path) -> None:
+    calls: list[str] = []
+    strict = search(model, tmp_path, 1e-4, calls).run()
+    again: list[str] = []
+    loose = search(model, tmp_path, 0.5, again).run()
+    assert again.count("judge") == 0
+    assert loose.points[0].judgement is not None and loose.points[0].judgement.allowed == 0.5
+    assert loose.points[0].judgement.value == strict.points[0].judgement.value  # type: ignore[union-attr]
+
+
+def test_the_key_changes_with_what_decides(model: ir.Model) -> None:
+    names = tensors_to_observe(units_of(model, ORT)[0])
+    ranges = calibrate(model, names, samples(2)).ranges
+    evaluation = Evaluation(samples(1), [{"y": np.ones(3, np.float32)}], [{}], find_metric("cosine"))
+    key = key_of(model, "t", ORT, ranges, Weights(), evaluation, (1,))
+    name = next(iter(ranges))
+    moved = {**ranges, name: dataclasses.replace(ranges[name], high=ranges[name].high + 1)}
+    others = [
+        key_of(model, "u", ORT, ranges, Weights(), evaluation, (1,)),
+        key_of(model, "t", ORT, moved, Weights(), evaluation, (1,)),
+        key_of(model, "t", ORT, ranges, Weights(bias={"n": np.ones(2)}), evaluation, (1,)),
+        key_of(model, "t", ORT, ranges, Weights(), dataclasses.replace(evaluation, feeds=samples(1, 5)), (1,)),
+        key_of(model, "t", ORT, ranges, Weights(), evaluation, (2,)),
+        key_of(model, "t", dataclasses.replace(ORT, describe="other"), ranges, Weights(), evaluation, (1,)),
+    ]
+    assert len({key, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{\"judged\": 3"])
+def test_a_damaged_file_is_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "k.json").write_text(content)
+    memory = Memory(tmp_path, "k")
+    assert memory.noise is None and memory.measured is None
