@@ -13,12 +13,16 @@ DEMO_MODEL := ppocrv4-rec
 # Two test processes: the kernels that are tested take further cores.
 JOBS ?= 2
 
-.PHONY: help venv demo test test-fast lint format docs bench clean
+# What make test-pythons runs, each in an environment of its own.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+
+.PHONY: help venv demo test test-fast test-pythons lint format docs bench clean
 
 help:
 	@echo "make demo       fetch a real model, compile it, print the report"
 	@echo "make test       lint, type check and all tests but those that need a GPU"
 	@echo "make test-fast  the same without slow tests and real models"
+	@echo "make test-pythons  the same as make test with each of PYTHONS=\"$(PYTHONS)\""
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format and sort"
 	@echo "make docs       write docs/passes.md and docs/cli.md from the code"
@@ -61,6 +65,12 @@ test: lint
 
 test-fast: lint
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not cuda and not slow and not zoo'
+
+test-pythons:
+	@for python in $(PYTHONS); do \
+	  $(MAKE) test PYTHON=$$python VENV=build/venv-$${python##*/} || exit 1; \
+	  echo "passed with $$($$python --version)"; \
+	done
 
 docs: $(DEV_INSTALLED)
 	$(BIN)/python scripts/make_docs.py

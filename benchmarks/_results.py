@@ -15,8 +15,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "results"
 _QUIET = 0.1
-_WAITS = 120
-_ATTEMPTS = 5
+_WAITS = 20
+_ATTEMPTS = 3
 
 
 def write(path: Path, figures: Mapping[str, Any], *, threads: int, packages: tuple[str, ...] = ()) -> None:
@@ -47,7 +47,7 @@ def write(path: Path, figures: Mapping[str, Any], *, threads: int, packages: tup
 def undisturbed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The figures of a measurement that nothing else on the machine disturbed, as far as can be seen before and after.
 
-    Waits for the machine to be idle and measures again where it was not, five times; then the last figures are
+    Waits for the machine to be idle and measures again where it was not, three times; then the last figures are
     returned with ``disturbed`` true, and said to be so.
     """
     for _ in range(_ATTEMPTS):

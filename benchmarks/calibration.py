@@ -49,7 +49,7 @@ from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
 MODEL = "ppocrv4-det"
-LIMITS = ("2G", "512M", "256M")
+LIMITS = ("2G", "256M")
 PERCENTILES = (99.9, 99.99, 99.999)
 PARTS = ("products", "all")
 JUDGED = 64

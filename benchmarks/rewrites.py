@@ -5,14 +5,16 @@
 For each rewrite named (default: all that have a graph in ``_micro.py``), the graph as it is and as the one rewrite
 leaves it, both with ONNX Runtime's default optimisations, on the same inputs; interleaved, each in a process of its
 own. Small graphs run at another speed in another process (where memory comes to lie), so there are several pairs of
-processes; their median ratio counts, and the lowest and highest show how sure it is. Prints a table and writes JSON.
-A rewrite that does not apply to its graph is an error.
+processes; their median ratio counts, and the lowest and highest show how sure it is. Prints a table and writes JSON, in
+which the rows of other graphs stay. A rewrite that does not apply to its graph is an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -57,6 +59,7 @@ def measure(case: Case, pairs: int, seconds: float, threads: int) -> dict[str, A
     return {
         "rewrite": case.rewrite,
         "graph": case.label,
+        "date": datetime.date.today().isoformat(),
         "milliseconds": {
             form.label: statistics.median(pair[index].milliseconds for pair in timings)
             for index, form in enumerate(forms)
@@ -75,7 +78,9 @@ def table(rows: list[dict[str, Any]], threads: int) -> Table:
         view.add_column(heading, justify="right")
     for row in rows:
         times = [f"{row['milliseconds'][label] * 1000:.1f}" for label in ("before", "after")]
-        spread = f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}"
+        spread = (
+            f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}{', disturbed' if row['disturbed'] else ''}"
+        )
         view.add_row(row["rewrite"], row["graph"], *times, f"{row['ratio']:.2f}", spread)
     return view
 
@@ -104,7 +109,13 @@ def main() -> None:
         for case in chosen
     ]
     Console(width=140).print(table(rows, options.threads))
-    write(options.output, {"rewrites": rows}, threads=options.threads, packages=("onnxruntime",))
+    kept = (
+        json.loads(options.output.read_text(encoding="utf-8"))["rewrites"] if options.output.exists() else []
+    )
+    merged = {(row["rewrite"], row["graph"]): row for row in [*kept, *rows]}
+    keys = [(case.rewrite, case.label) for case in CASES]
+    figures = {"rewrites": [merged[key] for key in keys if key in merged]}
+    write(options.output, figures, threads=options.threads, packages=("onnxruntime",))
 
 
 if __name__ == "__main__":

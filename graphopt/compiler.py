@@ -193,6 +193,7 @@ class Compilation:
                 self.progress.stage,
                 choosable=frozenset(target.name for target, _ in targets),
                 budgets={} if proposals is None else proposals.judged,
+                judgements={} if proposals is None else dict(proposals.judgements),
             )
             with self._stage("verify"):
                 forms, outcomes = selection.verify_all(forms)
@@ -289,8 +290,6 @@ class Compilation:
             lossy, budget, dataset, evaluation, self.request.threads, self.request.seed, self.progress.stage
         )
         for target, probe in targets:
-            if not probe.runnable:
-                continue
             passes = target.legalization()
 
             def legalize(
@@ -313,6 +312,9 @@ class Compilation:
                 self._results[label] = legal
                 proposals.judged[label] = evaluation
                 proposals.candidates[label] = candidate
+                if not probe.runnable:
+                    self.progress.stage("lossy passes", f"judging {label} on the CPU")
+                    proposals.judge_here(label, legal)
         proposals.check(bool(proposals.judged))
         report.warnings += proposals.warnings
         if self.request.data is None:

@@ -17,7 +17,7 @@ from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.observe import MEMORY
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
-from graphopt.verify.budget import Evaluation
+from graphopt.verify.budget import Evaluation, Judgement
 
 
 @dataclass
@@ -64,12 +64,14 @@ class Candidate:
         model: The graph.
         knobs: What the target's ``emit`` is to be told besides.
         units: The units that were put on integers, whose kernels are looked for once the form is built.
+        judgement: What the pass found that it loses; what counts where the target cannot run here.
     """
 
     label: str
     model: ir.Model
     knobs: dict[str, Any] = field(default_factory=dict)
     units: tuple[Unit, ...] = ()
+    judgement: Judgement | None = None
 
 
 @dataclass

@@ -32,6 +32,7 @@ PASSES: Mapping[str, str] = {
     "einsum": "graphopt.passes.einsum:Einsum",
     "elementwise-constants": "graphopt.passes.elementwise_constants:ElementwiseConstants",
     "expand-before-broadcast": "graphopt.passes.mask_expand:MaskExpand",
+    "float16": "graphopt.passes.float16:Float16",
     "gelu": "graphopt.passes.gelu:Gelu",
     "gelu-tanh": "graphopt.passes.gelu_tanh:GeluTanh",
     "groupnorm": "graphopt.passes.groupnorm:GroupNorm",

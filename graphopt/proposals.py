@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphopt.data.dataset import Dataset, Sample, Source, Transform
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for
-from graphopt.errors import DataError, GraphoptError, VerificationError
+from graphopt.errors import DataError, GraphoptError, TargetError, VerificationError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
@@ -24,7 +24,7 @@ from graphopt.quant.observe import MEMORY
 from graphopt.rewrite import Numerics
 from graphopt.target import Target
 from graphopt.tune.kernels import kernels_of
-from graphopt.verify.budget import Evaluation, Metric
+from graphopt.verify.budget import Evaluation, Judgement, Metric
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
@@ -68,6 +68,7 @@ class Proposals:
         threads, seed, progress: As in the request.
         judged: The evaluation that each form is held to, by label.
         candidates: What each form was made from, by label.
+        judgements: Of forms whose target cannot run here, by label.
         warnings: For the report.
     """
 
@@ -80,6 +81,7 @@ class Proposals:
     progress: Callable[[str, str], None] = lambda stage, detail: None
     judged: dict[str, Evaluation] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
+    judgements: dict[str, Judgement] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _over_budget: list[str] = field(default_factory=list)
 
@@ -153,6 +155,25 @@ class Proposals:
                 if not kernel.integer and kernel not in conversions
             ],
         }
+
+    def judge_here(self, label: str, legal: ir.Model) -> None:
+        """Judge a form whose target cannot run on this machine in ONNX Runtime's CPU provider.
+
+        Its arithmetic is not the target's (half precision is computed in float32), so the worse counts of this and of
+        what the pass found; a form that is over the budget is told and not handed out.
+        """
+        found = [self.candidates[label].judgement]
+        try:
+            session = Session(legal, optimize="all", threads=self.threads)
+            found.append(self.evaluation.judge([session.run(feeds) for feeds in self.evaluation.feeds]))
+        except TargetError as error:
+            self.warnings.append(f"{label}: it could not be judged on the CPU: {error.message}")
+            return
+        judgement = max((entry for entry in found if entry is not None), key=lambda entry: entry.drop)
+        if judgement.ok or self.budget.best_effort:
+            self.judgements[label] = judgement
+        else:
+            self.warnings.append(f"{label} is over the budget: {judgement.describe()}")
 
     def check(self, kept: bool) -> None:
         """Refuse to go on where the budget cannot be kept by anything that was asked for.

@@ -46,7 +46,7 @@ class Selection:
         choosable: Names of the targets that were asked for; forms of others are measured only. Empty for all.
         comparisons: Of each form that ran, by label.
         budgets: What a lossy form is held to instead of the noise floor, by label.
-        judgements: Of each lossy form that ran, by label.
+        judgements: Of each lossy form that ran, by label; given from the start for those that cannot run here.
     """
 
     targets: Mapping[str, tuple[Target, Probe]]
@@ -80,8 +80,8 @@ class Selection:
         else:
             return loaded, outcomes
         self.report.warnings.append(
-            f"the original does not run with all optimisations of {target.name} ({why}): what it is compared with is the "
-            f"original at level {level!r}"
+            f"the original does not run with all optimisations of {target.name} ({why}): what speed is compared with "
+            f"is the original at level {level!r}"
         )
         for index, form in enumerate(forms[1:], 1):
             if not outcomes[index].verified and form.target == forms[0].target:
@@ -97,6 +97,8 @@ class Selection:
         timing = FormTiming(form.label)
         if not self.targets[form.target][1].runnable:
             timing.note = "compiled, not run: this machine cannot run the target"
+            if form.label in self.judgements:
+                timing.note += f"; on the CPU {self.judgements[form.label].describe()}"
             return timing
         self.progress("verify", form.label)
         try:
@@ -134,7 +136,8 @@ class Selection:
         by_label = {form.label: form for form in forms}
         if not any(probe.runnable for _, probe in self.targets.values()):
             # Nothing can be measured here: the legalised graph was verified on the CPU.
-            chosen = by_label.get("legalized", forms[-1])
+            lossy = [form for form in forms if form.label in self.judgements]
+            chosen = lossy[0] if lossy else by_label.get("legalized", forms[-1])
             why = " ".join(self.targets[chosen.target][1].reason.split())
             self.report.warnings.append(
                 f"compiled, not run: {why or 'this machine lacks what ' + chosen.target + ' needs'}; "

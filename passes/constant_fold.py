@@ -218,7 +218,9 @@ class _Round:
 
     def _sizes(self, node: ir.Node, results: dict[ir.Value, _Result]) -> list[int] | None:
         """Bytes of each output; None where they are not known yet, or the node must not be computed."""
-        if node.op_type == "DequantizeLinear" or (node.op_type == "Identity" and node.outputs[0].is_graph_output()):
+        if node.op_type == "DequantizeLinear" or (
+            node.op_type == "Identity" and node.outputs[0].is_graph_output()
+        ):
             return None
         unknown = any(
             output.name and (facts.static_dims(output) is None or output.dtype is None)

@@ -34,7 +34,7 @@ from graphopt.quant.place import tensors_to_observe
 from graphopt.quant.prepare import Prepared, prepare
 from graphopt.quant.search import Found, Point, Search
 from graphopt.quant.store import default_folder
-from graphopt.quant.units import Unit, units_of
+from graphopt.quant.units import Unit, integer_nodes, units_of
 
 _MOST_CANDIDATES = 3
 
@@ -53,6 +53,7 @@ class QuantizeOptions:
         keep: Names of nodes (wildcards allowed) that stay in float.
         equalize: Whether channels are equalized where that lowers the noise.
         correct_bias: Whether biases are corrected where that lowers the noise.
+        again: Whether the float parts of a model that holds integer operators already are quantized too.
     """
 
     calibration: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
@@ -63,6 +64,7 @@ class QuantizeOptions:
     keep: tuple[str, ...] = ()
     equalize: bool = True
     correct_bias: bool = True
+    again: bool = False
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -80,6 +82,12 @@ class Quantize(LossyPass):
         kernels = context.kernels
         if kernels is None:
             return Proposal(reason=f"{context.target} has no int8 kernels that are faster than float")
+        present = integer_nodes(model)
+        if present and not self.options.again:
+            return Proposal(
+                reason=f"the model is quantized already ({present} integer operators) and keeps its precision; "
+                "quantize{again=true} goes on with what is in float"
+            )
         units, refused = units_of(model, kernels)
         if not any(unit.kind == "compute" for unit in units):
             return Proposal(reason=_why_none(refused), details={"refused": refused})

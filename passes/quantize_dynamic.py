@@ -51,10 +51,12 @@ class QuantizeDynamic(LossyPass):
         )
         details = {"kernels": context.kernels.describe, **found.details}
         if found.model is not None:
-            return Proposal([Candidate(found.label, found.model, units=found.units)], details)
+            return Proposal(
+                [Candidate(found.label, found.model, units=found.units, judgement=found.judgement)], details
+            )
         best_effort = None
         if found.nearest is not None:
-            best_effort = Candidate(found.label, found.nearest, units=found.units)
+            best_effort = Candidate(found.label, found.nearest, units=found.units, judgement=found.judgement)
         return Proposal(details=details, reason=found.reason, best_effort=best_effort)
 
     def _why_kept(self, node: ir.Node) -> str:

@@ -1,10 +1,10 @@
 """MatMul, Gemm, Gather with a float weight  ==>  the same with a weight of 4 or 8 bits in blocks
 
-Weight-only quantization: a scale for each block of 16 to 256 numbers along the axis that is summed over, activations and
-sums stay in float (as far as the target's kernels do). Rounding is to nearest with the scale of least squared error, or by
-GPTQ (Frantar et al., 2022) on calibration data. It makes a model smaller; faster only where its weights do not stay in
-the processor's cache, or where the kernel computes on integers. Where the budget does not hold with all layers, those
-that add most noise for the bytes they save stay in float.
+Weight-only quantization: a scale for each block of 16 to 256 numbers along the axis that is summed over, activations
+and sums stay in float (as far as the target's kernels do). Rounding is to nearest with the scale of least squared
+error, or by GPTQ (Frantar et al., 2022) on calibration data. It makes a model smaller; faster only where its weights
+do not stay in the processor's cache, or where the kernel computes on integers. Where the budget does not hold with
+all layers, those that add most noise for the bytes they save stay in float.
 
 Refuses (in the report, node by node):
 - a weight that is no constant, not float32, of other than two dimensions, or that holds NaN or infinity;
@@ -76,8 +76,10 @@ class QuantizeWeights(LossyPass):
             moments=moments, accuracy_level=options.accuracy_level, allowed=self._why_kept,
         )  # fmt: skip
         if found.model is not None:
-            return Proposal([Candidate(found.label, found.model)], found.details)
-        best_effort = None if found.nearest is None else Candidate(found.label, found.nearest)
+            return Proposal([Candidate(found.label, found.model, judgement=found.judgement)], found.details)
+        best_effort = None
+        if found.nearest is not None:
+            best_effort = Candidate(found.label, found.nearest, judgement=found.judgement)
         return Proposal(details=found.details, reason=found.reason, best_effort=best_effort)
 
     def _why_kept(self, node: ir.Node) -> str:

@@ -58,7 +58,8 @@ error.
 | 2 | wrong usage: an unknown name, option or value |
 | 130, 143 | interrupted, terminated; nothing is left either |
 
-`NO_COLOR` turns colours off, `GRAPHOPT_CACHE` names the folder for fetched models.
+`NO_COLOR` turns colours off, `GRAPHOPT_CACHE` names the folder for fetched models and for what
+calibration has seen.
 
 A configuration file for `compile --config` holds the same options in a table; paths in it are relative to the file:
 

@@ -52,6 +52,7 @@ def test_signature_of_compile() -> None:
         "synthetic_calibration": False,
         "best_effort": False,
         "transform": None,
+        "max_memory": None,
         "tune": None,
         "input_shapes": None,
         "seed": 0,

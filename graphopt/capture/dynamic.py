@@ -37,7 +37,11 @@ def require_granted(
         UsageError: One is not; names the input, the axis and the name that was given to it.
     """
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    specs = dynamic_shapes if isinstance(dynamic_shapes, Mapping) else dict(zip(bound, dynamic_shapes, strict=False))
+    specs = (
+        dynamic_shapes
+        if isinstance(dynamic_shapes, Mapping)
+        else dict(zip(bound, dynamic_shapes, strict=False))
+    )
     leaves = [leaf for name, value in bound.items() for leaf in _leaves(value, specs.get(name), name)]
     inputs = list(model.graph.inputs)
     if len(leaves) != len(inputs):
@@ -71,7 +75,9 @@ def _leaves(value: Any, spec: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, spec
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, spec.get(key) if isinstance(spec, Mapping) else None, f"{path}[{key!r}]")
+            yield from _leaves(
+                inner, spec.get(key) if isinstance(spec, Mapping) else None, f"{path}[{key!r}]"
+            )
     elif isinstance(value, list | tuple):
         known = isinstance(spec, list | tuple) and len(spec) == len(value)
         for index, inner in enumerate(value):

@@ -71,15 +71,25 @@ def integer_range(value: ir.Value) -> IntegerRange:
                     upper = min(upper or shape[axis] or 1, shape[axis] or 1)
             elif node.op_type == "Equal":
                 other = facts.constant(node.inputs[1 - index])
-                if other is not None and other.dtype.kind in "iu" and other.size <= 16:
+                depth = _one_hot_depth(other)
+                if depth is not None:
+                    upper = min(upper or depth, depth)
+                elif other is not None and other.dtype.kind in "iu" and other.size <= 16:
                     choices |= dict.fromkeys(int(element) for element in other.reshape(-1))
             elif node.op_type == "OneHot" and index == 0:
-                depth = facts.scalar(node.inputs[1])
-                if depth is not None:
-                    upper = min(upper or int(depth), int(depth))
+                classes = facts.scalar(node.inputs[1])
+                if classes is not None:
+                    upper = min(upper or int(classes), int(classes))
             if node.op_type in _KEEPS_VALUES:
                 stack += node.outputs
     return IntegerRange(upper, tuple(choices))
+
+
+def _one_hot_depth(constant: Array | None) -> int | None:
+    """The number of classes where a constant counts them: comparing with 0, 1, 2, ... is how one-hot codes are made."""
+    if constant is None or constant.dtype.kind not in "iu" or constant.size < 2:
+        return None
+    return constant.size if np.array_equal(constant.reshape(-1), np.arange(constant.size)) else None
 
 
 def array_for(

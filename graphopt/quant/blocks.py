@@ -1,10 +1,11 @@
 """Weights as small integers with one scale for each block of them; the arithmetic around them stays in float.
 
-A product reads its weight [K, N] through ``DequantizeLinear(axis, block_size)`` (ONNX operator DequantizeLinear, opset
-21): ``block`` numbers along K share a scale, and a zero point where they are not symmetric. A target that has products
-with such weights takes the pair as one. Rounding is to nearest with the scale of least squared error among a few, or
-GPTQ (Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, 2022), which
-moves what rounding a row loses to the rows that are still to be rounded, by the second moments of the inputs.
+A product reads its weight [K, N] through ``DequantizeLinear(axis, block_size)`` (ONNX operator DequantizeLinear,
+opset 21): ``block`` numbers along K share a scale, and a zero point where they are not symmetric. A target that has
+products with such weights takes the pair as one. Rounding is to nearest with the scale of least squared error among a
+few, or GPTQ (Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
+2022), which moves what rounding a row loses to the rows that are still to be rounded, by the second moments of the
+inputs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -149,10 +151,8 @@ def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
             if row % scheme.block == 0:
                 index = row // scheme.block
                 ahead = work[row : row + scheme.block]
-                scale, zero = (
-                    None if found is None else found[0]
-                    for found in _grid(_blocked(ahead.astype(np.float32), scheme.block), scheme)
-                )  # type: ignore[assignment]
+                found, offsets = _grid(_blocked(ahead.astype(np.float32), scheme.block), scheme)
+                scale, zero = found[0], None if offsets is None else offsets[0]
                 scales[index] = scale
                 if zeros is not None and zero is not None:
                     zeros[index] = zero
@@ -316,7 +316,7 @@ class BlockForms:
         )
         inputs = list(node.inputs)
         inputs[slot] = restored
-        attributes = dict(node.attributes)
+        attributes: dict[str, Any] = dict(node.attributes)
         value = build.op(node.op_type, *inputs, like=node.outputs[0], **attributes)
         producer = value.producer()
         assert producer is not None
@@ -335,7 +335,9 @@ class BlockForms:
             assert array is not None
             matrix = array if axis == 0 else array.T
             self._made[key] = (
-                quantize_blocks(matrix, self.scheme) if moments is None else gptq(matrix, moments, self.scheme)
+                quantize_blocks(matrix, self.scheme)
+                if moments is None
+                else gptq(matrix, moments, self.scheme)
             )
         return self._made[key]
 

@@ -23,6 +23,7 @@ from graphopt.quant.attribution import attribute
 from graphopt.quant.layers import Beside, Choice, Point, Setting, choose, judge, noise_of_forms, replaced
 from graphopt.quant.ranges import quantize_weight, weight_scales
 from graphopt.quant.units import Unit
+from graphopt.verify.budget import Judgement
 
 MAKER = "quantize-dynamic"
 OPERATORS = ("MatMul", "Gemm", "LSTM")
@@ -39,6 +40,7 @@ class Found:
         units: The layers that the result has on integers.
         model: The graph; None where nothing held or nothing gained.
         nearest: The best that did not hold; None where something did.
+        judgement: What either loses.
         kept: Layers that stayed in float although they could be on integers.
         details: For the report.
         reason: Why there is no result.
@@ -48,6 +50,7 @@ class Found:
     model: ir.Model | None = None
     nearest: ir.Model | None = None
     kept: int = 0
+    judgement: Judgement | None = None
     details: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
@@ -107,13 +110,17 @@ def find(
         kept=len(nodes) - len(chosen),
         details=_details(nodes, chosen, choice, refused, slow, floats, integers, total),
     )
+    if choice.points:
+        found.judgement = (best or choice.nearest).judgement
     if not choice.points:
         found.reason = "int8 is no faster for any of its products"
     elif best is None:
         nearest = choice.nearest
         found.nearest = built(nearest.chosen)
         found.units = tuple(Unit((node,), "compute") for node in nodes if node.name in nearest.chosen)
-        found.reason = f"no choice of layers is within the budget; the nearest: {nearest.judgement.describe()}"
+        found.reason = (
+            f"no choice of layers is within the budget; the nearest: {nearest.judgement.describe()}"
+        )
     return found
 
 
@@ -198,7 +205,9 @@ class DynamicForms:
         beta = facts.attribute(node, "beta", 1.0)
         constant = facts.constant(bias)
         if beta != 1.0 and constant is not None:
-            bias = build.shared(f"{bias.name}_times_{beta:g}", (constant * np.float32(beta)).astype(np.float32))
+            bias = build.shared(
+                f"{bias.name}_times_{beta:g}", (constant * np.float32(beta)).astype(np.float32)
+            )
         elif beta != 1.0:
             bias = build.op("Mul", bias, np.asarray(beta, np.float32), like=bias)
         return build.op("Add", result, bias, like=node.outputs[0])
@@ -217,10 +226,8 @@ class DynamicForms:
                 "DequantizeLinear", build.shared(key, rounded), build.shared(f"{key}_scales", scales),
                 like=weight, axis=2, block_size=rounded.shape[2],
             )  # fmt: skip
-        attributes = dict(node.attributes)
-        first = build.op(
-            "LSTM", *operands, like=node.outputs[0], outputs=len(node.outputs), **attributes
-        )
+        attributes: dict[str, Any] = dict(node.attributes)
+        first = build.op("LSTM", *operands, like=node.outputs[0], outputs=len(node.outputs), **attributes)
         made = first.producer()
         assert made is not None
         for old, new in zip(node.outputs, made.outputs, strict=True):
@@ -276,7 +283,8 @@ def _times(
     integers = attribute(setting.profile(everything, "integers"), units, everything)
     # A layer that no kernel on integers computes cannot gain by being there.
     times = {
-        name: time if name in integers.integer else float("inf") for name, time in integers.milliseconds.items()
+        name: time if name in integers.integer else float("inf")
+        for name, time in integers.milliseconds.items()
     }
     return floats.milliseconds, times, sum(floats.milliseconds.values()) + floats.other
 

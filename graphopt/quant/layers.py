@@ -1,8 +1,9 @@
 """Lossy forms of single layers: put into a graph, measured for the noise that each adds alone, chosen by the budget.
 
 A *form* builds, beside a node, what computes almost the same. The noise of all forms is found in one session in which
-each has a switch (for small noise these powers add up: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI
-2018). Where the budget does not hold with all of them, those that add most noise for what they gain stay as they were.
+each has a switch (for small noise these powers add up: Zhou et al., Adaptive Quantization for Deep Neural Network,
+AAAI 2018). Where the budget does not hold with all of them, those that add most noise for what they gain stay as they
+were.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class Beside(Builder):
         if name not in self.common.constants:
             tensor = ir.tensor(content, name=name) if isinstance(content, np.ndarray) else content
             self.common.constants[name] = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+                name=name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tensor.shape.numpy()),
+                const_value=tensor,
             )
         return self.common.constants[name]
 
@@ -124,9 +128,7 @@ def _add_switches(model: ir.Model, forms: Mapping[str, Form]) -> list[str]:
     """Let a new input choose between each node and its form; returns the nodes' names in the input's order."""
     graph = model.graph
     nodes = [node for node in graph if node.name in forms]
-    switches = ir.Value(
-        name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(nodes)])
-    )
+    switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(nodes)]))
     graph.inputs.append(switches)
     common = Shared()
     for index, node in enumerate(nodes):
@@ -173,13 +175,30 @@ def _drop_unread(graph: ir.Graph) -> None:
 class Setting(Protocol):
     """What choosing layers takes of a pass's context (:class:`graphopt.lossy.Context`)."""
 
-    evaluation: Evaluation
-    legalize: Callable[[ir.Model], ir.Model]
-    profile: Callable[[ir.Model, str], Sequence[Kernel]]
-    runnable: bool
-    threads: int
-    deadline: float
-    progress: Callable[[str], None]
+    @property
+    def evaluation(self) -> Evaluation:
+        """Held-out samples, the metric and the budget."""
+
+    @property
+    def runnable(self) -> bool:
+        """Whether the target runs on this machine."""
+
+    @property
+    def threads(self) -> int:
+        """Of an operator."""
+
+    @property
+    def deadline(self) -> float:
+        """``time.monotonic()`` after which nothing new is begun."""
+
+    def legalize(self, model: ir.Model, /) -> ir.Model:
+        """A graph as the target will have it."""
+
+    def profile(self, model: ir.Model, label: str, /) -> Sequence[Kernel]:
+        """Kernels that a graph runs on the target, with their times."""
+
+    def progress(self, text: str, /) -> None:
+        """Told what is being done."""
 
 
 @dataclass
@@ -249,7 +268,8 @@ def choose(
     found.noise = noise()
     # Layers that were not measured before the deadline come last: they stay as they were.
     price = {
-        name: max(found.noise.get(name, float("inf")), _LEAST_NOISE) / max(gains[name], 1e-12) for name in gains
+        name: max(found.noise.get(name, float("inf")), _LEAST_NOISE) / max(gains[name], 1e-12)
+        for name in gains
     }
     order = sorted(gains, key=lambda name: price[name])
     low, high = 0, len(order)

@@ -86,6 +86,16 @@ def units_of(model: ir.Model, kernels: IntegerKernels) -> tuple[list[Unit], dict
     return found, refused
 
 
+def integer_nodes(model: ir.Model) -> int:
+    """Number of nodes that quantize, dequantize or compute on quantized integers (QDQ, QOperator and integer forms)."""
+    return sum(
+        node.op_type in _QUANTIZERS
+        or node.op_type in ("ConvInteger", "MatMulInteger")
+        or node.op_type.startswith(("QLinear", "QGemm", "QAttention", "DynamicQuantize"))
+        for node in model.graph.all_nodes()
+    )
+
+
 def _kind(node: ir.Node, kernels: IntegerKernels) -> Kind | None:
     if node.domain != "":
         return None

@@ -1,4 +1,4 @@
-"""Which weights of a graph are written in blocks: those that save most bytes for the noise they add, within the budget."""
+"""Which weights are written in blocks: those that save most bytes for the noise they add, within the budget."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import BlockForms, Scheme, layers_of, weight_slot
 from graphopt.quant.layers import Choice, Setting, choose, judge, noise_of_forms, replaced
+from graphopt.verify.budget import Judgement
 
 MAKER = "quantize-weights"
 ACCURACY_LEVEL = "graphopt.accuracy_level"
@@ -27,6 +28,7 @@ class Found:
         label: Of the form, in reports.
         model: The graph; None where nothing held.
         nearest: The best that did not hold; None where something did.
+        judgement: What either loses.
         details: For the report.
         reason: Why there is no result.
     """
@@ -34,6 +36,7 @@ class Found:
     label: str = ""
     model: ir.Model | None = None
     nearest: ir.Model | None = None
+    judgement: Judgement | None = None
     details: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
@@ -88,8 +91,10 @@ def find(
     details = _details(nodes, form, choice, refused)
     if choice.best is None:
         reason = f"no choice of layers is within the budget; the nearest: {point.judgement.describe()}"
-        return Found(label, nearest=built(point.chosen), details=details, reason=reason)
-    return Found(label, built(point.chosen), details=details)
+        return Found(
+            label, nearest=built(point.chosen), judgement=point.judgement, details=details, reason=reason
+        )
+    return Found(label, built(point.chosen), judgement=point.judgement, details=details)
 
 
 def _weight(node: ir.Node) -> ir.Value:

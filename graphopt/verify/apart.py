@@ -1,5 +1,4 @@
-"""Runs a model with all of ONNX Runtime's optimisations in a process of its own: an optimiser that crashes or hangs takes
-nobody with it.
+"""Runs a model with all of ONNX Runtime's optimisations in a process of its own, so that a crash or hang is its own.
 
 The child is started first and asked for its outputs last, so that it works while its parent does.
 """
@@ -51,7 +50,12 @@ class ApartRun:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
             )  # fmt: skip
             self._cleanup = stack.pop_all()
-        request = {"model": str(path), "feeds": [*map(str, sources)], "to": [*map(str, self._results)], "seed": seed}
+        request = {
+            "model": str(path),
+            "feeds": [*map(str, sources)],
+            "to": [*map(str, self._results)],
+            "seed": seed,
+        }
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -102,9 +106,7 @@ def _child() -> None:
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(
-            request["model"], options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(request["model"], options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         for source, result in zip(request["feeds"], request["to"], strict=True):
             outputs = session.run(names, load_feeds(Path(source)))

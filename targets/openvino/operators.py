@@ -201,7 +201,6 @@ _TYPES = frozenset(
     }
 )
 """Element types that it computes with; float64 becomes float32 in it, other integers become int32."""
-_CONSTANT_TYPES = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
 _BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _INT32 = np.iinfo(np.int32)
 _MOST_FACTOR = 1 << 16

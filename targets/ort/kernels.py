@@ -19,7 +19,10 @@ from graphopt.machine import Kernel
 _SUFFIX = "_kernel_time"
 _TOKENS = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
 _INTEGER_OPS = frozenset(
-    {"QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+    {
+        *("QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat"),
+        *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+    }
 )
 _INTEGER_TYPES = frozenset({2, 3})
 

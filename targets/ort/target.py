@@ -50,6 +50,14 @@ class OrtTarget(OrtRuntime):
 
         return kernels()
 
+    def half_kernels(self) -> Mapping[str, frozenset[str]]:
+        """Operators that the CUDA provider computes in 16-bit float types; the CPU provider gains nothing from them."""
+        if self.name != "ort-cuda":
+            return {}
+        from graphopt.targets.ort.halves import kernels
+
+        return kernels()
+
     def allowed_domains(self) -> frozenset[str]:
         """ONNX Runtime's contributed operators."""
         return frozenset({"com.microsoft"})

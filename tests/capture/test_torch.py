@@ -89,7 +89,9 @@ def test_a_dimension_that_the_module_specialises_is_not_dropped() -> None:
         )
     # Torch itself rejects these two; its second line tells which dimension it is.
     for hint in ("batch", torch.export.Dim.DYNAMIC):
-        with pytest.raises(UnsupportedModelError, match=r"static shape of 2 for dimension inputs\['x'\]\.shape\[0\]"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"static shape of 2 for dimension inputs\['x'\]\.shape\[0\]"
+        ):
             capture(Fixed(), example_inputs=(ones,), dynamic_shapes=({0: hint},))
 
 

@@ -63,7 +63,9 @@ def test_every_form_computes_what_pytorch_does(
         captured = capture(module, example_inputs=examples, dynamic_shapes=shapes)
     elif form == "fx":
         if name == "minilm":
-            pytest.skip("torch.fx cannot trace transformers' BERT; the module of its exported program stands for it")
+            pytest.skip(
+                "torch.fx cannot trace transformers' BERT; the module of its exported program stands for it"
+            )
         captured = capture(torch.fx.symbolic_trace(module), example_inputs=examples, dynamic_shapes=shapes)
     else:
         with quiet():

@@ -101,7 +101,9 @@ def integer_weights(model: ir.Model) -> int:
     """Elements of 8-bit constants that are larger than a zero point."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
     eight = (ir.DataType.INT8, ir.DataType.UINT8)
-    return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype in eight and tensor.size > 64)
+    return sum(
+        tensor.size for tensor in tensors if tensor is not None and tensor.dtype in eight and tensor.size > 64
+    )
 
 
 def assert_integers_stay(path: Path, folder: Path) -> None:

@@ -166,3 +166,19 @@ def test_a_model_without_products_is_left_as_it_is(tmp_path: Path) -> None:
     data = [{"x": np.ones((4, 8), np.float32)}] * 4
     compiled = graphopt.compile(path, data=data, **QUICK)
     assert "no Conv, MatMul or Gemm" in lossy(compiled.report)["reason"]
+
+
+def test_a_quantized_model_keeps_its_precision_and_is_not_quantized_twice(net: Path, tmp_path: Path) -> None:
+    compiled = graphopt.compile(net, data=samples(12), **QUICK)
+    if not compiled.report.chosen.startswith("int8"):
+        pytest.skip("on this machine the float form is faster")
+    path = compiled.save(tmp_path / "net.gopt") / "model.onnx"
+
+    def quantizers(model: ir.Model) -> int:
+        return sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph)
+
+    again = graphopt.compile(path, data=samples(12), **QUICK)
+    record = lossy(again.report)
+    assert record["status"] == "nothing to do" and "quantized already" in record["reason"]
+    result = ir.load(again.save(tmp_path / "again.gopt") / "model.onnx")
+    assert quantizers(result) == quantizers(ir.load(path)) > 0

@@ -127,6 +127,22 @@ def test_integers_are_read_off_the_graph() -> None:
     assert all(np.array_equal(made[name], again[name]) for name in made)
 
 
+def test_a_one_hot_code_tells_how_many_classes_there_are() -> None:
+    """As jax writes it: the integers compared with 0, 1, 2, ... along a new axis."""
+    model = model_from_text(
+        """g (int32[n,8] code, int32[n] mode) => (float[n,8,20] y, bool[n,3] z)
+        <int64[1] last={2}, int32[1,1,20] classes={0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19},
+         int32[1,3] rates={8,16,24}, int64[1] first={1}> {
+        u = Unsqueeze(code, last) e = Equal(u, classes) y = Cast<to=1>(e)
+        m = Unsqueeze(mode, first) z = Equal(m, rates) }"""
+    )
+    code, mode = model.graph.inputs
+    assert integer_range(code).upper == 20 and not integer_range(code).choices
+    assert integer_range(mode).upper is None and set(integer_range(mode).choices) == {8, 16, 24}
+    feeds = feeds_for(model, {"n": 40}, 0)
+    assert set(feeds["code"].reshape(-1).tolist()) == set(range(20))
+
+
 def test_several_sizes_of_each_dynamic_dimension() -> None:
     model = model_from_text("g (float[batch,3,h,w] x) => (float[batch,3,h,w] y) { y = Relu(x) }")
     tried = list(size_candidates(model))

@@ -26,7 +26,10 @@ from graphopt.targets.ort.legalize.block_product import BlockProduct
 from graphopt.testing import OPSET
 from graphopt.verify.session import Session
 
-SCHEMES = [Scheme(bits, block, symmetric) for bits, block, symmetric in itertools.product((4, 8), (16, 32, 128), (True, False))]
+SCHEMES = [
+    Scheme(bits, block, symmetric)
+    for bits, block, symmetric in itertools.product((4, 8), (16, 32, 128), (True, False))
+]
 
 
 def model_of(
@@ -100,7 +103,9 @@ def assert_close(got: Any, wanted: Any, tolerance: float = 2e-5) -> None:
     st.integers(1, 70), st.integers(1, 9), st.integers(0, 2**31),
     st.sampled_from(SCHEMES), st.sampled_from([1.0, 1e-30, 1e-39, 1e6]),
 )  # fmt: skip
-def test_each_number_is_within_its_block(rows: int, columns: int, seed: int, scheme: Scheme, size: float) -> None:
+def test_each_number_is_within_its_block(
+    rows: int, columns: int, seed: int, scheme: Scheme, size: float
+) -> None:
     rng = np.random.default_rng(seed)
     weight = (rng.standard_normal((rows, columns)) * size).astype(np.float32)
     weight[:, rng.integers(columns)] = 0
@@ -133,13 +138,18 @@ def test_four_bits_are_no_worse_than_rounding_at_the_maximum(symmetric: bool) ->
 def test_gptq_loses_less_on_the_outputs() -> None:
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((96, 40)).astype(np.float32)
-    inputs = (rng.standard_normal((500, 12)) @ rng.standard_normal((12, 96)) + 0.3 * rng.standard_normal((500, 96))).astype(np.float32)
+    inputs = (
+        rng.standard_normal((500, 12)) @ rng.standard_normal((12, 96)) + 0.3 * rng.standard_normal((500, 96))
+    ).astype(np.float32)
     scheme = Scheme(4, 32, False)
 
     def loss(blocks: Blocks) -> float:
         return float(np.square(inputs @ (blocks.restored(32) - weight)).sum())
 
-    nearest, moved = loss(quantize_blocks(weight, scheme)), loss(gptq(weight, inputs.T.astype(np.float64) @ inputs, scheme))
+    nearest, moved = (
+        loss(quantize_blocks(weight, scheme)),
+        loss(gptq(weight, inputs.T.astype(np.float64) @ inputs, scheme)),
+    )
     assert moved < 0.6 * nearest
 
 
@@ -212,7 +222,9 @@ def test_one_weight_of_two_layers_is_stored_once() -> None:
         nodes, "g", [helper.make_tensor_value_info("x", 1, ["M", 64])], [helper.make_tensor_value_info("y", 1, None)],
         [numpy_helper.from_array(weight, "w")],
     )  # fmt: skip
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10))
+    model = ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    )
     forms = BlockForms(Scheme(8, 32, True), {}, {})
     both = replaced(model, {"first": forms, "second": forms}, "quantize-weights")
     assert len(both.graph.initializers) == 2

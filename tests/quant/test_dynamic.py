@@ -25,7 +25,9 @@ from graphopt.verify.session import Session
 Array = np.ndarray[Any, Any]
 
 
-def model_of(nodes: list[onnx.NodeProto], x: list[Any], constants: dict[str, Array], outputs: dict[str, int]) -> ir.Model:
+def model_of(
+    nodes: list[onnx.NodeProto], x: list[Any], constants: dict[str, Array], outputs: dict[str, int]
+) -> ir.Model:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", 1, x)],
         [helper.make_tensor_value_info(name, 1, [None] * rank) for name, rank in outputs.items()],
@@ -134,7 +136,12 @@ def test_an_lstm_becomes_one_kernel(direction: str, present: tuple[str, ...], tm
     }
     outputs = [name if name in present else "" for name in ("y", "h", "c")]
     node = helper.make_node(
-        "LSTM", ["x", "w", "r", "b", "", "h0", "c0"], outputs, name="layer", hidden_size=hidden, direction=direction
+        "LSTM",
+        ["x", "w", "r", "b", "", "h0", "c0"],
+        outputs,
+        name="layer",
+        hidden_size=hidden,
+        direction=direction,
     )
     model = model_of(
         [node], ["T", batch, width], {name: array.astype(np.float32) for name, array in constants.items()},
@@ -178,7 +185,9 @@ def test_switches_of_layers_that_share_an_input() -> None:
     found = noise_of_forms(model, {"first": form, "second": form}, [{"x": x}])
     wanted = (x @ weights["q"]) * (x @ weights["k"])
     alone = (quantized(x) @ restored(weights["q"], 1)) * (x @ weights["k"])
-    assert found["first"] == pytest.approx(np.square(alone - wanted).sum() / np.square(wanted).sum(), rel=0.01)
+    assert found["first"] == pytest.approx(
+        np.square(alone - wanted).sum() / np.square(wanted).sum(), rel=0.01
+    )
     assert found["second"] > 0
 
 

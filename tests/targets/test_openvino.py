@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -159,6 +160,28 @@ def test_qdq_runs_on_integer_kernels(tmp_path: Path) -> None:
     assert convolution.integer and "I8" in convolution.provider
     assert {"c", "y"} <= set(convolution.outputs)
     assert any(kernel.op == "QuantizeLinear" and not kernel.integer for kernel in kernels)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_stay_compressed(bits: int, tmp_path: Path) -> None:
+    text = f"""
+    g (float[n,64] x, int{bits}[64,32] w, float[2,32] s) => (float[n,32] y)
+    {{
+      f = DequantizeLinear<axis=0, block_size=32>(w, s)
+      y = MatMul(x, f)
+    }}
+    """
+    limit = 1 << (bits - 1)
+    integers = np.random.default_rng(0).integers(-limit, limit, (64, 32))
+    model = with_weights(
+        text, w=integers.astype(ml_dtypes.int4 if bits == 4 else np.int8), s=np.abs(weights(2, 32))
+    )
+    feeds = {"x": weights(3, 64)}
+    wanted = run(model, feeds)["y"]
+    np.testing.assert_allclose(
+        loaded(model, tmp_path).run(feeds)["y"], wanted, atol=1e-5 * np.abs(wanted).max()
+    )
+    assert (tmp_path / "model.bin").stat().st_size < 64 * 32 * bits // 8 + 1024
 
 
 def test_results_are_the_callers_own(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """MatMul(x, DequantizeLinear<block_size>(W))  ==>  MatMulNBits(x, W)
 
 ONNX Runtime 1.31 has products whose weight has 4 or 8 bits and a scale for each block along K (com.microsoft
-MatMulNBits, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md). It would make them of the left
-side itself; written here, they are there for every provider, with the bias, and with the precision that was judged.
-Where x is rounded to 8 bits by blocks as well (accuracy_level 4) they take, on the CPU at [1, 384] x [384, 1536], 1/1.5
-to 1/2.8 of the time of float32, and with 1024 rows 1/1 to 1/1.35; without it 8 bits take nine times as long as float32 at
-one row. The integers are packed along K, two of 4 bits to a byte, the first in the low half; symmetric ones are moved
-to the middle of the unsigned range.
+MatMulNBits, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md). It would make them of the
+left side itself; written here, they are there for every provider, with the bias, and with the precision that was
+judged. Where x is rounded to 8 bits by blocks as well (accuracy_level 4) they are, on the CPU at [1, 384] x [384,
+1536], 1.5 to 2.8 times as fast as float32, and with 1024 rows 1.0 to 1.35; without it 8 bits take nine times as long
+as float32 at one row. The integers are packed along K, two of 4 bits to a byte, the first in the low half; symmetric
+ones are moved to the middle of the unsigned range.
 
 Forms: MatMul and Gemm with a constant weight [K, N], int4, uint4, int8 or uint8, in blocks along K whose size is a
 power of two from 16; alpha goes into the scales. float32 and float16.
@@ -61,7 +61,7 @@ class BlockProduct(Rewrite):
         middle = 2 ** (bits - 1)
         shift = middle if signed else 0
         scale = _rows(steps, axis) * steps.dtype.type(facts.attribute(node, "alpha", 1.0))
-        operands = [
+        operands: list[ir.Value | Array | None] = [
             x,
             _packed((rows.astype(np.int16) + shift).astype(np.uint8), bits, block, middle),
             np.ascontiguousarray(scale),

@@ -2,8 +2,8 @@
 
 ONNX Runtime 1.31 has an LSTM whose products are on integers (com.microsoft): x and the hidden state are rounded to 8
 bits as they come, the gates stay in float. Measured at 160 steps and 256 units (interleaved, 2 threads): 2.3 to 2.7
-times as fast as float32 with batches of 1 to 32, with 512 units 3.2. One scale for each gate's output is 1.04 slower than
-one for all and 2 dB nearer.
+times as fast as float32 with batches of 1 to 32, with 512 units 3.2. One scale for each gate's output is 1.04 slower
+than one for all and 2 dB nearer.
 
 Forms: int8 weights with one scale for each row (DequantizeLinear in blocks of a whole row), symmetric. The hidden
 state's rounding is new, so this is bounded by the noise floor unless it was asked for with a budget.
@@ -83,5 +83,8 @@ def _weight(value: ir.Value | None) -> tuple[Array, Array] | None:
     integers, scales = facts.constant(restored.inputs[0]), facts.constant(restored.inputs[1])
     if integers is None or scales is None or integers.dtype != np.int8 or integers.ndim != 3:
         return None
-    rows = facts.attribute(restored, "block_size", 0) >= integers.shape[2] and facts.attribute(restored, "axis", 1) == 2
+    rows = (
+        facts.attribute(restored, "block_size", 0) >= integers.shape[2]
+        and facts.attribute(restored, "axis", 1) == 2
+    )
     return (integers, scales) if rows and scales.shape == (*integers.shape[:2], 1) else None

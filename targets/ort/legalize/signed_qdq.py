@@ -5,8 +5,8 @@ the Q states ``output_dtype`` int8; its conversion of signed to unsigned then gi
 leaves the attribute: "output_dtype INT8 does not match y_zero_point type UINT8"
 (https://github.com/microsoft/onnxruntime/issues/25526). The pair written here is the one it makes at opset 20 and
 before: it keeps what follows on integers, and the propagation stops at a Q.
-Forms: MaxPool, Reshape, Slice, Squeeze, Transpose, Unsqueeze behind a DequantizeLinear of a whole tensor, float32; exact,
-since quantizing what was dequantized with the same scale gives the integers back.
+Forms: MaxPool, Reshape, Slice, Squeeze, Transpose, Unsqueeze behind a DequantizeLinear of a whole tensor, float32.
+Exact: what was dequantized gives its integers back when it is quantized with the same scale.
 
 Leaves alone: what only Q reads; weights; one scale for each channel; a zero point that is absent or computed.
 """

@@ -1,0 +1,76 @@
+"""float32 graph  ==>  float16 (or bfloat16) where the target has kernels and the numbers fit
+
+Half precision takes half the memory and, on GPUs, runs on tensor cores. Samples are run first: a node stays in
+float32 where one of its tensors comes within a factor of two of 65504, a constant does not fit, or sums of squares
+inside it may overflow. Inputs and outputs keep their types. Casts stand only where the two types meet. Where the
+budget does not hold, the nodes that add most noise go back to float32.
+
+Refuses (in the report, node by node):
+- an operator for which the target has no such kernel, or whose schema has no such type;
+- a tensor or a constant beyond the range, a single constant below it;
+- ReduceSum, ReduceL2, CumSum and other reductions whose inner sums may overflow;
+- a node that holds a subgraph, and what is inside it;
+- a light node between float32 nodes, where casts would cost more than it gains.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.quant import half
+
+
+@dataclass(frozen=True)
+class Float16Options:
+    """Options of ``float16``.
+
+    Attributes:
+        dtype: ``float16``, or ``bfloat16`` (the range of float32, 8 bits of precision) where the target has kernels.
+        samples: Most samples that are run to find what overflows.
+        keep: Names of nodes (wildcards allowed) that stay in float32.
+    """
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    samples: int = 64
+    keep: tuple[str, ...] = ()
+
+
+class Float16(LossyPass):
+    """Half precision with a measured keep-list; LOSSY."""
+
+    name = "float16"
+    Options = Float16Options
+
+    def propose(self, model: ir.Model, context: Context) -> Proposal:
+        """As much in half precision as the budget allows."""
+        options: Float16Options = self.options
+        operators = context.halves.get(options.dtype)
+        if not operators:
+            return Proposal(
+                reason=f"{context.target} has no {options.dtype} kernels that are faster than float32"
+            )
+        data = (
+            feeds
+            for source in (context.dataset.calibration(), context.evaluation.feeds)
+            for feeds in itertools.islice(source, options.samples)
+        )
+        found = half.find(
+            model, context, operators, data, dtype=half.TYPES[options.dtype], allowed=self._why_kept
+        )
+        if found.model is not None:
+            return Proposal([Candidate(found.label, found.model, judgement=found.judgement)], found.details)
+        best_effort = None
+        if found.nearest is not None:
+            best_effort = Candidate(found.label, found.nearest, judgement=found.judgement)
+        return Proposal(details=found.details, reason=found.reason, best_effort=best_effort)
+
+    def _why_kept(self, node: ir.Node) -> str:
+        options: Float16Options = self.options
+        kept = any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in options.keep)
+        return "the option 'keep' names it" if kept else ""
