@@ -31,7 +31,7 @@ def write(path: Path, figures: Mapping[str, Any], *, threads: int, packages: tup
     result = {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "machine": {"processor": processor(), "threads": threads},
+        "machine": machine(threads),
         "versions": {
             "graphopt": graphopt.__version__,
             "python": platform.python_version(),
@@ -78,6 +78,11 @@ def _core_times() -> list[int]:
     except OSError:
         return []
     return [int(number) for number in line.split()[1:]]
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What figures depend on besides versions."""
+    return {"processor": processor(), "threads": threads}
 
 
 def processor() -> str:

@@ -201,7 +201,7 @@ def _rules_of(task: Task, rules: list[Rule], samples: int) -> dict[str, Any]:
             f"{task.name}, {part}: "
             + ", ".join(f"{name} {value:.1f}" for name, value in decibels[part].items())
         )
-    better = max(PARTS, key=lambda part: decibels[part]["mse"])
+    better = max(PARTS, key=lambda part: decibels[part]["norm"])
     original = task.score(task.predict(Session(model, threads=THREADS).run))[task.headline]
     scores = {
         name: task.score(task.predict(quantized(calibration, better).run))[task.headline]

@@ -1,12 +1,13 @@
 """What single rewrites gain in ONNX Runtime: a small graph before and after.
 
-    python benchmarks/rewrites.py [NAME ...] [--pairs N] [--seconds S] [--threads N] [--output FILE]
+    python benchmarks/rewrites.py [NAME ...] [--pairs N] [--seconds S] [--threads N] [--output FILE] [--quote]
 
 For each rewrite named (default: all that have a graph in ``_micro.py``), the graph as it is and as the one rewrite
 leaves it, both with ONNX Runtime's default optimisations, on the same inputs; interleaved, each in a process of its
 own. Small graphs run at another speed in another process (where memory comes to lie), so there are several pairs of
 processes; their median ratio counts, and the lowest and highest show how sure it is. Prints a table and writes JSON, in
-which the rows of other graphs stay. A rewrite that does not apply to its graph is an error.
+which the rows of other graphs stay where the machine is the same. A rewrite that does not apply to its graph is an
+error. ``--quote`` writes the ratios into the docstrings that quote them (``make docs`` then brings docs/ up to date).
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import inspect
 import json
+import re
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from _micro import CASES, Case
-from _results import FOLDER, processor, undisturbed, write
+from _results import FOLDER, machine, processor, undisturbed, write
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +37,8 @@ from graphopt.rewrite import RewriteLog
 from graphopt.targets.ort.legalize import REWRITES
 from graphopt.testing import random_feeds
 from graphopt.tune.paired import time_forms
+
+_RATIO = r"\b\d+\.\d\d\b"
 
 
 def rewrite_class(name: str) -> Any:
@@ -85,6 +90,28 @@ def table(rows: list[dict[str, Any]], threads: int) -> Table:
     return view
 
 
+def merge(rows: list[dict[str, Any]], path: Path, threads: int) -> list[dict[str, Any]]:
+    """The new rows, and those of other graphs that the file holds for this machine, in the order of ``CASES``."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = before["rewrites"] if before.get("machine") == machine(threads) else []
+    found = {(row["rewrite"], row["graph"]): row for row in [*kept, *rows]}
+    keys = [(case.rewrite, case.label) for case in CASES]
+    return [found[key] for key in keys if key in found]
+
+
+def quote(name: str, ratios: list[float]) -> None:
+    """Put the ratios, in the order of ``CASES``, in the place of those that the rewrite's docstring quotes."""
+    path = Path(inspect.getfile(rewrite_class(name)))
+    text = path.read_text(encoding="utf-8")
+    sentence = re.search(r"Times\s+as\s+fast\s+\(``benchmarks/rewrites\.py``.*?\.(?=\s)", text, re.DOTALL)
+    quoted = [] if sentence is None else re.findall(_RATIO, sentence[0])
+    if sentence is None or len(quoted) != len(ratios):
+        raise SystemExit(f"{path.name} quotes {len(quoted)} ratios, but there are {len(ratios)} of {name}")
+    new = iter(ratios)
+    updated = re.sub(_RATIO, lambda _: f"{next(new):.2f}", sentence[0])
+    path.write_text(text.replace(sentence[0], updated), encoding="utf-8")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -92,6 +119,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="of processes for each graph")
     parser.add_argument("--seconds", type=float, default=1.0, help="of timing for each pair")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quote", action="store_true", help="write the ratios into docstrings")
     parser.add_argument("--output", type=Path, default=FOLDER / "rewrites.json")
     options = parser.parse_args()
     known = dict.fromkeys(case.rewrite for case in CASES)
@@ -109,13 +137,11 @@ def main() -> None:
         for case in chosen
     ]
     Console(width=140).print(table(rows, options.threads))
-    kept = (
-        json.loads(options.output.read_text(encoding="utf-8"))["rewrites"] if options.output.exists() else []
-    )
-    merged = {(row["rewrite"], row["graph"]): row for row in [*kept, *rows]}
-    keys = [(case.rewrite, case.label) for case in CASES]
-    figures = {"rewrites": [merged[key] for key in keys if key in merged]}
-    write(options.output, figures, threads=options.threads, packages=("onnxruntime",))
+    merged = merge(rows, options.output, options.threads)
+    write(options.output, {"rewrites": merged}, threads=options.threads, packages=("onnxruntime",))
+    if options.quote:
+        for name in dict.fromkeys(row["rewrite"] for row in rows):
+            quote(name, [row["ratio"] for row in merged if row["rewrite"] == name])
 
 
 if __name__ == "__main__":

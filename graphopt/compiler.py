@@ -12,7 +12,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from graphopt._version import __version__
 from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
 from graphopt.data.dataset import Dataset
-from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of, outputs_of
+from graphopt.data.interface import Feeds, TensorSpec, inputs_of, optional_inputs_of, outputs_of
 from graphopt.data.load import samples
 from graphopt.errors import GraphoptError, TargetError, UsageError
 from graphopt.ir import model as ir_model
@@ -34,7 +34,7 @@ from graphopt.pipeline.manager import Limits, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
-from graphopt.report import FormTiming, Report
+from graphopt.report import NOT_RUN, FormTiming, Report
 from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Form, Probe, Target
@@ -344,7 +344,10 @@ class Compilation:
             report.verification.judge(
                 judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out
             )
-            self._read_back(proposals, chosen, report)
+            if selection.targets[chosen.target][1].runnable:
+                self._read_back(proposals, chosen, report)
+            elif judgement.ok:
+                report.verification.status = NOT_RUN
             return evaluation
         names = ", ".join(pass_.name for pass_ in lossy)
         reasons = [
@@ -542,8 +545,8 @@ class Compilation:
             name=report.name,
             target=chosen.target,
             config=dict(chosen.config),
-            inputs=artifact.tensors(inputs_of(captured.model)),
-            outputs=artifact.tensors(outputs_of(captured.model)),
+            inputs=artifact.tensors(_as_in(final, inputs_of(captured.model))),
+            outputs=artifact.tensors(_as_in(final, outputs_of(captured.model))),
             optional_inputs=sorted(optional_inputs_of(captured.model)),
             machine=machine,
             hashes={"source": content_hash(captured.original_model), "result": content_hash(final)},
@@ -559,6 +562,16 @@ class Compilation:
             yield
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - started
+
+
+def _as_in(final: ir.Model, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The interface, with the element types that the result has where a lossy pass was asked to change them."""
+    halves = {
+        value.name: value.dtype.name.lower()
+        for value in (*final.graph.inputs, *final.graph.outputs)
+        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    }
+    return tuple(replace(spec, dtype=halves.get(spec.name, spec.dtype)) for spec in specs)
 
 
 def _was_rejected(record: PassRecord) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.dataset import Dataset, Sample, Source, Transform
@@ -165,7 +166,14 @@ class Proposals:
         found = [self.candidates[label].judgement]
         try:
             session = Session(legal, optimize="all", threads=self.threads)
-            found.append(self.evaluation.judge([session.run(feeds) for feeds in self.evaluation.feeds]))
+            halves = {value.name for value in legal.graph.inputs if value.dtype == ir.DataType.FLOAT16}
+
+            def run(feeds: Feeds) -> Feeds:
+                return session.run(
+                    {name: array.astype(np.float16) if name in halves else array for name, array in feeds.items()}
+                )
+
+            found.append(self.evaluation.judge([run(feeds) for feeds in self.evaluation.feeds]))
         except TargetError as error:
             self.warnings.append(f"{label}: it could not be judged on the CPU: {error.message}")
             return

@@ -2,8 +2,8 @@
 
 Half precision takes half the memory and, on GPUs, runs on tensor cores. Samples are run first: a node stays in
 float32 where one of its tensors comes within a factor of two of 65504, a constant does not fit, or sums of squares
-inside it may overflow. Inputs and outputs keep their types. Casts stand only where the two types meet. Where the
-budget does not hold, the nodes that add most noise go back to float32.
+inside it may overflow. Inputs and outputs keep their types unless asked otherwise. Casts stand only where the two
+types meet. Where the budget does not hold, the nodes that add most noise go back to float32.
 
 Refuses (in the report, node by node):
 - an operator for which the target has no such kernel, or whose schema has no such type;
@@ -15,14 +15,15 @@ Refuses (in the report, node by node):
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
 
+from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.passes._precisions import kept_by
 from graphopt.quant import half
 
 
@@ -32,13 +33,22 @@ class Float16Options:
 
     Attributes:
         dtype: ``float16``, or ``bfloat16`` (the range of float32, 8 bits of precision) where the target has kernels.
+        keep_io: Whether inputs and outputs keep their types; without it they are half precision as well.
         samples: Most samples that are run to find what overflows.
         keep: Names of nodes (wildcards allowed) that stay in float32.
     """
 
     dtype: Literal["float16", "bfloat16"] = "float16"
+    keep_io: bool = True
     samples: int = 64
     keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype == "bfloat16" and not self.keep_io:
+            raise UsageError(
+                "inputs and outputs of type bfloat16 are not supported: NumPy has no such type",
+                hint="leave keep_io out, or write float16{keep_io=false}",
+            )
 
 
 class Float16(LossyPass):
@@ -61,16 +71,12 @@ class Float16(LossyPass):
             for feeds in itertools.islice(source, options.samples)
         )
         found = half.find(
-            model, context, operators, data, dtype=half.TYPES[options.dtype], allowed=self._why_kept
-        )
+            model, context, operators, data, dtype=half.TYPES[options.dtype], keep_io=options.keep_io,
+            allowed=kept_by((), options.keep),
+        )  # fmt: skip
         if found.model is not None:
             return Proposal([Candidate(found.label, found.model, judgement=found.judgement)], found.details)
         best_effort = None
         if found.nearest is not None:
             best_effort = Candidate(found.label, found.nearest, judgement=found.judgement)
         return Proposal(details=found.details, reason=found.reason, best_effort=best_effort)
-
-    def _why_kept(self, node: ir.Node) -> str:
-        options: Float16Options = self.options
-        kept = any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in options.keep)
-        return "the option 'keep' names it" if kept else ""

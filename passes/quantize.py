@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
-from graphopt.quant.clipping import PERCENTILE, Rule
+from graphopt.passes._precisions import kept_by, with_dynamic, without_integers
 from graphopt.quant import memory
+from graphopt.quant.clipping import AUTO, PERCENTILE, Rule
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.memory import Memory, key_of
 from graphopt.quant.observe import Calibration, calibrate
@@ -44,7 +45,7 @@ class QuantizeOptions:
     """Options of ``quantize``.
 
     Attributes:
-        calibration: How a tensor's range is chosen (docs/quantization.md).
+        calibration: How a tensor's range is chosen (docs/quantization.md); "auto" takes what is measured to lose least.
         percentile: Percent of a tensor's elements that its range keeps, for ``calibration=percentile``.
         samples: Most samples to calibrate on; 0 takes all.
         cache: Folder where observations are kept, so that they are neither lost nor repeated; "none" keeps nothing, ""
@@ -56,7 +57,7 @@ class QuantizeOptions:
         again: Whether the float parts of a model that holds integer operators already are quantized too.
     """
 
-    calibration: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+    calibration: Literal["auto", "minmax", "percentile", "entropy", "mse", "norm"] = "auto"
     percentile: float = PERCENTILE
     samples: int = 0
     cache: str = ""
@@ -68,7 +69,9 @@ class QuantizeOptions:
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
-            raise UsageError(f"the percentile of quantize is {self.percentile:g}", hint="write one above 50 and up to 100")
+            raise UsageError(
+                f"the percentile of quantize is {self.percentile:g}", hint="write one above 50 and up to 100"
+            )
 
 
 class Quantize(LossyPass):
@@ -78,16 +81,20 @@ class Quantize(LossyPass):
     Options = QuantizeOptions
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
-        """The fastest mix of int8 and float32 that stays within the budget."""
-        kernels = context.kernels
-        if kernels is None:
-            return Proposal(reason=f"{context.target} has no int8 kernels that are faster than float")
+        """The fastest mix of int8 and float32 that stays within the budget; float16 where there is no int8."""
+        options: QuantizeOptions = self.options
         present = integer_nodes(model)
-        if present and not self.options.again:
+        if present and not options.again:
             return Proposal(
                 reason=f"the model is quantized already ({present} integer operators) and keeps its precision; "
                 "quantize{again=true} goes on with what is in float"
             )
+        allowed = kept_by(options.ops, options.keep)
+        if context.kernels is None:
+            return without_integers(model, context, allowed)
+        return with_dynamic(self._static(model, context, context.kernels), model, context, allowed)
+
+    def _static(self, model: ir.Model, context: Context, kernels: IntegerKernels) -> Proposal:
         units, refused = units_of(model, kernels)
         if not any(unit.kind == "compute" for unit in units):
             return Proposal(reason=_why_none(refused), details={"refused": refused})
@@ -95,6 +102,7 @@ class Quantize(LossyPass):
         prepared = prepare(
             model, kernels, lambda graph: self._calibrate(graph, kernels, context), lambda: self._data(context),
             equalization=options.equalize, correction=options.correct_bias,
+            rules=self._rules(kernels)[1:],
             threads=context.threads, progress=context.progress,
         )  # fmt: skip
         search = Search(
@@ -151,13 +159,19 @@ class Quantize(LossyPass):
         options: QuantizeOptions = self.options
         names = tensors_to_observe(units_of(model, kernels)[0])
         folder = Path(options.cache) if options.cache else default_folder()
-        rule = Rule(options.calibration, options.percentile, kernels.limits, kernels.symmetric)
         return calibrate(
             model, names, context.dataset.calibration(options.samples),
-            rule=rule, memory=context.memory, threads=context.threads,
+            rule=self._rules(kernels)[0], memory=context.memory, threads=context.threads,
             cache=None if options.cache == "none" else folder,
             progress=lambda text: context.progress(f"calibrating, {text}"),
         )  # fmt: skip
+
+    def _rules(self, kernels: IntegerKernels) -> list[Rule]:
+        """How ranges are taken: the first, and what is tried in its place."""
+        options: QuantizeOptions = self.options
+        if options.calibration != "auto":
+            return [Rule(options.calibration, options.percentile, kernels.limits, kernels.symmetric)]
+        return [replace(rule, limits=kernels.limits, symmetric=kernels.symmetric) for rule in AUTO]
 
     def _why_kept(self, unit: Unit) -> str:
         options: QuantizeOptions = self.options

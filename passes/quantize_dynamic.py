@@ -14,12 +14,12 @@ Refuses (in the report, node by node):
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.passes._precisions import kept_by
 from graphopt.quant import dynamic
 
 
@@ -44,12 +44,15 @@ class QuantizeDynamic(LossyPass):
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The layers that gain, as many as the budget allows."""
-        if context.kernels is None:
-            return Proposal(reason=f"{context.target} has no int8 kernels that are faster than float")
+        options: QuantizeDynamicOptions = self.options
+        kernels = context.kernels
+        if kernels is None or not kernels.dynamic:
+            return Proposal(reason=f"{context.target} has no kernels that quantize activations as they come")
         found = dynamic.find(
-            model, context, weight_limit=context.kernels.weight_limit, allowed=self._why_kept
-        )
-        details = {"kernels": context.kernels.describe, **found.details}
+            model, context, weight_limit=kernels.weight_limit, operators=kernels.dynamic,
+            allowed=kept_by(options.ops, options.keep),
+        )  # fmt: skip
+        details = {"kernels": kernels.describe, **found.details}
         if found.model is not None:
             return Proposal(
                 [Candidate(found.label, found.model, units=found.units, judgement=found.judgement)], details
@@ -58,11 +61,3 @@ class QuantizeDynamic(LossyPass):
         if found.nearest is not None:
             best_effort = Candidate(found.label, found.nearest, units=found.units, judgement=found.judgement)
         return Proposal(details=details, reason=found.reason, best_effort=best_effort)
-
-    def _why_kept(self, node: ir.Node) -> str:
-        options: QuantizeDynamicOptions = self.options
-        if options.ops and node.op_type not in options.ops:
-            return "its operator is not among the option 'ops'"
-        if any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in options.keep):
-            return "the option 'keep' names it"
-        return ""

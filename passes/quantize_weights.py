@@ -15,7 +15,6 @@ Refuses (in the report, node by node):
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +23,7 @@ import onnx_ir as ir
 
 from graphopt.ir.facts import Array
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.passes._precisions import kept_by
 from graphopt.quant import weight_only
 from graphopt.quant.blocks import moments_of
 
@@ -73,7 +73,7 @@ class QuantizeWeights(LossyPass):
 
         found = weight_only.find(
             model, context, weight_only.scheme_of(options.bits, options.block, options.symmetric),
-            moments=moments, accuracy_level=options.accuracy_level, allowed=self._why_kept,
+            moments=moments, accuracy_level=options.accuracy_level, allowed=kept_by(options.ops, options.keep),
         )  # fmt: skip
         if found.model is not None:
             return Proposal([Candidate(found.label, found.model, judgement=found.judgement)], found.details)
@@ -81,11 +81,3 @@ class QuantizeWeights(LossyPass):
         if found.nearest is not None:
             best_effort = Candidate(found.label, found.nearest, judgement=found.judgement)
         return Proposal(details=found.details, reason=found.reason, best_effort=best_effort)
-
-    def _why_kept(self, node: ir.Node) -> str:
-        options: QuantizeWeightsOptions = self.options
-        if options.ops and node.op_type not in options.ops:
-            return "its operator is not among the option 'ops'"
-        if any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in options.keep):
-            return "the option 'keep' names it"
-        return ""

@@ -1,7 +1,8 @@
 """Products and LSTMs on integers whose activations are quantized as they come: no calibration, a range for each run.
 
-    MatMul(x, W)        ==>  Cast(MatMulInteger(q, Wq, zero)) * (scale * scales),  q, scale, zero = DynamicQuantizeLinear(x)
-    LSTM(x, W, R)       ==>  LSTM(DequantizeLinear(q, scale, zero), DequantizeLinear(Wq), DequantizeLinear(Rq))
+    q, scale, zero = DynamicQuantizeLinear(x)
+    MatMul(x, W)   ==>  Cast(MatMulInteger(q, Wq, zero)) * (scale * scales)
+    LSTM(x, W, R)  ==>  LSTM(DequantizeLinear(q, scale, zero), DequantizeLinear(Wq), DequantizeLinear(Rq))
 
 Weights are int8, symmetric, one scale for each output channel. An LSTM has no integer form in ONNX: what stands there
 restores its operands, and a target that has such a kernel takes it as a whole (and rounds the hidden state as well).
@@ -27,7 +28,7 @@ from graphopt.verify.budget import Judgement
 
 MAKER = "quantize-dynamic"
 OPERATORS = ("MatMul", "Gemm", "LSTM")
-PRECISION = "int8 dynamic"
+PRECISION = "dynamic int8"
 _LEAST_GAIN = 0.02
 _SWEEP_SAMPLES = 2
 
@@ -65,16 +66,21 @@ def find(
     setting: Setting,
     *,
     weight_limit: int = 127,
+    operators: frozenset[str] = frozenset(OPERATORS),
     allowed: Callable[[ir.Node], str] = lambda node: "",
 ) -> Found:
     """The layers that gain on integers, as many as the budget allows.
 
     Args:
         weight_limit: Largest magnitude of an integer weight.
+        operators: That the target has such kernels for.
         allowed: Why a node is to stay in float; empty where it need not.
     """
     nodes, refused = layers_of(model)
-    refused.update({node.name or "": reason for node in nodes if (reason := allowed(node))})
+    for node in nodes:
+        missing = "" if node.op_type in operators else "the target has no such kernel for it"
+        if reason := missing or allowed(node):
+            refused[node.name or ""] = reason
     nodes = [node for node in nodes if node.name not in refused]
     if not nodes:
         return Found(details={"layers": _refusals(refused)}, reason=_why_none(refused))
@@ -283,10 +289,28 @@ def _times(
     integers = attribute(setting.profile(everything, "integers"), units, everything)
     # A layer that no kernel on integers computes cannot gain by being there.
     times = {
-        name: time if name in integers.integer else float("inf")
-        for name, time in integers.milliseconds.items()
+        name: milliseconds if name in integers.integer else float("inf")
+        for name, milliseconds in integers.milliseconds.items()
     }
-    return floats.milliseconds, times, sum(floats.milliseconds.values()) + floats.other
+    total = sum(floats.milliseconds.values()) + floats.other
+    return _typical(nodes, floats.milliseconds, 0.0), _typical(nodes, times, float("inf")), total
+
+
+def _typical(nodes: Sequence[ir.Node], times: Mapping[str, float], unknown: float) -> dict[str, float]:
+    """The median time of layers of the same operator and sizes, since a busy machine spoils single ones.
+
+    Args:
+        unknown: Of a layer that no kernel could be told to be.
+    """
+    alike: dict[object, list[str]] = {}
+    for node in nodes:
+        key = (node.op_type, facts.dims(node.inputs[0]), facts.dims(node.inputs[1]))
+        alike.setdefault(key, []).append(node.name or "")
+    return {
+        name: float(np.median([times.get(other, unknown) for other in names]))
+        for names in alike.values()
+        for name in names
+    }
 
 
 def _details(

@@ -51,7 +51,6 @@ class _Conversion:
         self.graph = model.graph
         self.opset = model.graph.opset_imports.get("", 0)
         self.nodes = [node for node in model.graph if node.name in chosen]
-        self.inside = set(self.nodes)
         self.dtype = dtype
         self.magnitudes = magnitudes
         self.emulate = emulate
@@ -65,7 +64,8 @@ class _Conversion:
         uses = {value: list(value.uses()) for value in made}
         if not self.keep_io:
             for value in self.graph.inputs:
-                if value.dtype == ir.DataType.FLOAT:
+                fits = self.magnitudes.get(value.name or "", 0.0) <= LARGEST[self.dtype]
+                if value.dtype == ir.DataType.FLOAT and fits:
                     made.append(value)
                     uses[value] = list(value.uses())
         for value in made:

@@ -71,7 +71,8 @@ class Histogram:
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.elements += flat.size
-        self._widen(math.frexp(max(-low, high))[1])
+        if low or high:
+            self._widen(math.frexp(max(-low, high))[1])
         self._count(flat)
 
     def edges(self) -> Array:

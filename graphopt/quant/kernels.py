@@ -35,6 +35,7 @@ class IntegerKernels:
         fused: Activations that a kernel applies before it requantizes, by operator.
         integer_bias: Whether a bias must be int32, at the product of both scales.
         refuses: Why a node has no integer kernel although its operator has; empty where it has.
+        dynamic: Operators with a kernel that quantizes its activations as they come.
         describe: For the report: the instruction set, and what follows from it.
     """
 
@@ -48,6 +49,7 @@ class IntegerKernels:
     fused: Mapping[str, frozenset[str]] = field(default_factory=dict)
     integer_bias: bool = True
     refuses: Callable[[ir.Node], str] = _accept
+    dynamic: frozenset[str] = frozenset()
     describe: str = ""
 
     @property

@@ -27,6 +27,7 @@ from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"
 _MOST_JUDGED = 9
+_GUESS = 0.9
 _LEAST_NOISE = 1e-15
 
 
@@ -273,12 +274,44 @@ def choose(
     }
     order = sorted(gains, key=lambda name: price[name])
     low, high = 0, len(order)
-    for _ in range(_MOST_JUDGED):
-        if high - low <= 1 or time.monotonic() > deadline:
+    middle = _guess(order, found.noise, found.points[0].judgement)
+    for turn in range(_MOST_JUDGED):
+        # The first guess is judged however late it is: without it nothing may be left.
+        if high - low <= 1 or (turn and time.monotonic() > deadline):
             break
-        middle = (low + high) // 2
         low, high = (middle, high) if holds(order[:middle]) else (low, middle)
+        middle = (low + high) // 2
+    if found.best is not None and time.monotonic() < deadline:
+        more = _affordable(order, found.noise, found.best)
+        if more:
+            holds([*found.best.chosen, *more])
     return found
+
+
+def _affordable(order: Sequence[str], noise: Mapping[str, float], best: Point) -> list[str]:
+    """Layers behind a loud one in ``order`` that fit into what ``best`` leaves of the budget."""
+    used = sum(noise.get(name, 0.0) for name in best.chosen)
+    drop, allowed = best.judgement.drop, best.judgement.allowed
+    room = used * (_GUESS * allowed / drop - 1) if drop > 0 else 0.0
+    found: list[str] = []
+    for name in order:
+        cost = noise.get(name, float("inf"))
+        if name not in best.chosen and cost <= room:
+            found.append(name)
+            room -= cost
+    return found
+
+
+def _guess(order: Sequence[str], noise: Mapping[str, float], everything: Judgement) -> int:
+    """How many layers of ``order`` would hold if what is lost were proportional to the sum of their noise."""
+    if not np.isfinite(everything.drop) or everything.drop <= 0:
+        return max(len(order) // 2, 1)
+    shares = np.cumsum([noise.get(name, float("inf")) for name in order])
+    known = shares[np.isfinite(shares)]
+    if not len(known) or known[-1] <= 0:
+        return max(len(order) // 2, 1)
+    allowed = _GUESS * everything.allowed / everything.drop * known[-1]
+    return int(np.clip(np.searchsorted(shares, allowed, side="right"), 1, max(len(order) - 1, 1)))
 
 
 def judge(model: ir.Model, setting: Setting) -> Judgement:

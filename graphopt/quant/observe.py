@@ -79,6 +79,7 @@ class Calibration:
         notes: What the method could not be used for, and what was taken over from an earlier run.
         warnings: What is suspicious about the data.
         groups: Turns that the tensors took, so that they fit into memory.
+        observed: What the ranges were taken from; None where they are given.
     """
 
     ranges: Mapping[str, Range] = field(default_factory=dict)
@@ -88,6 +89,11 @@ class Calibration:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     groups: int = 1
+    observed: Observed | None = None
+
+    def by(self, rule: Rule) -> Calibration:
+        """The same with ranges by another rule."""
+        return self if self.observed is None else self.observed.calibration(rule)
 
 
 @dataclass
@@ -122,7 +128,7 @@ class Observed:
             )
         sizes = {name: seen.largest for name, seen in self.histograms.items()}
         return Calibration(
-            ranges, sizes, self.samples, str(rule), tuple(notes), tuple(self.warnings), self.groups
+            ranges, sizes, self.samples, str(rule), tuple(notes), tuple(self.warnings), self.groups, self
         )
 
 

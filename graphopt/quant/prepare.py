@@ -8,14 +8,16 @@ calibration samples, by the noise in what goes into the outputs.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import model as ir_model
+from graphopt.quant.clipping import Rule
 from graphopt.quant.correct import bias_shifts
 from graphopt.quant.equalize import Equalized, equalize
 from graphopt.quant.kernels import IntegerKernels
@@ -28,6 +30,7 @@ from graphopt.verify.session import Session
 
 _SAMPLES = 8
 _LEAST_GAIN = 0.5
+_RULE_SECONDS = 6.0
 _FLOOR = 1e-12
 
 Calibrate = Callable[[ir.Model], Calibration]
@@ -77,18 +80,20 @@ def prepare(
     *,
     equalization: bool = True,
     correction: bool = True,
+    rules: Sequence[Rule] = (),
     threads: int = 0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Prepared:
-    """Equalize channels and correct biases where that helps.
+    """Equalize channels, choose how ranges are taken, and correct biases, each where that helps.
 
     Args:
         model: Left as it was.
         calibrate: Observes all tensors of all units of a graph.
         data: Calibration samples, from the start.
+        rules: For ranges, to be tried in place of the one that ``calibrate`` takes.
     """
     prepared = Prepared(model, calibrate(model))
-    if not equalization and not correction:
+    if not equalization and not correction and not rules:
         return prepared
     samples = list(itertools.islice(data(), _SAMPLES))
     noise = _Noise(model, kernels, samples, threads)
@@ -100,6 +105,13 @@ def prepare(
         if equalized:
             candidate = Prepared(scaled, calibrate(scaled), equalized=equalized, steps=prepared.steps)
             prepared, decibels = _better("equalize", prepared, candidate, decibels, noise)
+    started = time.monotonic()
+    for rule in rules:
+        if time.monotonic() - started > _RULE_SECONDS:
+            break
+        progress(f"ranges by {rule}")
+        candidate = replace(prepared, calibration=prepared.calibration.by(rule))
+        prepared, decibels = _better(f"ranges by {rule}", prepared, candidate, decibels, noise)
     if correction:
         progress("correcting biases")
         units = [unit for unit in units_of(prepared.model, kernels)[0] if unit.kind == "compute"]
@@ -132,7 +144,9 @@ def _has_range(unit: Unit, calibration: Calibration) -> bool:
 class _Noise:
     """Measures the noise of a graph with every product on integers against the float graph."""
 
-    def __init__(self, model: ir.Model, kernels: IntegerKernels, samples: Sequence[Feeds], threads: int) -> None:
+    def __init__(
+        self, model: ir.Model, kernels: IntegerKernels, samples: Sequence[Feeds], threads: int
+    ) -> None:
         self.names = smooth_outputs(model)
         self.kernels = kernels
         self.samples = samples

@@ -99,7 +99,7 @@ class Driver:
         for rewrite in rewrites:
             for root in rewrite.roots:
                 self._by_root[root].append(rewrite)
-        self._opset: int | None = None
+        self._imports: dict[str, int] = {}
         self._broken: set[str] = set()
         self._refused: set[tuple[str, str]] = set()
         self._occurrences: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -107,7 +107,7 @@ class Driver:
 
     def run(self, model: ir.Model) -> RewriteLog:
         """Rewrite the model's graph and its subgraphs until nothing applies any more."""
-        self._opset = model.graph.opset_imports.get("")
+        self._imports = model.graph.opset_imports
         graphs = [model.graph, *model.graph.subgraphs()]
         budget = 8 * sum(len(graph) for graph in graphs) + 1000
         for _ in range(_MOST_SWEEPS):
@@ -143,7 +143,7 @@ class Driver:
             build = Builder(node, rewrite.name, occurrence)
             try:
                 result = rewrite.apply(node, build)
-                _require_kernels(build.nodes, self._opset)
+                _require_kernels(build.nodes, self._imports.get(""))
             except Refuse as refusal:
                 build.discard()
                 if (rewrite.name, site) not in self._refused:
@@ -164,6 +164,9 @@ class Driver:
                 build.discard()
                 continue
             self._occurrences[rewrite.name, site] += 1
+            for made in build.nodes:
+                # Vendor operators have one version, and a model that gets its first must say so.
+                self._imports.setdefault(made.domain, 1)
             replacements = [result] if isinstance(result, ir.Value) else list(result)
             self.log.applied.append(application)
             replaced = _between(_pairs(node, replacements, build), build.nodes)

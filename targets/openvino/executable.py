@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ _FLAGS = {
     "arm_dotprod": ("asimddp",),
 }
 """Instruction sets of its int8 kernels, the best first, and the processor's flags that they need."""
+_NODE = re.compile(r"<Node\((?P<op>\w+)\): (?P<name>[^>]*)>'(?P<reason>.*?)(?: -- | Summary:|$)")
+_TRACE = re.compile(r"Check '[^']*' failed at \S+ |FrontEnd API failed with \w+: |Exception from src/\S+ ")
 _INT32 = np.iinfo(np.int32)
 _WIDE = (np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np.uint32))
 
@@ -81,12 +84,14 @@ def properties(config: Mapping[str, Any], threads: int) -> dict[str, Any]:
 
 
 def last_words(error: BaseException) -> str:
-    """What an error of OpenVINO says, on one line, without its trace of source locations."""
+    """What an error of OpenVINO says, on one line, without its trace: the first node that it names, and why."""
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [
-        line for line in lines if line and not line.startswith(("Exception from src", "Check '", "[Core]"))
-    ]
-    return " ".join(" ".join(kept).split())[:600] or type(error).__name__
+    kept = [line for line in lines if line and not line.startswith(("Exception from src", "Check '", "[Core]"))]
+    text = _TRACE.sub("", " ".join(" ".join(kept).split()))
+    node = _NODE.search(text)
+    if node is not None:
+        text = f"{node['op']} {node['name']!r}: {node['reason'].strip(' :')}"
+    return text[:600] or type(error).__name__
 
 
 class OpenVinoExecutable:

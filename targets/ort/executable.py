@@ -98,6 +98,8 @@ class OrtExecutable:
                 hint="graphopt doctor shows what is missing (driver, CUDA libraries)",
             )
         self.output_names = tuple(output.name for output in self._session.get_outputs())
+        # Where the interface is in half precision, float32 may be given to compare with the original.
+        self._halves = frozenset(entry.name for entry in self._session.get_inputs() if entry.type == "tensor(float16)")
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs by name.
@@ -106,7 +108,10 @@ class OrtExecutable:
             TargetError: ONNX Runtime fails; its message is kept.
         """
         try:
-            results = self._session.run(None, dict(feeds))
+            results = self._session.run(
+                None,
+                {name: array.astype(np.float16) if name in self._halves else array for name, array in feeds.items()},
+            )
         except Exception as error:  # as above
             raise TargetError(
                 f"ONNX Runtime fails: {shorten(error)}",

@@ -1,11 +1,13 @@
 """Operators that ONNX Runtime's CUDA provider computes in 16-bit float types.
 
-From the table that ONNX Runtime generates of its kernels (``docs/OperatorKernels.md``, commit 001d12d of 2026). What
-is not here would run on the CPU, with copies to and fro.
+Asked of the installed ONNX Runtime where it is built for CUDA, else from the table that it generates of its kernels
+(``docs/OperatorKernels.md``, commit 001d12d of 2026). What is not among them would run on the CPU, with copies to and
+fro.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 _BOTH = frozenset(
@@ -113,5 +115,24 @@ _FLOAT16 = frozenset(
 
 
 def kernels() -> Mapping[str, frozenset[str]]:
-    """Operators by the name of the type."""
-    return {"float16": _BOTH | _FLOAT16, "bfloat16": _BOTH}
+    """Operators by the name of the type: those of the installed CUDA provider, else those of the table."""
+    return _installed() or {"float16": _BOTH | _FLOAT16, "bfloat16": _BOTH}
+
+
+@functools.cache
+def _installed() -> Mapping[str, frozenset[str]]:
+    """What the installed ONNX Runtime registers for CUDA; empty where it is built without, or does not tell."""
+    try:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        registered = state.get_all_opkernel_def()
+    except (ImportError, AttributeError):
+        return {}
+    found: dict[str, set[str]] = {"float16": set(), "bfloat16": set()}
+    for kernel in registered:
+        if kernel.domain == "" and kernel.provider == "CUDAExecutionProvider":
+            types = {name for names in kernel.type_constraints.values() for name in names}
+            for name, operators in found.items():
+                if f"tensor({name})" in types:
+                    operators.add(kernel.op_name)
+    return {name: frozenset(operators) for name, operators in found.items()} if found["float16"] else {}

@@ -40,6 +40,7 @@ def kernels(flags: frozenset[str] | None = None) -> IntegerKernels:
         writes_integers=frozenset({"Conv"}),
         fused={"Conv": frozenset({"Relu", "Clip"})},
         refuses=why_not,
+        dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
         describe=f"ONNX Runtime, {why}",
     )
 

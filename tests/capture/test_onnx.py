@@ -406,9 +406,7 @@ def random_node(kind: int, choice: int, opset: int, values: list[str], output: s
     return helper.make_node(made[0], made[1], [output], **made[2])
 
 
-@settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     opset=st.sampled_from([9, 11, 12, 13, 17, 20]),
     steps=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 100)), min_size=1, max_size=8),

@@ -370,9 +370,7 @@ def test_newer_opsets_are_read_as_the_internal_one(opset: int) -> None:
     assert captured.source_opset == opset
     assert captured.model.graph.opset_imports[""] == INTERNAL_OPSET
     assert captured.original_model.graph.opset_imports[""] == RUNTIME_OPSET
-    assert captured.warnings == [
-        f"opset {opset} is read as {RUNTIME_OPSET}: no operator in it changed since"
-    ]
+    assert captured.warnings == [f"opset {opset} is read as {RUNTIME_OPSET}: no operator in it changed since"]
 
 
 def test_an_operator_whose_kernel_ends_is_read_as_the_last_opset_that_has_one() -> None:

@@ -43,7 +43,7 @@ def model_of(
         [helper.make_tensor_value_info("y", 1, [None] * rank)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", OPSET)]
     return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
 
 

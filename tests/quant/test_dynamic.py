@@ -33,7 +33,7 @@ def model_of(
         [helper.make_tensor_value_info(name, 1, [None] * rank) for name, rank in outputs.items()],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )  # fmt: skip
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", OPSET)]
     return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
 
 

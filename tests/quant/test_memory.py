@@ -42,7 +42,9 @@ class Stopped(Exception):
     pass
 
 
-def search(model: ir.Model, folder: Path, allowed: float, calls: list[str], stop_after: int = 10**9) -> Search:
+def search(
+    model: ir.Model, folder: Path, allowed: float, calls: list[str], stop_after: int = 10**9
+) -> Search:
     """A search on made-up times: every product is faster on integers."""
     names = tensors_to_observe(units_of(model, ORT)[0])
     found = calibrate(model, names, samples(4))
@@ -115,14 +117,16 @@ def test_the_key_changes_with_what_decides(model: ir.Model) -> None:
         key_of(model, "u", ORT, ranges, Weights(), evaluation, (1,)),
         key_of(model, "t", ORT, moved, Weights(), evaluation, (1,)),
         key_of(model, "t", ORT, ranges, Weights(bias={"n": np.ones(2)}), evaluation, (1,)),
-        key_of(model, "t", ORT, ranges, Weights(), dataclasses.replace(evaluation, feeds=samples(1, 5)), (1,)),
+        key_of(
+            model, "t", ORT, ranges, Weights(), dataclasses.replace(evaluation, feeds=samples(1, 5)), (1,)
+        ),
         key_of(model, "t", ORT, ranges, Weights(), evaluation, (2,)),
         key_of(model, "t", dataclasses.replace(ORT, describe="other"), ranges, Weights(), evaluation, (1,)),
     ]
     assert len({key, *others}) == 1 + len(others)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "{\"judged\": 3"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"judged": 3'])
 def test_a_damaged_file_is_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "k.json").write_text(content)
     memory = Memory(tmp_path, "k")

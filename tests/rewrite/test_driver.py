@@ -77,7 +77,10 @@ def ops(model: ir.Model) -> list[str]:
     [
         ("g (float[N] x) => (float[N] y) { a = Relu(x) b = Neg(a) y = Neg(b) }", ["Relu", "Identity"]),
         ("g (float[N] x) => (float[N] y) { b = Neg(x) y = Neg(b) }", ["Identity"]),
-        ("g (float[N] x) => (float[N] y, float[N] z) { y = Relu(x) b = Neg(y) z = Neg(b) }", ["Relu", "Identity"]),
+        (
+            "g (float[N] x) => (float[N] y, float[N] z) { y = Relu(x) b = Neg(y) z = Neg(b) }",
+            ["Relu", "Identity"],
+        ),
         ("g (float[N] x) => (float[N] b, float[N] z) { b = Neg(x) z = Neg(b) }", ["Neg", "Identity"]),
     ],
 )
