@@ -2,11 +2,11 @@
 
     python benchmarks/quantize.py [--models NAME ...] [--targets T ...] [--seconds S] [--threads N] [--output FILE]
 
-For each model and target: ONNX Runtime's default on the original file against the bundle that
-``--passes fuse,quantize`` wrote, interleaved, each in a process of its own. A model that has a task (benchmarks/tasks) is calibrated on its
-calibration data, held to 1 % of its metric, and scored on its evaluation data, which calibration never sees; the others
-take made-up inputs and are held to a signal-to-noise ratio of 20 dB. ``float`` is the fastest float form of the same
-compilation.
+For each model and target: ONNX Runtime's default on the original file against the bundle that ``--passes
+fuse,quantize`` wrote, interleaved, each in a process of its own. A model that has a task (benchmarks/tasks) is
+calibrated on its calibration data, held to 1 % of its metric, and scored on its evaluation data, which calibration
+never sees; the others take made-up inputs and are held to a signal-to-noise ratio of 20 dB. ``float`` is the fastest
+float form of the same compilation.
 """
 
 from __future__ import annotations
@@ -164,6 +164,13 @@ def _score(row: dict[str, Any], entry: dict[str, Any]) -> str:
     return "float" if entry["budget"] is None else f"{entry['budget']['decibels']:.0f} dB"
 
 
+def write(output: Path, rows: list[dict[str, Any]], targets: tuple[str, ...], threads: int) -> None:
+    """Write what was measured so far: a run over the whole zoo takes half an hour."""
+    means = {target: geometric_mean(rows, target) for target in targets}
+    packages = ("onnxruntime", *(("openvino",) if set(targets) != {"ort-cpu"} else ()))
+    _results.write(output, {"geometric_mean": means, "models": rows}, threads=threads, packages=packages)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -188,12 +195,8 @@ def main() -> None:
             for target, entry in rows[-1]["targets"].items()
         }
         console.print(f"{name}: {shown}", highlight=False)
+        write(options.output, rows, targets, options.threads)
     console.print(table(rows, targets))
-    means = {target: geometric_mean(rows, target) for target in targets}
-    _results.write(
-        options.output, {"geometric_mean": means, "models": rows}, threads=options.threads,
-        packages=("onnxruntime", *(("openvino",) if set(targets) != {"ort-cpu"} else ())),
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -155,11 +155,15 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--target", default="ort-cpu", help="of graphopt; with another, graphopt alone is measured")
+    parser.add_argument(
+        "--target", default="ort-cpu", help="of graphopt; with another, graphopt alone is measured"
+    )
     parser.add_argument("--models", nargs="*", help="names from `graphopt zoo list` (default: all)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each model")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/zoo.json, or zoo-TARGET.json")
+    parser.add_argument(
+        "--output", type=Path, help="default: benchmarks/results/zoo.json, or zoo-TARGET.json"
+    )
     options = parser.parse_args()
     console = Console(width=160)
     rows = []

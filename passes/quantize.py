@@ -1,9 +1,9 @@
 """float32 graph  ==>  int8 where it is faster and stays within the budget
 
 Static quantization: QuantizeLinear and DequantizeLinear (QDQ) around the nodes that are to compute on integers; int8
-weights with one scale for each output channel, activations as the target's kernels want them (Jacob et al., CVPR 2018;
-Nagel et al., A White Paper on Neural Network Quantization, 2021). Which nodes these are is searched for each model, each
-target and each machine.
+weights with one scale for each output channel, activations as the target's kernels want them (Jacob et al., CVPR
+2018; Nagel et al., A White Paper on Neural Network Quantization, 2021). Which nodes these are is searched for each
+model, each target and each machine.
 
 Refuses (in the report, node by node):
 - a node whose weight is no constant, is not float32, or holds NaN or infinity;

@@ -37,9 +37,7 @@ def observe_channels(
     names = list(axes)
     session = Session(tapped(model, names), optimize="all", threads=threads)
     found: dict[str, Channels] = {}
-    count = 0
-    for feeds in samples:
-        count += 1
+    for count, feeds in enumerate(samples, 1):
         for name, array in session.run(feeds, names).items():
             now = _channels(array, axes[name] % array.ndim)
             known = found.get(name)
@@ -51,7 +49,10 @@ def _channels(array: Array, axis: int) -> Channels:
     others = tuple(other for other in range(array.ndim) if other != axis)
     wide = array.astype(np.float64)
     return Channels(
-        wide.min(axis=others), wide.max(axis=others), wide.mean(axis=others), np.square(wide).mean(axis=others)
+        wide.min(axis=others),
+        wide.max(axis=others),
+        wide.mean(axis=others),
+        np.square(wide).mean(axis=others),
     )
 
 

@@ -33,6 +33,8 @@ _ENTROPY_ELEMENTS = 2048
 _SMOOTHING = 1e-4
 _NARROWEST = 1 / 64
 _JOINT = 32
+_EACH = 11
+_COARSER = 4
 _ONE_SIDED = 17
 _REFINEMENTS = (0.5, 0.15, 0.05)
 _POINT = 1e-6
@@ -149,18 +151,23 @@ def _least_error(seen: Histogram, rule: Rule, power: float) -> Range:
     edges, counts = _bins(seen)
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
 
-    def least(lows: Array, highs: Array) -> tuple[float, float]:
+    def least(lows: Array, highs: Array, bins: tuple[Array, Array] = (edges, counts)) -> tuple[float, float]:
         ranges = [Range(float(a), float(b)) for a, b in zip(lows, highs, strict=True)]
-        errors = total_errors(edges, counts, ranges, rule, power)
+        errors = total_errors(*bins, ranges, rule, power)
         # The widest of equals: data to come may lie further out.
         index = int(np.flatnonzero(errors <= errors.min() * (1 + 1e-9))[-1])
         return float(lows[index]), float(highs[index])
 
-    shares = np.geomspace(_NARROWEST, 1.0, _JOINT)
-    a, b = least(low * shares, high * shares)
+    one_sided = rule.symmetric or low == 0 or high == 0
+    shares = np.geomspace(_NARROWEST, 1.0, _JOINT if one_sided else _EACH)
+    if one_sided:
+        a, b = least(low * shares, high * shares)
+    else:
+        pairs = low * np.tile(shares, _EACH), high * np.repeat(shares, _EACH)
+        a, b = least(*pairs, bins=_coarser(edges, counts))
     for reach in _REFINEMENTS:
         factors = np.linspace(1 - reach, 1 + reach, _ONE_SIDED)
-        if rule.symmetric or a == 0 or b == 0:
+        if one_sided:
             a, b = least(np.maximum(a * factors, low), np.minimum(b * factors, high))
             continue
         highs = np.minimum(b * factors, high)
@@ -168,6 +175,12 @@ def _least_error(seen: Histogram, rule: Rule, power: float) -> Range:
         lows = np.maximum(a * factors, low)
         a, b = least(lows, np.full_like(lows, b))
     return Range(max(a, seen.low), min(b, seen.high))
+
+
+def _coarser(edges: Array, counts: Array) -> tuple[Array, Array]:
+    """Several bins in one."""
+    first = np.arange(0, len(counts), _COARSER)
+    return np.append(edges[first], edges[-1]), np.add.reduceat(counts, first)
 
 
 def total_errors(

@@ -1,9 +1,9 @@
 """What quantization adds to the mean of each output channel, taken out of the bias.
 
-The mean of a product of quantized weights and activations differs from that of the float ones by ``Wq E[q(x)] - W E[x]``
-(Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2, with the
-rounding of activations besides). The means are those seen on the calibration data; that borders of a convolution see
-zeros instead is left out of account.
+The mean of a product of quantized weights and activations differs from that of the float ones by ``Wq E[q(x)] - W
+E[x]`` (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2,
+with the rounding of activations besides). The means are those seen on the calibration data; that borders of a
+convolution see zeros instead is left out of account.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def _shift(
     integers = rounded.get(node.name or "")
     integers = quantize_weight(weight, steps, axis, kernels.weight_limit) if integers is None else integers
     restored = integers * along(steps, axis, weight.ndim).astype(np.float64)
-    return _product(node, axis, weight.astype(np.float64), mean) - _product(node, axis, restored, quantized_mean)
+    return _product(node, axis, weight.astype(np.float64), mean) - _product(
+        node, axis, restored, quantized_mean
+    )
 
 
 def _product(node: ir.Node, axis: int | None, weight: Array, mean: Array) -> Array:

@@ -1,11 +1,11 @@
 """x -> W  ==>  (x * s) -> (W / s), with s chosen so that one scale for the whole tensor x fits all its channels
 
-A tensor whose channels differ in range by orders of magnitude has few integers left for the small ones. Multiplying each
-input channel by a constant and dividing the weights that read it by the same one changes nothing in float and much in
-int8: cross-layer equalization (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
-2019, section 4.1) where the weights follow each channel by themselves (depthwise convolutions), SmoothQuant (Xiao et al.,
-ICML 2023) where activations and weights have to share the difficulty. How much of it moves is chosen for each tensor by
-the noise that rounding is expected to make; where little is gained nothing is changed.
+A tensor whose channels differ in range by orders of magnitude has few integers left for the small ones. Multiplying
+each input channel by a constant and dividing the weights that read it by the same one changes nothing in float and
+much in int8: cross-layer equalization (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
+Correction, ICCV 2019, section 4.1) where the weights follow each channel by themselves (depthwise convolutions),
+SmoothQuant (Xiao et al., ICML 2023) where activations and weights have to share the difficulty. How much of it moves
+is chosen for each tensor by the noise that rounding is expected to make; where little is gained nothing is changed.
 
 The factor goes into what makes the tensor where that is linear (a convolution or product without an activation, a
 normalization's scale and bias) and nothing else reads it; else it is a Mul of its own on the way to these weights.
@@ -22,7 +22,14 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts, provenance
 from graphopt.ir.facts import Array
-from graphopt.quant.channels import Channels, by_input, channel_dim, input_axis, is_depthwise, observe_channels
+from graphopt.quant.channels import (
+    Channels,
+    by_input,
+    channel_dim,
+    input_axis,
+    is_depthwise,
+    observe_channels,
+)
 from graphopt.quant.kernels import IntegerKernels, weight_of
 from graphopt.quant.units import Unit, units_of
 
@@ -90,7 +97,11 @@ def _best(units: Sequence[Unit], channels: Channels) -> tuple[float, Array, floa
     """The share to move, the factors [channels], and the expected gain; None where little is gained."""
     matrices = [by_input(unit.node) for unit in units]
     spread = np.maximum(np.abs(channels.low), np.abs(channels.high))
-    if not np.isfinite(spread).all() or not spread.any() or any(matrix.shape[0] != len(spread) for matrix in matrices):
+    if (
+        not np.isfinite(spread).all()
+        or not spread.any()
+        or any(matrix.shape[0] != len(spread) for matrix in matrices)
+    ):
         return None
     depthwise = all(is_depthwise(unit.node) for unit in units)
     weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
@@ -129,7 +140,11 @@ def _noise(matrices: Sequence[Array], channels: Channels, factors: Array, depthw
         signal = (channels.power[:, None] * matrix**2).sum()
         by_activation = step**2 / 12 * (scaled**2).sum()
         # One scale for each output channel: a row of a depthwise weight; elsewhere about the largest of all inputs.
-        steps = np.abs(scaled).max(axis=1, keepdims=True) if depthwise else np.abs(scaled).max(axis=0, keepdims=True)
+        steps = (
+            np.abs(scaled).max(axis=1, keepdims=True)
+            if depthwise
+            else np.abs(scaled).max(axis=0, keepdims=True)
+        )
         by_weight = ((steps / (_LEVELS / 2)) ** 2 / 12 * power[:, None] * np.ones_like(scaled)).sum()
         total += (by_activation + by_weight) / max(signal, 1e-300)
     return float(total)
@@ -146,7 +161,11 @@ def _apply(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Arr
     factor = _constant(graph, f"{value.name}_factors", factors.reshape(shape).astype(np.float32))
     node = ir.node("Mul", [value, factor], name=f"{value.name}/{MAKER}")
     output = node.outputs[0]
-    output.name, output.type, output.shape = f"{value.name}_equalized", ir.TensorType(ir.DataType.FLOAT), value.shape
+    output.name, output.type, output.shape = (
+        f"{value.name}_equalized",
+        ir.TensorType(ir.DataType.FLOAT),
+        value.shape,
+    )
     provenance.record(node, MAKER, ())
     producer = value.producer()
     if producer is None:
@@ -171,7 +190,12 @@ def _fold(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Arra
     """Put the factors into what makes ``value``, where it is linear and all its readers took the inverse."""
     readers = {use.node for use in value.uses()}
     producer = value.producer()
-    if value.is_graph_output() or producer is None or producer.domain or readers != {unit.node for unit in units}:
+    if (
+        value.is_graph_output()
+        or producer is None
+        or producer.domain
+        or readers != {unit.node for unit in units}
+    ):
         return False
     by_axis = {channel_dim(unit.node) for unit in units}
     if len(by_axis) != 1:
@@ -187,7 +211,11 @@ def _fold(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Arra
     convolutional = units[0].node.op_type == "Conv"
     if convolutional and producer.op_type == "Conv":
         return _scale_operands(graph, producer, (1, 2), (0, 0), factors)
-    if not convolutional and producer.op_type == "LayerNormalization" and facts.dims(producer.inputs[1]) == (len(factors),):
+    if (
+        not convolutional
+        and producer.op_type == "LayerNormalization"
+        and facts.dims(producer.inputs[1]) == (len(factors),)
+    ):
         return _scale_operands(graph, producer, (1, 2), (0, 0), factors)
     return False
 
@@ -201,7 +229,9 @@ def _scale_operands(
         if slot < len(node.inputs) and node.inputs[slot] is not None
     ]
     arrays = [facts.constant(node.inputs[slot]) for slot, _ in present]
-    if any(array is None or array.dtype != np.float32 or array.shape[:1] != factors.shape for array in arrays):
+    if any(
+        array is None or array.dtype != np.float32 or array.shape[:1] != factors.shape for array in arrays
+    ):
         return False
     for (slot, axis), array in zip(present, arrays, strict=True):
         assert array is not None

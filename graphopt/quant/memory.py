@@ -1,8 +1,8 @@
 """What a search has found, on disk: the same command goes on where an interrupted one stopped.
 
-One JSON file for each graph, target, processor's kernels, calibration and set of judged samples, in the folder ``search``
-of the cache. What units add to the noise and what sets of them score stays, since it depends on nothing else; times are
-kept until the search has ended.
+One JSON file for each graph, target, processor's kernels, calibration and set of judged samples, in the folder
+``search`` of the cache. What units add to the noise and what sets of them score stays, since it depends on nothing
+else; times are kept until the search has ended.
 """
 
 from __future__ import annotations

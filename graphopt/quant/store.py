@@ -21,7 +21,7 @@ import numpy as np
 from graphopt.ir.facts import Array
 from graphopt.quant.histogram import Histogram
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same data would be counted in another way."""
 
 _MOST_BYTES = 500_000_000

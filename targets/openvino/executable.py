@@ -86,7 +86,9 @@ def properties(config: Mapping[str, Any], threads: int) -> dict[str, Any]:
 def last_words(error: BaseException) -> str:
     """What an error of OpenVINO says, on one line, without its trace: the first node that it names, and why."""
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Exception from src", "Check '", "[Core]"))]
+    kept = [
+        line for line in lines if line and not line.startswith(("Exception from src", "Check '", "[Core]"))
+    ]
     text = _TRACE.sub("", " ".join(" ".join(kept).split()))
     node = _NODE.search(text)
     if node is not None:

@@ -90,6 +90,25 @@ def test_memory_does_not_grow() -> None:
     assert histogram.counts.sum() == 400_000
 
 
+def test_of_a_large_array_a_part_is_counted_all_over_it() -> None:
+    size = 5 << 18
+    ramp = np.arange(size, dtype=np.float32).reshape(5, 512, 512)
+    histogram = seen(ramp)
+    assert (histogram.low, histogram.high, histogram.largest) == (0, size - 1, size)
+    assert abs(histogram.elements - size) < 50
+    quarters = np.add.reduceat(
+        histogram.counts[BINS - 1 :][: size // int(histogram.width)], np.arange(4) * 640
+    )
+    assert np.ptp(quarters) < 0.01 * size
+    # One column of a matrix, whose width is a multiple of the step that would be taken.
+    columns = np.zeros((1 << 12, 6 * 128), np.float32)
+    columns[:, ::6] = 1
+    histogram = seen(columns)
+    assert histogram.zeros / histogram.elements == pytest.approx(5 / 6, rel=0.01)
+    found, _ = clipped(seen(draw("normal", 2_000_000)), Rule("percentile", 99.9))
+    assert found.high == pytest.approx(3.29, abs=0.05)
+
+
 def test_bins_are_at_least_half_used() -> None:
     """A bin is at most 1/2048 of the largest magnitude."""
     for largest in (1.0, 1.5, 1.999, 2.0, 1e-3, 7e30):
@@ -183,18 +202,18 @@ def test_a_rule_only_ever_narrows_and_keeps_most(kind: str, method: str) -> None
     found, _ = clipped(seen(numbers), Rule(method))  # type: ignore[arg-type]
     assert numbers.min() <= found.low <= found.high <= numbers.max()
     kept = np.mean((numbers >= min(found.low, 0)) & (numbers <= max(found.high, 0)))
-    assert kept > 0.99
+    assert kept > 0.98
 
 
 def test_entropy_and_mse_leave_a_lone_outlier_out() -> None:
-    histogram = seen(draw("outlier", 400_000))
+    histogram = seen(draw("outlier", 250_000))
     for rule in (
         Rule("percentile"),
         Rule("entropy"),
-        Rule("mse", limits=(0, 15)),
+        Rule("mse", limits=(0, 7)),
     ):
         found, _ = clipped(histogram, rule)
-        assert 3 < found.high < 150, rule
+        assert 2 < found.high < 150, rule
     assert clipped(histogram, Rule("minmax"))[0].high == 300
 
 
