@@ -9,14 +9,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.lossy import Candidate, Context, Proposal
 from graphopt.quant import dynamic, half, weight_only
+from graphopt.quant.blocks import BlockForms, layers_of
+from graphopt.quant.layers import replaced
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _SAMPLES = 64
+_WEIGHT_BITS = 8
+_LEAST_SHARE = 0.1
+_MOST_NOISE = 1e-4
 
 Allowed = Callable[[ir.Node], str]
 
@@ -46,6 +52,42 @@ def weight_bytes(model: ir.Model, operators: tuple[str, ...]) -> int:
     return sum(facts.constant_nbytes(value) for value in values)
 
 
+def with_small_tables(
+    model: ir.Model, context: Context, allowed: Allowed
+) -> tuple[ir.Model, list[dict[str, Any]]]:
+    """``model`` with large tables in 8-bit blocks, and what was done to each for the report.
+
+    Rounding a table adds so little noise (40 dB at least are asked for) that it comes before the search for a mix, the
+    judgements of which include it. It makes a model smaller and costs no time.
+    """
+    kernels = context.kernels
+    if kernels is None or not kernels.tables:
+        return model, []
+    least = _LEAST_SHARE * sum(facts.constant_nbytes(value) for value in model.graph.initializers.values())
+    form = BlockForms(weight_only.scheme_of(8), {}, {})
+    forms: dict[str, BlockForms] = {}
+    details: list[dict[str, Any]] = []
+    for node in layers_of(model)[0]:
+        table = node.inputs[0]
+        if node.op_type != "Gather" or table is None or facts.constant_nbytes(table) < least or allowed(node):
+            continue
+        array = facts.constant(table)
+        if array is None or any(use.node.op_type != "Gather" for use in table.uses()):
+            continue
+        error = form.blocks(node).restored(form.scheme.block).T - array
+        share = float(
+            np.square(error).sum(dtype=np.float64) / max(np.square(array).sum(dtype=np.float64), 1e-300)
+        )
+        if share > _MOST_NOISE:
+            continue
+        forms[node.name or ""] = form
+        details.append(
+            {"node": node.name, "scheme": form.scheme.describe, "bytes": table.const_value.nbytes,  # type: ignore[union-attr]
+             "bytes_in_blocks": form.nbytes(node), "noise": share}
+        )  # fmt: skip
+    return (replaced(model, forms, weight_only.MAKER) if forms else model), details
+
+
 def with_dynamic(proposal: Proposal, model: ir.Model, context: Context, allowed: Allowed) -> Proposal:
     """``proposal`` with dynamic int8 as one more candidate, for a model whose weights are mostly those of products."""
     kernels = context.kernels
@@ -67,7 +109,7 @@ def with_dynamic(proposal: Proposal, model: ir.Model, context: Context, allowed:
 
 
 def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Proposal:
-    """float16, and with it weights of 8 and 4 bits in products, for a target that has no kernels on integers."""
+    """float16, and with it weights of 8 bits in products, for a target that has no kernels on integers."""
     operators = context.halves.get("float16")
     why = f"{context.target} has no int8 kernels for quantized graphs: they would run on the CPU"
     if not operators:
@@ -87,13 +129,9 @@ def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Pro
     )
     products = weight_bytes(model, ("MatMul", "Gemm", "Gather"))
     if 2 * products > products + weight_bytes(model, _CONVOLUTIONS):
-        for bits in (8, 4):
-            if time.monotonic() > context.deadline:
-                break
-            small = weight_only.find(model, context, weight_only.scheme_of(bits), allowed=allowed)
-            details[f"weights_{bits}"] = {"label": small.label, "reason": small.reason, **small.details}
-            if small.model is None:
-                continue
+        small = weight_only.find(model, context, weight_only.scheme_of(_WEIGHT_BITS), allowed=allowed)
+        details["weights"] = {"label": small.label, "reason": small.reason, **small.details}
+        if small.model is not None and time.monotonic() < context.deadline:
             both = half.find(small.model, context, operators, data, allowed=allowed)
             if both.model is not None:
                 label = f"{small.label}, {both.label}"

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
-from graphopt.passes._precisions import kept_by, with_dynamic, without_integers
+from graphopt.passes._precisions import kept_by, with_dynamic, with_small_tables, without_integers
 from graphopt.quant import memory
 from graphopt.quant.clipping import AUTO, PERCENTILE, Rule
 from graphopt.quant.kernels import IntegerKernels
@@ -92,7 +92,11 @@ class Quantize(LossyPass):
         allowed = kept_by(options.ops, options.keep)
         if context.kernels is None:
             return without_integers(model, context, allowed)
-        return with_dynamic(self._static(model, context, context.kernels), model, context, allowed)
+        model, tables = with_small_tables(model, context, allowed)
+        proposal = self._static(model, context, context.kernels)
+        if tables:
+            proposal.details["tables"] = tables
+        return with_dynamic(proposal, model, context, allowed)
 
     def _static(self, model: ir.Model, context: Context, kernels: IntegerKernels) -> Proposal:
         units, refused = units_of(model, kernels)

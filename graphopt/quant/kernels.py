@@ -36,6 +36,7 @@ class IntegerKernels:
         integer_bias: Whether a bias must be int32, at the product of both scales.
         refuses: Why a node has no integer kernel although its operator has; empty where it has.
         dynamic: Operators with a kernel that quantizes its activations as they come.
+        tables: Whether rows of a table of 8-bit blocks are read without restoring all of it.
         describe: For the report: the instruction set, and what follows from it.
     """
 
@@ -50,6 +51,7 @@ class IntegerKernels:
     integer_bias: bool = True
     refuses: Callable[[ir.Node], str] = _accept
     dynamic: frozenset[str] = frozenset()
+    tables: bool = False
     describe: str = ""
 
     @property

@@ -39,6 +39,7 @@ def kernels() -> IntegerKernels:
         fused={"Conv": _FUSED, "ConvTranspose": _FUSED, "MatMul": _FUSED, "Gemm": _FUSED},
         integer_bias=False,
         refuses=why_not,
+        tables=True,
         describe=f"OpenVINO with {isa or 'reference kernels'}: unsigned asymmetric activations, signed weights{why}",
     )
 

@@ -41,6 +41,7 @@ def kernels(flags: frozenset[str] | None = None) -> IntegerKernels:
         fused={"Conv": frozenset({"Relu", "Clip"})},
         refuses=why_not,
         dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
+        tables=True,
         describe=f"ONNX Runtime, {why}",
     )
 

@@ -182,3 +182,16 @@ def test_a_quantized_model_keeps_its_precision_and_is_not_quantized_twice(net: P
     assert record["status"] == "nothing to do" and "quantized already" in record["reason"]
     result = ir.load(again.save(tmp_path / "again.gopt") / "model.onnx")
     assert quantizers(result) == quantizers(ir.load(path)) > 0
+
+
+def test_a_metric_that_counts_few_rows_is_not_trusted_alone() -> None:
+    from graphopt.verify.budget import Evaluation, find_metric
+
+    rng = np.random.default_rng(0)
+    references = [{"y": rng.standard_normal((1, 10)).astype(np.float32)} for _ in range(24)]
+    noisy = [{"y": wanted["y"] * np.float32(1.5)} for wanted in references]  # the same largest element, 6 dB
+    feeds = [{"x": np.zeros(1, np.float32)}] * 24
+    few = Evaluation(feeds, references, [{}] * 24, find_metric("top1"), 0.01).judge(noisy)
+    assert few.drop == 0 and not few.ok and "since the samples are few" in few.describe()
+    many = Evaluation(feeds, references, [{}] * 24, find_metric("top1"), 0.05).judge(noisy)
+    assert many.ok
