@@ -170,7 +170,10 @@ class Proposals:
 
             def run(feeds: Feeds) -> Feeds:
                 return session.run(
-                    {name: array.astype(np.float16) if name in halves else array for name, array in feeds.items()}
+                    {
+                        name: array.astype(np.float16) if name in halves else array
+                        for name, array in feeds.items()
+                    }
                 )
 
             found.append(self.evaluation.judge([run(feeds) for feeds in self.evaluation.feeds]))

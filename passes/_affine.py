@@ -102,6 +102,7 @@ def rescaled(constant: ir.Value, scale: Array, axis: int, rank: int | None) -> A
         product = array.astype(np.float64) * scale
     return rounded(product, dtype) if product.size <= max(array.size, scale.size) else None
 
+
 _SMALL_BYTES = 256 * 1024
 
 

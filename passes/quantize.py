@@ -118,7 +118,9 @@ class Quantize(LossyPass):
         details = _details(found, kernels, prepared)
         warnings = list(prepared.calibration.warnings)
         if found.interrupted:
-            warnings.append("the search was stopped: the best so far is taken; the same command goes on with it")
+            warnings.append(
+                "the search was stopped: the best so far is taken; the same command goes on with it"
+            )
         if found.best is not None:
             # The fastest by prediction first; on the target one may turn out over the budget or slower.
             held = sorted(
@@ -131,7 +133,9 @@ class Quantize(LossyPass):
                 warnings=warnings,
             )
         if not found.points:
-            return Proposal(reason="integers are not faster for any part of it", details=details, warnings=warnings)
+            return Proposal(
+                reason="integers are not faster for any part of it", details=details, warnings=warnings
+            )
         nearest = min(found.points, key=_loss)
         assert nearest.judgement is not None
         return Proposal(

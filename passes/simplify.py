@@ -8,7 +8,7 @@ stay off: fusing BatchNormalization, bias, scale and padding into convolutions, 
 into Gemm, LayerNormalization, Gelu, attention and so on, which are passes of their own here.
 
 Refuses: graphs of more than ``max_nodes`` nodes; inputs and outputs of unknown rank; a result whose inputs or
-outputs are not those of the model. """
+outputs are not those of the model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ class Simplify(Pass):
         """Graphs that are too large, and interfaces of unknown rank."""
         nodes = sum(1 for _ in model.graph.all_nodes())
         if nodes > self.options.max_nodes:
-            return f"{nodes} nodes are more than max_nodes={self.options.max_nodes}: onnxsim would take too long"
+            return (
+                f"{nodes} nodes are more than max_nodes={self.options.max_nodes}: onnxsim would take too long"
+            )
         unranked = _without_rank(model)
         return f"onnxsim takes no interface of unknown rank: {unranked!r}" if unranked else ""
 

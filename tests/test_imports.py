@@ -45,7 +45,8 @@ HEAVY = {
     *("onnx", "onnxruntime", "onnxsim", "onnxscript"),
 }
 PASSES_MAY_IMPORT = tuple(
-    f"graphopt.{name}" for name in ("errors", "ir", "rewrite", "pipeline.base", "data.interface", "lossy", "quant", "passes._")
+    f"graphopt.{name}"
+    for name in ("errors", "ir", "rewrite", "pipeline.base", "data.interface", "lossy", "quant", "passes._")
 )
 
 

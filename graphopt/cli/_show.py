@@ -77,7 +77,9 @@ def pass_lines(record: PassRecord, report: Report) -> list[str]:
         nodes = f"{record.nodes_before} -> {record.nodes_after} nodes"
         shown = [_line(label, f"{nodes:<22} {record.seconds:5.1f} s   {numbers(record)}")]
     if record.details and record.numerics is Numerics.LOSSY:
-        shown += [_continued(part) for part in (_lossy.summary(record), *map(dim, _lossy.points(record))) if part]
+        shown += [
+            _continued(part) for part in (_lossy.summary(record), *map(dim, _lossy.points(record))) if part
+        ]
     words = [f"{name} x{count}" for name, count in sorted(record.rewrites.items(), key=lambda pair: -pair[1])]
     shown += [_continued(part) for part in _wrap("  ".join(words))] if words else []
     for entry in record.undone:

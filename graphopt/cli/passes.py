@@ -40,7 +40,9 @@ def command(as_json: bool) -> None:
     write(table(("pass", "numerics", "what it does"), rows))
     write()
     for name, members in PIPELINES.items():
-        write(f"{bold(name)}  {', '.join(members) or 'no pass of the graph; what the target itself needs still runs'}")
+        write(
+            f"{bold(name)}  {', '.join(members) or 'no pass of the graph; what the target itself needs still runs'}"
+        )
     for name, group in GROUPS.items():
         after = f" (after {', '.join(group.requires)})" if group.requires else ""
         write(f"{bold(name)}{after}")

@@ -3,7 +3,7 @@
 Every graph is run after every pass, so what counts is what runs. ONNX Runtime 1.31 takes opset 26 and IR
 version 13, but its kernels for Attention end at opset 24 (later forms run as their expanded bodies), so 24 is
 what graphs are brought to unless they need more. The last ONNX Runtime for Python 3.10, 1.23, takes opset 23
-and IR version 11. Asked of the runtime itself, once a process. """
+and IR version 11. Asked of the runtime itself, once a process."""
 
 from __future__ import annotations
 

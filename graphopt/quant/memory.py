@@ -70,7 +70,12 @@ def key_of(
         for sample in samples:
             for name in sorted(sample):
                 array = np.asarray(sample[name])
-                add(name, array.shape, array.dtype, repr(array.tolist()) if array.dtype == object else array.tobytes())
+                add(
+                    name,
+                    array.shape,
+                    array.dtype,
+                    repr(array.tolist()) if array.dtype == object else array.tobytes(),
+                )
     return digest.hexdigest()[:40]
 
 
@@ -149,7 +154,9 @@ class Memory:
             part = self._path.with_suffix(f".{os.getpid()}.part")
             part.write_text(json.dumps(self._content), encoding="utf-8")
             os.replace(part, self._path)
-            files = sorted(self._path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+            files = sorted(
+                self._path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True
+            )
             for file in files[_MOST_FILES:]:
                 file.unlink(missing_ok=True)
         except OSError:

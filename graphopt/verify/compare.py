@@ -5,7 +5,7 @@ The floor of an element is not one number for a whole tensor: a detector's boxes
 least of the slices that it lies in. No slice's floor is below a few units in the last place of the largest
 value in it, nor below a 64th of the whole tensor's (a slice may be quiet by chance). Where the output comes
 from a function of bounded range (a sigmoid, a softmax), units in the last place of that range count: kernels
-approximate such functions absolutely, and a saturated value has no digits to keep. """
+approximate such functions absolutely, and a saturated value has no digits to keep."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ class OrtExecutable:
             )
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         # Where the interface is in half precision, float32 may be given to compare with the original.
-        self._halves = frozenset(entry.name for entry in self._session.get_inputs() if entry.type == "tensor(float16)")
+        self._halves = frozenset(
+            entry.name for entry in self._session.get_inputs() if entry.type == "tensor(float16)"
+        )
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs by name.
@@ -110,7 +112,10 @@ class OrtExecutable:
         try:
             results = self._session.run(
                 None,
-                {name: array.astype(np.float16) if name in self._halves else array for name, array in feeds.items()},
+                {
+                    name: array.astype(np.float16) if name in self._halves else array
+                    for name, array in feeds.items()
+                },
             )
         except Exception as error:  # as above
             raise TargetError(

@@ -2,7 +2,7 @@
 
 A bundle holds an ONNX file in which only operators that every ONNX Runtime of this version has appear;
 layouts that depend on the machine are chosen when it loads, so the bundle moves between machines of the same
-kind. """
+kind."""
 
 from __future__ import annotations
 

@@ -165,14 +165,21 @@ def test_a_bundle_is_replaced_whole(gelu: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shapes", [None, {"x": (2, 16)}])
 def test_the_same_seed_gives_the_same_graph(gelu: Path, shapes: dict[str, Any] | None) -> None:
     hashes = [
-        graphopt.compile(gelu, seed=3, input_shapes=shapes, **QUICK)._outcome.manifest.hashes["source"] for _ in range(2)
+        graphopt.compile(gelu, seed=3, input_shapes=shapes, **QUICK)._outcome.manifest.hashes["source"]
+        for _ in range(2)
     ]
     assert hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize(
     "model",
-    [builders.conv_net(), builders.mlp(), builders.transformer_block(), builders.dynamic_net(), builders.branch_and_loop()],
+    [
+        builders.conv_net(),
+        builders.mlp(),
+        builders.transformer_block(),
+        builders.dynamic_net(),
+        builders.branch_and_loop(),
+    ],
     ids=["conv", "mlp", "transformer", "dynamic", "control-flow"],
 )
 def test_builders_compile_and_hold_on_fresh_inputs(model: Any) -> None:

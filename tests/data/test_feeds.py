@@ -18,7 +18,8 @@ def test_arrays_and_strings_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [[np.ones(2), np.zeros((1, 3))], [], None, [{1: 0.5, 2: 0.25}], [{"a": np.arange(3)}], [[np.ones(1)]]]
+    "value",
+    [[np.ones(2), np.zeros((1, 3))], [], None, [{1: 0.5, 2: 0.25}], [{"a": np.arange(3)}], [[np.ones(1)]]],
 )
 def test_sequences_maps_and_missing_optionals_come_back(tmp_path: Path, value: object) -> None:
     save_feeds(tmp_path / "f.npz", {"x": np.ones(2), "value": value})
