@@ -264,13 +264,14 @@ def choose(
             found.best = point
         return point.judgement.ok
 
-    if not gains or holds(gains) or time.monotonic() > deadline:
+    if not gains or holds(gains):
         return found
-    found.noise = noise()
-    # Layers that were not measured before the deadline come last: they stay as they were.
+    found.noise = noise() if time.monotonic() < deadline else {}
+    # Layers that were not measured before the deadline come last: they stay as they were. Without any measurement those
+    # that gain most come first.
+    unknown = float("inf") if found.noise else 1.0
     price = {
-        name: max(found.noise.get(name, float("inf")), _LEAST_NOISE) / max(gains[name], 1e-12)
-        for name in gains
+        name: max(found.noise.get(name, unknown), _LEAST_NOISE) / max(gains[name], 1e-12) for name in gains
     }
     order = sorted(gains, key=lambda name: price[name])
     low, high = 0, len(order)
