@@ -22,7 +22,7 @@ from graphopt import artifact, catalog
 from graphopt._version import __version__
 from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
-from graphopt.data.dataset import Dataset
+from graphopt.data.dataset import HELD_OUT, HELD_OUT_TO_COUNT, Dataset
 from graphopt.data.interface import Feeds, TensorSpec, inputs_of, optional_inputs_of, outputs_of
 from graphopt.data.load import samples
 from graphopt.errors import GraphoptError, TargetError, UsageError
@@ -401,6 +401,7 @@ class Compilation:
         return dataset_for(
             request.data, captured.model, reference,
             synthetic=self._makes_data_up(), seed=request.seed, transform=request.transform,
+            held_out=HELD_OUT_TO_COUNT if self._budget().metric.counts else HELD_OUT,
         )  # fmt: skip
 
     def _reference(self, captured: Captured, dataset: Dataset | None = None) -> Reference:

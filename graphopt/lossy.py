@@ -15,6 +15,7 @@ from graphopt.machine import Kernel
 from graphopt.pipeline.base import Pass
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.observe import MEMORY
+from graphopt.quant.place import Weights
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.verify.budget import Evaluation, Judgement
@@ -38,6 +39,7 @@ class Context:
         memory: Bytes beyond the model that calibration may take.
         deadline: ``time.monotonic()`` after which nothing new is begun.
         progress: Told what is being done.
+        weights: Integer weights and corrections that an earlier pass found.
     """
 
     dataset: Dataset
@@ -53,6 +55,7 @@ class Context:
     memory: int = MEMORY
     deadline: float = float("inf")
     progress: Callable[[str], None] = lambda text: None
+    weights: Weights = field(default_factory=Weights)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Candidate:
         knobs: What the target's ``emit`` is to be told besides.
         units: The units that were put on integers, whose kernels are looked for once the form is built.
         judgement: What the pass found that it loses; what counts where the target cannot run here.
+        weights: For the pass that puts the graph on integers, where that is another one.
     """
 
     label: str
@@ -72,6 +76,7 @@ class Candidate:
     knobs: dict[str, Any] = field(default_factory=dict)
     units: tuple[Unit, ...] = ()
     judgement: Judgement | None = None
+    weights: Weights = field(default_factory=Weights)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.data.dataset import Dataset, Sample, Source, Transform
+from graphopt.data.dataset import HELD_OUT, Dataset, Sample, Source, Transform
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, TargetError, VerificationError
@@ -30,8 +30,10 @@ from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
 EVALUATED = 48
+EVALUATED_TO_COUNT = 256
 _EVALUATED_BYTES = 256 << 20
 _EVALUATED_SECONDS = 2.0
+_SECONDS_TO_COUNT = 3.0
 _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
 
@@ -96,7 +98,7 @@ class Proposals:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             records.append(record)
             started = time.monotonic()
-            proposal = self._run(pass_, kept[-1].model, target, folder, legalize, record)
+            proposal = self._run(pass_, kept[-1], target, folder, legalize, record)
             record.seconds = time.monotonic() - started
             record.details = {"target": target.name, **proposal.details}
             self.warnings += [
@@ -205,7 +207,7 @@ class Proposals:
     def _run(
         self,
         pass_: LossyPass,
-        model: ir.Model,
+        given: Candidate,
         target: Target,
         folder: Path,
         legalize: Callable[[ir.Model], ir.Model],
@@ -241,9 +243,10 @@ class Proposals:
             memory=self.budget.memory,
             deadline=time.monotonic() + self.budget.seconds,
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
+            weights=given.weights,
         )
         try:
-            return pass_.propose(model, context)
+            return pass_.propose(given.model, context)
         except DataError:
             raise
         except GraphoptError as error:
@@ -263,6 +266,7 @@ def dataset_for(
     synthetic: bool,
     seed: int,
     transform: Transform | None = None,
+    held_out: int = HELD_OUT,
 ) -> Dataset:
     """The samples of a compilation with lossy passes.
 
@@ -271,13 +275,14 @@ def dataset_for(
         model: Whose inputs they are.
         reference: Whose sizes made-up inputs take.
         synthetic: Whether made-up inputs may stand in for data.
+        held_out: One sample in so many is held out for judging.
 
     Raises:
         DataError: There are no data, and made-up ones were not allowed.
     """
     specs, optional = inputs_of(model), optional_inputs_of(model)
     if source is not None:
-        return Dataset(source, specs, optional=optional, transform=transform)
+        return Dataset(source, specs, optional=optional, transform=transform, held_out=held_out)
     if not synthetic:
         raise DataError(
             "lossy passes are calibrated and judged on data, and there are none",
@@ -285,12 +290,10 @@ def dataset_for(
         )
     sizes = {} if reference is None else reference.trials[0].sizes
     made: list[Feeds] = [feeds_for(model, sizes, seed + 100 + index) for index in range(_SYNTHETIC)]
-    return Dataset(made, specs, optional=optional)
+    return Dataset(made, specs, optional=optional, held_out=held_out)
 
 
-def evaluate(
-    original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0, most: int = EVALUATED
-) -> Evaluation:
+def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0) -> Evaluation:
     """The held-out samples, with what the original makes of them; as many as fit into memory with their outputs
     and run in a few seconds.
 
@@ -298,14 +301,16 @@ def evaluate(
         DataError: There are no samples.
         TargetError: The original does not run on one.
     """
-    samples, held_out = dataset.evaluation(most)
+    counts = budget.metric.counts
+    samples, held_out = dataset.evaluation(EVALUATED_TO_COUNT if counts else EVALUATED)
+    seconds = _SECONDS_TO_COUNT if counts else _EVALUATED_SECONDS
     session = Session(original, optimize="all", threads=threads)
     kept: list[Sample] = []
     references: list[Feeds] = []
     total = 0
     started = time.monotonic()
     for sample in samples:
-        if len(kept) >= _LEAST_EVALUATED and time.monotonic() - started > _EVALUATED_SECONDS:
+        if len(kept) >= _LEAST_EVALUATED and time.monotonic() - started > seconds:
             break
         outputs = session.run(sample.feeds)
         total += sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))

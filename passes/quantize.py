@@ -15,63 +15,52 @@ Refuses (in the report, node by node):
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.data.interface import Feeds
-from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.passes._precisions import kept_by, with_dynamic, with_small_tables, without_integers
+from graphopt.passes._preparation import CalibrationOptions, preparation_details
 from graphopt.quant import memory
-from graphopt.quant.clipping import AUTO, PERCENTILE, Rule
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.memory import Memory, key_of
-from graphopt.quant.observe import Calibration, calibrate
-from graphopt.quant.place import tensors_to_observe
-from graphopt.quant.prepare import Prepared, prepare
+from graphopt.quant.prepare import STEPS, Prepared, StepName
 from graphopt.quant.search import Found, Point, Search
-from graphopt.quant.store import default_folder
 from graphopt.quant.units import Unit, integer_nodes, units_of
 
 _MOST_CANDIDATES = 3
 
 
 @dataclass(frozen=True)
-class QuantizeOptions:
+class QuantizeOptions(CalibrationOptions):
     """Options of ``quantize``.
 
     Attributes:
-        calibration: How a tensor's range is chosen (docs/quantization.md); "auto" takes what is measured to lose least.
-        percentile: Percent of a tensor's elements that its range keeps, for ``calibration=percentile``.
-        samples: Most samples to calibrate on; 0 takes all.
-        cache: Folder where observations are kept, so that they are neither lost nor repeated; "none" keeps nothing, ""
-            is the folder ``calibration`` of the user's cache.
         ops: Operators that may compute on integers; empty allows all that have kernels.
         keep: Names of nodes (wildcards allowed) that stay in float.
-        equalize: Whether channels are equalized where that lowers the noise.
+        equalize: Whether channels that convolutions read are equalized where that lowers the noise.
+        smooth: Whether channels that products read are smoothed where that lowers the noise.
+        round_weights: Whether weights are rounded by layer-wise reconstruction where that lowers the noise.
         correct_bias: Whether biases are corrected where that lowers the noise.
         again: Whether the float parts of a model that holds integer operators already are quantized too.
     """
 
-    calibration: Literal["auto", "minmax", "percentile", "entropy", "mse", "norm"] = "auto"
-    percentile: float = PERCENTILE
-    samples: int = 0
-    cache: str = ""
     ops: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     equalize: bool = True
+    smooth: bool = True
+    round_weights: bool = True
     correct_bias: bool = True
     again: bool = False
 
-    def __post_init__(self) -> None:
-        if not 50 < self.percentile <= 100:
-            raise UsageError(
-                f"the percentile of quantize is {self.percentile:g}", hint="write one above 50 and up to 100"
-            )
+    @property
+    def steps(self) -> tuple[StepName, ...]:
+        """What prepares the graph, in order."""
+        wanted = (self.equalize, self.smooth, self.round_weights, self.correct_bias)
+        return tuple(name for name, taken in zip(STEPS, wanted, strict=True) if taken)
 
 
 class Quantize(LossyPass):
@@ -103,12 +92,7 @@ class Quantize(LossyPass):
         if not any(unit.kind == "compute" for unit in units):
             return Proposal(reason=_why_none(refused), details={"refused": refused})
         options: QuantizeOptions = self.options
-        prepared = prepare(
-            model, kernels, lambda graph: self._calibrate(graph, kernels, context), lambda: self._data(context),
-            equalization=options.equalize, correction=options.correct_bias,
-            rules=self._rules(kernels)[1:],
-            threads=context.threads, progress=context.progress,
-        )  # fmt: skip
+        prepared = options.prepare(model, kernels, context, options.steps, options.rules(kernels)[1:])
         search = Search(
             prepared.model, kernels, prepared.calibration, context.evaluation, context.profile,
             allowed=self._why_kept, weights=prepared.weights, memory=self._memory(prepared, kernels, context),
@@ -160,27 +144,6 @@ class Quantize(LossyPass):
         units = tuple(unit for unit in found.units if unit.name in point.chosen)
         return Candidate(_label(point, found), search.quantized(point.chosen), units=units)
 
-    def _data(self, context: Context) -> Iterator[Feeds]:
-        return iter(context.dataset.calibration(self.options.samples))
-
-    def _calibrate(self, model: ir.Model, kernels: IntegerKernels, context: Context) -> Calibration:
-        options: QuantizeOptions = self.options
-        names = tensors_to_observe(units_of(model, kernels)[0])
-        folder = Path(options.cache) if options.cache else default_folder()
-        return calibrate(
-            model, names, context.dataset.calibration(options.samples),
-            rule=self._rules(kernels)[0], memory=context.memory, threads=context.threads,
-            cache=None if options.cache == "none" else folder,
-            progress=lambda text: context.progress(f"calibrating, {text}"),
-        )  # fmt: skip
-
-    def _rules(self, kernels: IntegerKernels) -> list[Rule]:
-        """How ranges are taken: the first, and what is tried in its place."""
-        options: QuantizeOptions = self.options
-        if options.calibration != "auto":
-            return [Rule(options.calibration, options.percentile, kernels.limits, kernels.symmetric)]
-        return [replace(rule, limits=kernels.limits, symmetric=kernels.symmetric) for rule in AUTO]
-
     def _why_kept(self, unit: Unit) -> str:
         options: QuantizeOptions = self.options
         if unit.kind == "compute" and options.ops and unit.node.op_type not in options.ops:
@@ -226,14 +189,7 @@ def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[
         layers.append({"node": name, "op": "", "precision": "float32", "reason": reason})
     return {
         "kernels": kernels.describe,
-        "calibration": {
-            "method": prepared.calibration.method,
-            "samples": prepared.calibration.samples,
-            "notes": list(prepared.calibration.notes),
-            "warnings": list(prepared.calibration.warnings),
-        },
-        "steps": [vars(step) for step in prepared.steps],
-        "equalized": [{**vars(entry), "readers": list(entry.readers)} for entry in prepared.equalized],
+        **preparation_details(prepared),
         "layers": layers,
         "pareto": [
             {

@@ -25,8 +25,10 @@ from graphopt.errors import DataError, GraphoptError
 Source = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
-EVALUATED = 4
+HELD_OUT = 4
 """One sample in so many is held out for judging, the others calibrate."""
+HELD_OUT_TO_COUNT = 2
+"""The same for a metric that counts: each sample held out makes it finer, while ranges settle on a few dozen."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Dataset:
         specs: The model's inputs.
         optional: Inputs that may be left out.
         transform: Applied to each entry before it is checked (an image to an array, a rescaling).
+        held_out: One sample in so many is held out for judging.
 
     Raises:
         DataError: On iteration, where the source cannot be read, is empty or does not fit.
@@ -62,7 +65,9 @@ class Dataset:
         *,
         optional: frozenset[str] = frozenset(),
         transform: Transform | None = None,
+        held_out: int = HELD_OUT,
     ) -> None:
+        self.held_out = held_out
         self._source = source
         self._specs = specs
         self._optional = optional
@@ -93,15 +98,19 @@ class Dataset:
     def evaluation(self, most: int) -> tuple[list[Sample], bool]:
         """Samples to judge on, at most ``most``, and whether they are held out from calibration."""
         few = self.are_few
-        held = (sample for index, sample in enumerate(self) if few or index % EVALUATED == EVALUATED - 1)
+        held = (sample for index, sample in enumerate(self) if few or self.is_held_out(index))
         return list(itertools.islice(held, most)), not few
 
     @property
     def are_few(self) -> bool:
         """Whether there are too few samples to hold some out."""
         if self._few is None:
-            self._few = sum(1 for _ in itertools.islice(self, EVALUATED)) < EVALUATED
+            self._few = sum(1 for _ in itertools.islice(self, HELD_OUT)) < HELD_OUT
         return self._few
+
+    def is_held_out(self, index: int) -> bool:
+        """Whether the sample of this number judges, where there are enough."""
+        return index % self.held_out == self.held_out - 1
 
     def _read(self) -> Iterator[Sample]:
         if self._spool is not None:
@@ -212,6 +221,6 @@ class Calibrating:
         chosen = (
             sample.feeds
             for index, sample in enumerate(self.dataset)
-            if few or index % EVALUATED != EVALUATED - 1
+            if few or not self.dataset.is_held_out(index)
         )
         return itertools.islice(chosen, self.most) if self.most else chosen

@@ -41,8 +41,8 @@ class Scheme:
     """How a weight is written.
 
     Attributes:
-        bits: 4 or 8.
-        block: Numbers that share a scale: a power of two, at least 16.
+        bits: 4 or 8; 7 for kernels whose sums of two products saturate.
+        block: Numbers that share a scale; of a weight that is stored in blocks a power of two, at least 16.
         symmetric: Without a zero point.
     """
 
@@ -55,8 +55,9 @@ class Scheme:
         """Least and largest integer."""
         if not self.symmetric:
             return 0, 2**self.bits - 1
-        # The most negative number of 8 bits is left out: it would buy nothing.
-        return (-8, 7) if self.bits == 4 else (-127, 127)
+        # The most negative number of 7 or 8 bits is left out: it would buy nothing.
+        largest = 2 ** (self.bits - 1) - 1
+        return (-8, 7) if self.bits == 4 else (-largest, largest)
 
     @property
     def dtype(self) -> ir.DataType:

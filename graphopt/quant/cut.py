@@ -79,6 +79,21 @@ def fastest(
     return frozenset(unit.name for unit in units if unit.name in integers)
 
 
+def conversions(
+    units: Sequence[Unit], costs: Costs, kernels: IntegerKernels, chosen: frozenset[str]
+) -> float:
+    """Milliseconds of converting tensors between integers and floats with these units on integers."""
+    by_node = {node: unit.name for unit in units for node in unit.nodes}
+    total = 0.0
+    for value, producer in _tensors(units, kernels):
+        readers = {by_node.get(use.node) for use in value.uses()} - {producer}
+        integers = any(name in chosen for name in readers if name is not None)
+        floats = value.is_graph_output() or any(name not in chosen for name in readers)
+        if (integers and producer not in chosen) or (floats and producer in chosen):
+            total += costs.convert.get(value.name or "", 0.0)
+    return total
+
+
 def _tensors(units: Sequence[Unit], kernels: IntegerKernels) -> list[tuple[ir.Value, str | None]]:
     """Each tensor between units, with the unit that gives it out as integers where there is one."""
     writes = {

@@ -30,7 +30,7 @@ from graphopt.quant.channels import (
     is_depthwise,
     observe_channels,
 )
-from graphopt.quant.kernels import IntegerKernels, weight_of
+from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels, weight_of
 from graphopt.quant.units import Unit, units_of
 
 MAKER = "equalize"
@@ -60,14 +60,21 @@ class Equalized:
 
 
 def equalize(
-    model: ir.Model, kernels: IntegerKernels, samples: Iterable[Feeds], *, threads: int = 0
+    model: ir.Model,
+    kernels: IntegerKernels,
+    samples: Iterable[Feeds],
+    *,
+    operators: frozenset[str] = CONVOLUTIONS | PRODUCTS,
+    threads: int = 0,
 ) -> list[Equalized]:
     """Scale channels where that is expected to lower the noise of quantization; in place.
 
     Args:
         samples: Few suffice: ranges and powers of channels are read off them.
+        operators: Readers of the tensors that may be scaled.
     """
-    groups = _groups(units_of(model, kernels)[0])
+    units = [unit for unit in units_of(model, kernels)[0] if unit.node.op_type in operators]
+    groups = _groups(units)
     if not groups:
         return []
     axes = {value.name or "": channel_dim(units[0].node) for value, units in groups.items()}

@@ -45,6 +45,11 @@ class Weights:
     scales: Mapping[str, Array] = field(default_factory=dict)
     bias: Mapping[str, Array] = field(default_factory=dict)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was found yet."""
+        return not (self.rounded or self.scales or self.bias)
+
 
 def place(
     model: ir.Model,
@@ -190,9 +195,12 @@ class _Placement:
             scales = weight_scales(array, axis, limit)
         input_scale = self._of(unit.inputs[0]).scale
         bias = bias_of(node)
-        if bias is not None and self.kernels.integer_bias:
-            scales = _widen(scales, facts.constant(bias), input_scale)
         rounded = self.weights.rounded.get(node.name)
+        if bias is not None and self.kernels.integer_bias:
+            wide = _widen(scales, facts.constant(bias), input_scale)
+            # Integers that were found for other scales do not fit these.
+            rounded = rounded if np.array_equal(wide, scales) else None
+            scales = wide
         if rounded is None:
             rounded = quantize_weight(array, scales, axis, limit)
         self.replaced.add(weight)

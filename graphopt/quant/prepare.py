@@ -1,8 +1,8 @@
 """What makes a graph lose less when it is quantized, each step kept where it is measured to help.
 
-The order is that of the literature and of measurement: channels are equalized before ranges are taken, and means are
-corrected for the ranges and weights that result. A step is judged with every product of the graph on integers, on
-calibration samples, by the noise in what goes into the outputs.
+The order is that of the literature and of measurement: channels are equalized before ranges are taken, weights are
+rounded for the inputs that result, and means are corrected for ranges and weights. A step is judged with every product
+of the graph on integers, on calibration samples, by the noise in what goes into the outputs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +21,10 @@ from graphopt.ir import model as ir_model
 from graphopt.quant.clipping import Rule
 from graphopt.quant.correct import bias_shifts
 from graphopt.quant.equalize import Equalized, equalize
-from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels
 from graphopt.quant.observe import Calibration, tapped
 from graphopt.quant.place import Weights, place
+from graphopt.quant.rounding import rounded_weights
 from graphopt.quant.sweep import smooth_outputs
 from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import noise_share
@@ -31,7 +33,14 @@ from graphopt.verify.session import Session
 _SAMPLES = 8
 _LEAST_GAIN = 0.5
 _RULE_SECONDS = 6.0
+_ROUND_SECONDS = 8.0
+_ROUND_SAMPLES = 16
 _FLOOR = 1e-12
+
+StepName = Literal["equalize", "smooth", "round-weights", "correct-bias"]
+STEPS: tuple[StepName, ...] = ("equalize", "smooth", "round-weights", "correct-bias")
+"""In the order in which they run."""
+_EQUALIZED: dict[StepName, frozenset[str]] = {"equalize": CONVOLUTIONS, "smooth": PRODUCTS}
 
 Calibrate = Callable[[ir.Model], Calibration]
 
@@ -60,7 +69,7 @@ class Prepared:
     Attributes:
         model: Computes the same as the one that was given, to the bit but for the sign of zeros.
         calibration: Ranges of all tensors of all units of ``model``.
-        weights: Corrections.
+        weights: Rounding and corrections.
         equalized: Tensors whose channels were scaled.
         steps: What was tried.
     """
@@ -78,62 +87,99 @@ def prepare(
     calibrate: Calibrate,
     data: Callable[[], Iterator[Feeds]],
     *,
-    equalization: bool = True,
-    correction: bool = True,
+    steps: Sequence[StepName] = STEPS,
     rules: Sequence[Rule] = (),
+    weights: Weights | None = None,
     threads: int = 0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Prepared:
-    """Equalize channels, choose how ranges are taken, and correct biases, each where that helps.
+    """Take the steps, each where it helps.
 
     Args:
         model: Left as it was.
         calibrate: Observes all tensors of all units of a graph.
         data: Calibration samples, from the start.
+        steps: Those that may be taken.
         rules: For ranges, to be tried in place of the one that ``calibrate`` takes.
+        weights: Found before for ``model``; where there are some, channels are not scaled any more.
     """
-    prepared = Prepared(model, calibrate(model))
-    if not equalization and not correction and not rules:
+    given = weights or Weights()
+    prepared = Prepared(model, calibrate(model), given)
+    if not steps and not rules:
         return prepared
-    samples = list(itertools.islice(data(), _SAMPLES))
-    noise = _Noise(model, kernels, samples, threads)
-    decibels = noise.of(prepared)
-    if equalization:
-        progress("equalizing channels")
-        scaled = ir_model.clone(model)
-        equalized = equalize(scaled, kernels, data(), threads=threads)
-        if equalized:
-            candidate = Prepared(scaled, calibrate(scaled), equalized=equalized, steps=prepared.steps)
-            prepared, decibels = _better("equalize", prepared, candidate, decibels, noise)
-    started = time.monotonic()
-    for rule in rules:
-        if time.monotonic() - started > _RULE_SECONDS:
-            break
-        progress(f"ranges by {rule}")
-        candidate = replace(prepared, calibration=prepared.calibration.by(rule))
-        prepared, decibels = _better(f"ranges by {rule}", prepared, candidate, decibels, noise)
-    if correction:
-        progress("correcting biases")
-        units = [unit for unit in units_of(prepared.model, kernels)[0] if unit.kind == "compute"]
-        units = [unit for unit in units if _has_range(unit, prepared.calibration)]
+    return _Preparation(kernels, calibrate, data, threads, progress, prepared).run(steps, rules)
+
+
+class _Preparation:
+    def __init__(
+        self, kernels: IntegerKernels, calibrate: Calibrate, data: Callable[[], Iterator[Feeds]], threads: int,
+        progress: Callable[[str], None], prepared: Prepared,
+    ) -> None:  # fmt: skip
+        self.kernels = kernels
+        self.calibrate = calibrate
+        self.data = data
+        self.threads = threads
+        self.progress = progress
+        self.samples = list(itertools.islice(data(), _SAMPLES))
+        self.noise = _Noise(prepared.model, kernels, self.samples, threads)
+        self.prepared = prepared
+        self.decibels = self.noise.of(prepared)
+
+    def run(self, steps: Sequence[StepName], rules: Sequence[Rule]) -> Prepared:
+        for name, operators in _EQUALIZED.items():
+            if name in steps and self.prepared.weights.is_empty:
+                self._equalize(name, operators)
+        started = time.monotonic()
+        for rule in rules:
+            if time.monotonic() - started > _RULE_SECONDS:
+                break
+            self.progress(f"ranges by {rule}")
+            self._try(f"ranges by {rule}", calibration=self.prepared.calibration.by(rule))
+        if "round-weights" in steps:
+            self._round()
+        if "correct-bias" in steps:
+            self._correct()
+        return self.prepared
+
+    def _try(self, name: str, **changes: object) -> None:
+        candidate = replace(self.prepared, **changes)  # type: ignore[arg-type]
+        found = self.noise.of(candidate)
+        kept = found > self.decibels + _LEAST_GAIN
+        self.prepared.steps.append(Step(name, found, self.decibels, kept))
+        if kept:
+            self.prepared, self.decibels = candidate, found
+
+    def _equalize(self, name: StepName, operators: frozenset[str]) -> None:
+        self.progress("equalizing channels" if name == "equalize" else "smoothing channels")
+        scaled = ir_model.clone(self.prepared.model)
+        found = equalize(scaled, self.kernels, self.data(), operators=operators, threads=self.threads)
+        if found:
+            equalized = [*self.prepared.equalized, *found]
+            self._try(name, model=scaled, calibration=self.calibrate(scaled), equalized=equalized)
+
+    def _round(self) -> None:
+        rounded, scales = rounded_weights(
+            self.prepared.model, self._units(), self.kernels, itertools.islice(self.data(), _ROUND_SAMPLES),
+            threads=self.threads, deadline=time.monotonic() + _ROUND_SECONDS, progress=self.progress,
+        )  # fmt: skip
+        if rounded:
+            self._try("round-weights", weights=replace(self.prepared.weights, rounded=rounded, scales=scales))
+
+    def _correct(self) -> None:
+        self.progress("correcting biases")
+        weights = self.prepared.weights
         shifts = bias_shifts(
-            prepared.model, units, kernels, prepared.calibration.ranges, samples, threads=threads
-        )
+            self.prepared.model, self._units(), self.kernels, self.prepared.calibration.ranges, self.samples,
+            rounded=weights.rounded, scales=weights.scales, threads=self.threads,
+        )  # fmt: skip
         if shifts:
-            candidate = Prepared(
-                prepared.model, prepared.calibration, Weights(bias=shifts), prepared.equalized, prepared.steps
-            )
-            prepared, decibels = _better("correct biases", prepared, candidate, decibels, noise)
-    return prepared
+            self._try("correct-bias", weights=replace(weights, bias=shifts))
 
-
-def _better(
-    name: str, now: Prepared, candidate: Prepared, decibels: float, noise: _Noise
-) -> tuple[Prepared, float]:
-    found = noise.of(candidate)
-    kept = found > decibels + _LEAST_GAIN
-    now.steps.append(Step(name, found, decibels, kept))
-    return (candidate, found) if kept else (now, decibels)
+    def _units(self) -> list[Unit]:
+        units = units_of(self.prepared.model, self.kernels)[0]
+        return [
+            unit for unit in units if unit.kind == "compute" and _has_range(unit, self.prepared.calibration)
+        ]
 
 
 def _has_range(unit: Unit, calibration: Calibration) -> bool:
@@ -170,4 +216,4 @@ class _Noise:
         return [dict(zip(self.names, found.values(), strict=True)) for found in results]
 
 
-__all__ = ["Prepared", "Step", "prepare"]
+__all__ = ["STEPS", "Prepared", "Step", "StepName", "prepare"]

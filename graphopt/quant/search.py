@@ -2,9 +2,12 @@
 
 1. Calibrate: ranges of every tensor that could be quantized.
 2. Measure: the graph in float and with every unit on integers, kernel by kernel; a minimum cut over these times gives
-   the fastest set (:mod:`graphopt.quant.cut`).
-3. Judge it on held-out samples. Within the budget it is done; else each unit's own noise is measured in one sweep
-   (:mod:`graphopt.quant.sweep`), noise gets a price, and bisection finds the lowest price at which the budget holds.
+   a set (:mod:`graphopt.quant.cut`). That set is measured as a whole: where integers meet floats a backend does more
+   than convert (other layouts, activations that stand alone), so the price of a boundary is corrected until what is
+   predicted is what is measured.
+3. Judge the fastest sets on held-out samples. If the fastest holds it is done; else each unit's own noise is measured
+   in one sweep (:mod:`graphopt.quant.sweep`), noise gets a price, and bisection finds the lowest price at which the
+   budget holds.
 
 It can be stopped at any time: what was found to hold so far stands.
 """
@@ -24,7 +27,7 @@ from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.machine import Kernel
 from graphopt.quant.attribution import Attribution, attribute, conversion_costs
-from graphopt.quant.cut import Costs, fastest
+from graphopt.quant.cut import Costs, conversions, fastest
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.memory import Memory
 from graphopt.quant.observe import Calibration
@@ -39,6 +42,9 @@ _SWEEP_SAMPLES = 4
 _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
+_CORRECTIONS = 3
+_CLOSE = 0.1
+_MOST_CORRECTED = 8.0
 
 Profile = Callable[[ir.Model, str], Sequence[Kernel]]
 
@@ -49,7 +55,7 @@ class Point:
 
     Attributes:
         chosen: Names of the units.
-        milliseconds: Time that the kernels' times predict.
+        milliseconds: Time of all kernels, measured on the whole where there was time for that, else predicted.
         noise: Share of noise that the units' own predict; None where it was not measured.
         judgement: On the held-out samples; None where it was not judged.
     """
@@ -112,6 +118,7 @@ class Search:
     threads: int = 0
     progress: Callable[[str], None] = lambda text: None
     found: Found = field(default_factory=Found, init=False)
+    _times: dict[frozenset[str], float] = field(default_factory=dict, init=False)
 
     def run(self) -> Found:
         """Search; what was found so far is returned where the user stops it."""
@@ -142,18 +149,59 @@ class Search:
         if not self.found.units:
             return
         self._measure()
-        chosen = self._cut(0.0)
-        if not chosen:
+        cuts = self._cuts()
+        if not cuts:
             return
-        held = self._try(chosen).ok
         # Times of kernels do not add up exactly where a backend fuses: plain sets are candidates as well.
-        for other in self._families():
-            if other != chosen:
-                held = self._try(other).ok or held
-        if held or time.monotonic() > self.deadline:
+        sets = sorted(dict.fromkeys([*cuts, *self._families()]), key=self._time_of)
+        worth = self.found.float_milliseconds * (1 + _CLOSE)
+        for chosen in sets:
+            best = self.found.best
+            if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):
+                self._try(chosen)
+        if self.found.best is not None and self.found.best.chosen == sets[0]:
+            return
+        if time.monotonic() > self.deadline:
             return
         self._sweep()
         self._bisect()
+
+    def _cuts(self) -> list[frozenset[str]]:
+        """The fastest set, as the times of kernels predict it and as measurement of the whole corrects them."""
+        sets: list[frozenset[str]] = []
+        for turn in range(_CORRECTIONS + 1):
+            chosen = self._cut(0.0)
+            if not chosen or chosen in sets:
+                break
+            sets.append(chosen)
+            if turn == _CORRECTIONS or time.monotonic() > self.deadline:
+                break
+            costs = self.found.costs
+            boundary = conversions(self.found.units, costs, self.kernels, chosen)
+            if boundary <= 0:
+                break
+            alone = self._predicted(chosen) - boundary
+            ratio = (self._time_of(chosen) - alone) / boundary
+            if abs(ratio - 1) <= _CLOSE:
+                break
+            ratio = min(max(ratio, 1 / _MOST_CORRECTED), _MOST_CORRECTED)
+            convert = {name: cost * ratio for name, cost in costs.convert.items()}
+            self.found.costs = Costs(costs.floats, costs.integers, convert, costs.noise)
+        return sets
+
+    def _time_of(self, chosen: frozenset[str]) -> float:
+        """Milliseconds of all kernels with these units on integers: measured, or predicted where it is late."""
+        if chosen not in self._times:
+            if time.monotonic() > self.deadline:
+                return self._predicted(chosen)
+            self.progress(f"time of {len(chosen)} units on integers")
+            try:
+                kernels = self.profile(self.quantized(chosen), f"{len(chosen)} units")
+            except TargetError:
+                self._times[chosen] = float("inf")
+            else:
+                self._times[chosen] = sum(kernel.milliseconds for kernel in kernels)
+        return self._times[chosen]
 
     def _measure(self) -> None:
         known = self.memory.measured
@@ -208,7 +256,7 @@ class Search:
 
     def _try(self, chosen: frozenset[str]) -> Judgement:
         self.progress(f"judging {len(chosen)} units on integers")
-        point = Point(chosen, self._predicted(chosen))
+        point = Point(chosen, self._times.get(chosen, self._predicted(chosen)))
         if self.found.noise:
             point.noise = sum(self.found.noise.get(name, 0.0) for name in chosen)
         # A metric of the user's own may have been edited since.
@@ -227,7 +275,9 @@ class Search:
     def _predicted(self, chosen: frozenset[str]) -> float:
         costs = self.found.costs
         saved = sum(costs.floats.get(name, 0.0) - costs.integers.get(name, 0.0) for name in chosen)
-        return self.found.float_milliseconds - saved
+        return (
+            self.found.float_milliseconds - saved + conversions(self.found.units, costs, self.kernels, chosen)
+        )
 
     def _sweep(self) -> None:
         known = self.memory.noise
@@ -258,7 +308,7 @@ class Search:
         sets = [self._cut(float(price)) for price in np.geomspace(lowest, highest, _PRICES)]
         distinct = list(dict.fromkeys(chosen for chosen in sets if chosen))
         tried = {point.chosen for point in self.found.points}
-        distinct = [chosen for chosen in distinct if chosen not in tried]
+        distinct = [chosen for chosen in distinct if chosen not in tried and self._promises(chosen)]
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
             late = time.monotonic() > self.deadline
@@ -269,6 +319,10 @@ class Search:
                 last = middle
             else:
                 first = middle + 1
+
+    def _promises(self, chosen: frozenset[str]) -> bool:
+        """Whether a set may be faster than the best so far."""
+        return self.found.best is None or self._predicted(chosen) < self.found.best.milliseconds
 
 
 def usable_units(

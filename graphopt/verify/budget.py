@@ -113,6 +113,11 @@ class Metric:
     agreement: Agreement | None = None
     task: Callable[..., float] | None = None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it may move in steps, a sample more or less, as a user's own is taken to do."""
+        return self.agreement is None or self.name not in CONTINUOUS
+
     def score(self, outputs: Sequence[Feeds], references: Sequence[Feeds], labels: Sequence[Labels]) -> float:
         """More is better.
 
@@ -245,7 +250,7 @@ class Evaluation:
     @property
     def is_coarse(self) -> bool:
         """Whether the metric counts, and one row more or less is worth more than the budget."""
-        if self.metric.name in CONTINUOUS and self.metric.agreement is not None:
+        if not self.metric.counts:
             return False
         rows = sum(
             max((array.shape[0] for array in outputs.values() if getattr(array, "ndim", 0)), default=1)

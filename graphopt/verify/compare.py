@@ -2,8 +2,9 @@
 
 The floor of an element is not one number for a whole tensor: a detector's boxes (0 to 640) and scores (0 to
 1) may share one. So noise is measured along each axis, the largest in each slice, and an element gets the
-least of the slices that it lies in. No slice's floor is below a few units in the last place of the largest
-value in it, nor below a 64th of the whole tensor's (a slice may be quiet by chance). Where the output comes
+least of the slices that it lies in. A slice may be quiet by chance, in the few runs that were made: along a long axis
+(pixels, positions) its neighbours, an eighth of the axis to either side, count as well, and no slice's floor is below a
+64th of the whole tensor's nor below a few units in the last place of the largest value in it. Where the output comes
 from a function of bounded range (a sigmoid, a softmax), units in the last place of that range count: kernels
 approximate such functions absolutely, and a saturated value has no digits to keep."""
 
@@ -20,6 +21,8 @@ from graphopt.data.interface import Array, Feeds
 ULPS = 4.0
 _LEAST_SLICE = 16
 _LEAST_SHARE = 1 / 64
+_LONG_AXIS = 32
+_NEIGHBOURS = 1 / 8
 
 
 class Status(enum.Enum):
@@ -123,11 +126,22 @@ def element_floor(reference: Array, noise: Array, scale: float = 0.0) -> Array:
         if reference.shape[axis] < 2 or reference.size // reference.shape[axis] < _LEAST_SLICE:
             continue
         along = np.maximum(
-            noise.max(axis=others, keepdims=True),
+            _with_neighbours(noise.max(axis=others, keepdims=True), axis),
             ULPS * epsilon * magnitude.max(axis=others, keepdims=True),
         )
         floor = np.minimum(floor, np.maximum(along, least))
     return floor
+
+
+def _with_neighbours(along: Array, axis: int) -> Array:
+    """The largest noise of each slice of a long axis and of the slices next to it."""
+    length = along.shape[axis]
+    reach = int(length * _NEIGHBOURS) if length >= _LONG_AXIS else 0
+    if not reach:
+        return along
+    row = np.pad(along.ravel(), reach)
+    windows = np.lib.stride_tricks.sliding_window_view(row, 2 * reach + 1)
+    return np.asarray(windows.max(axis=1).reshape(along.shape))
 
 
 def compare_output(

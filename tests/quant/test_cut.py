@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.quant.cut import Costs, fastest
+from graphopt.quant.cut import Costs, conversions, fastest
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.units import Unit, units_of
 from graphopt.targets.ort.integers import kernels
@@ -80,7 +81,10 @@ def test_no_assignment_is_faster(data: st.DataObject) -> None:
     names = [unit.name for unit in units]
     costs = Costs(times(names), times(names), times(values), times(names))
     price = data.draw(st.sampled_from([0.0, 0.3, 3.0]))
-    found = total(units, costs, fastest(units, costs, ORT, price), price, ORT)
+    chosen = fastest(units, costs, ORT, price)
+    found = total(units, costs, chosen, price, ORT)
+    alone = total(units, replace(costs, convert=dict.fromkeys(values, 0.0)), chosen, price, ORT)
+    assert conversions(units, costs, ORT, chosen) == pytest.approx(found - alone, abs=1e-9)
     best = min(
         total(units, costs, frozenset(chosen), price, ORT)
         for count in range(len(names) + 1)

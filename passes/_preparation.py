@@ -1,0 +1,123 @@
+"""What the passes that quantize, and those that prepare for it, have in common: calibration, and one step as a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.errors import UsageError
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.quant.clipping import AUTO, PERCENTILE, Rule
+from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.observe import Calibration, calibrate
+from graphopt.quant.place import tensors_to_observe
+from graphopt.quant.prepare import Prepared, StepName, prepare
+from graphopt.quant.store import default_folder
+from graphopt.quant.units import integer_nodes, units_of
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How ranges are taken.
+
+    Attributes:
+        calibration: How a tensor's range is chosen (docs/quantization.md); "auto" takes what is measured to lose least.
+        percentile: Percent of a tensor's elements that its range keeps, for ``calibration=percentile``.
+        samples: Most samples to calibrate on; 0 takes all.
+        cache: Folder where observations are kept, so that they are neither lost nor repeated; "none" keeps nothing, ""
+            is the folder ``calibration`` of the user's cache.
+    """
+
+    calibration: Literal["auto", "minmax", "percentile", "entropy", "mse", "norm"] = "auto"
+    percentile: float = PERCENTILE
+    samples: int = 0
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise UsageError(
+                f"the percentile of a range is {self.percentile:g}", hint="write one above 50 and up to 100"
+            )
+
+    def rules(self, kernels: IntegerKernels) -> list[Rule]:
+        """How ranges are taken: the first, and what is tried in its place."""
+        if self.calibration != "auto":
+            return [Rule(self.calibration, self.percentile, kernels.limits, kernels.symmetric)]
+        return [replace(rule, limits=kernels.limits, symmetric=kernels.symmetric) for rule in AUTO]
+
+    def data(self, context: Context) -> Iterator[Feeds]:
+        """Calibration samples, from the start."""
+        return iter(context.dataset.calibration(self.samples))
+
+    def observe(self, model: ir.Model, kernels: IntegerKernels, context: Context) -> Calibration:
+        """Ranges of all tensors of all units of a graph."""
+        names = tensors_to_observe(units_of(model, kernels)[0])
+        folder = Path(self.cache) if self.cache else default_folder()
+        return calibrate(
+            model, names, context.dataset.calibration(self.samples),
+            rule=self.rules(kernels)[0], memory=context.memory, threads=context.threads,
+            cache=None if self.cache == "none" else folder,
+            progress=lambda text: context.progress(f"calibrating, {text}"),
+        )  # fmt: skip
+
+    def prepare(
+        self, model: ir.Model, kernels: IntegerKernels, context: Context, steps: tuple[StepName, ...],
+        rules: list[Rule],
+    ) -> Prepared:  # fmt: skip
+        """The graph after these steps, each kept where it helps."""
+        return prepare(
+            model, kernels, lambda graph: self.observe(graph, kernels, context), lambda: self.data(context),
+            steps=steps, rules=rules, weights=context.weights, threads=context.threads,
+            progress=context.progress,
+        )  # fmt: skip
+
+
+def preparation_details(prepared: Prepared) -> dict[str, Any]:
+    """What was tried, and what it did, for the report."""
+    return {
+        "calibration": {
+            "method": prepared.calibration.method,
+            "samples": prepared.calibration.samples,
+            "notes": list(prepared.calibration.notes),
+            "warnings": list(prepared.calibration.warnings),
+        },
+        "steps": [vars(step) for step in prepared.steps],
+        "equalized": [{**vars(entry), "readers": list(entry.readers)} for entry in prepared.equalized],
+    }
+
+
+class StepPass(LossyPass):
+    """One step of preparation as a pass of its own, before ``quantize``."""
+
+    Options = CalibrationOptions
+    step: ClassVar[StepName]
+    label: ClassVar[str]
+
+    def propose(self, model: ir.Model, context: Context) -> Proposal:
+        """The graph with this step taken, where it lowers the noise of int8 in all products."""
+        options: CalibrationOptions = self.options
+        if context.kernels is None:
+            return Proposal(
+                reason=f"{context.target} has no int8 kernels: there is nothing to prepare the graph for"
+            )
+        if integer_nodes(model):
+            return Proposal(reason="the model is quantized already and keeps its precision")
+        if not any(unit.kind == "compute" for unit in units_of(model, context.kernels)[0]):
+            return Proposal(reason="it holds no Conv, MatMul or Gemm with constant weights")
+        if self.step in ("equalize", "smooth") and not context.weights.is_empty:
+            return Proposal(reason=f"weights were rounded or biases corrected before: put {self.name} first")
+        prepared = options.prepare(model, context.kernels, context, (self.step,), [])
+        details = preparation_details(prepared)
+        if not any(step.kept for step in prepared.steps):
+            tried = "".join(
+                f": {step.before:.1f} dB without it, {step.decibels:.1f} dB with it"
+                for step in prepared.steps
+            )
+            return Proposal(details=details, reason=f"it does not lower the noise of int8{tried}")
+        candidate = Candidate(self.label, prepared.model, weights=prepared.weights)
+        return Proposal([candidate], details, warnings=prepared.calibration.warnings)
