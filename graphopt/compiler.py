@@ -287,8 +287,9 @@ class Compilation:
         budget = self._budget()
         evaluation = evaluate(captured.original_model, dataset, budget, threads=self.request.threads)
         proposals = Proposals(
-            lossy, budget, dataset, evaluation, self.request.threads, self.request.seed, self.progress.stage
-        )
+            lossy, budget, dataset, evaluation, len(targets),
+            self.request.threads, self.request.seed, self.progress.stage,
+        )  # fmt: skip
         for target, probe in targets:
             passes = target.legalization()
 

@@ -69,6 +69,7 @@ class Candidate:
         units: The units that were put on integers, whose kernels are looked for once the form is built.
         judgement: What the pass found that it loses; what counts where the target cannot run here.
         weights: For the pass that puts the graph on integers, where that is another one.
+        compact: Whether float constants that are left may be stored as float16.
     """
 
     label: str
@@ -77,6 +78,7 @@ class Candidate:
     units: tuple[Unit, ...] = ()
     judgement: Judgement | None = None
     weights: Weights = field(default_factory=Weights)
+    compact: bool = False
 
 
 @dataclass

@@ -21,6 +21,7 @@ from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.quant.attribution import attribute
+from graphopt.quant.compact import compact
 from graphopt.quant.observe import MEMORY
 from graphopt.rewrite import Numerics
 from graphopt.target import Target
@@ -47,7 +48,7 @@ class Budget:
         max_drop: Share of the original's score that may be lost.
         synthetic: Whether made-up inputs may stand in for data.
         best_effort: Whether the nearest result is handed out where the budget cannot be kept.
-        seconds: Time for searching, on each target.
+        seconds: Time for searching, on all targets together.
         memory: Bytes beyond the model that calibration may take.
     """
 
@@ -55,7 +56,7 @@ class Budget:
     max_drop: float
     synthetic: bool = False
     best_effort: bool = False
-    seconds: float = 45.0
+    seconds: float = 40.0
     memory: int = MEMORY
 
 
@@ -68,6 +69,7 @@ class Proposals:
         budget: For all of them together.
         dataset: Samples for calibration and judgement.
         evaluation: The held-out ones, with what the original makes of them.
+        targets: How many targets share the time.
         threads, seed, progress: As in the request.
         judged: The evaluation that each form is held to, by label.
         candidates: What each form was made from, by label.
@@ -79,6 +81,7 @@ class Proposals:
     budget: Budget
     dataset: Dataset
     evaluation: Evaluation
+    targets: int = 1
     threads: int = 0
     seed: int = 0
     progress: Callable[[str, str], None] = lambda stage, detail: None
@@ -87,6 +90,12 @@ class Proposals:
     judgements: dict[str, Judgement] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _over_budget: list[str] = field(default_factory=list)
+    _left: int = field(init=False)
+    _deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._left = self.targets
+        self._deadline = time.monotonic() + self.budget.seconds
 
     def propose(
         self, target: Target, model: ir.Model, folder: Path, legalize: Callable[[ir.Model], ir.Model]
@@ -94,11 +103,15 @@ class Proposals:
         """What the passes propose for ``model`` on ``target``, legalised; and the pass log."""
         records: list[PassRecord] = []
         kept: list[Candidate] = [Candidate("", model)]
+        # What a target leaves of its time the next ones have.
+        now = time.monotonic()
+        deadline = now + max(self._deadline - now, 0.0) / max(self._left, 1)
+        self._left -= 1
         for pass_ in self.passes:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             records.append(record)
             started = time.monotonic()
-            proposal = self._run(pass_, kept[-1], target, folder, legalize, record)
+            proposal = self._run(pass_, kept[-1], target, folder, legalize, record, deadline)
             record.seconds = time.monotonic() - started
             record.details = {"target": target.name, **proposal.details}
             self.warnings += [
@@ -125,6 +138,9 @@ class Proposals:
                 record.reason = record.reason or proposal.reason
                 record.nodes_after = record.nodes_before
         found = [(candidate, legalize(candidate.model)) for candidate in kept if candidate.label]
+        for candidate, legal in found:
+            if candidate.compact:
+                compact(legal)
         return found, records
 
     def read_back(self, form: Form, candidate: Candidate, legal: ir.Model) -> dict[str, Any]:
@@ -212,6 +228,7 @@ class Proposals:
         folder: Path,
         legalize: Callable[[ir.Model], ir.Model],
         record: PassRecord,
+        deadline: float,
     ) -> Proposal:
         integer_kernels, halves = (
             getattr(target, name, None) for name in ("integer_kernels", "half_kernels")
@@ -241,7 +258,7 @@ class Proposals:
             threads=self.threads,
             seed=self.seed,
             memory=self.budget.memory,
-            deadline=time.monotonic() + self.budget.seconds,
+            deadline=deadline,
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
             weights=given.weights,
         )

@@ -26,6 +26,7 @@ FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
+_CLOSE = 0.12
 _FEWER_OPTIMISATIONS = ("basic", "off")
 """Levels of ONNX Runtime's optimisations below all of them, in the order in which a model that fails is tried."""
 
@@ -196,16 +197,23 @@ class Selection:
         return best.form, []
 
     def _worth_its_loss(self, best: Timing, others: Sequence[Timing]) -> Timing:
-        """``best``, which is lossy, if it is faster than the fastest form that is not, these two alone; else that."""
+        """The fastest lossy form if it is faster than the fastest form that loses nothing, these alone; else that."""
         exact = [timing for timing in others if timing.form.label not in self.judgements]
         if not exact:
             return best
         rival = max(exact, key=lambda timing: timing.speedup)
-        ratio = self._time([rival.form, best.form])[1]
-        if ratio.speedup >= 1 + _TIE and ratio.low >= 1:
-            return best
-        entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
-        entry.note += f"; not faster than {rival.form.label!r}: {ratio.describe()}"
+        close = [
+            timing
+            for timing in others
+            if timing.form.label in self.judgements and timing.speedup > best.speedup * (1 - _CLOSE)
+        ]
+        again = self._time([rival.form, *(timing.form for timing in close)])[1:]
+        winner = max(again, key=lambda timing: timing.speedup)
+        if winner.speedup >= 1 + _TIE and winner.low >= 1:
+            return next(timing for timing in close if timing.form.label == winner.form.label)
+        for timing in again:
+            entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
+            entry.note += f"; not faster than {rival.form.label!r}: {timing.describe()}"
         return rival
 
     def _may_choose(self, form: Form) -> bool:

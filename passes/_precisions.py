@@ -6,16 +6,18 @@ import fnmatch
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir import model as ir_model
 from graphopt.lossy import Candidate, Context, Proposal
 from graphopt.quant import dynamic, half, weight_only
 from graphopt.quant.blocks import BlockForms, layers_of
+from graphopt.quant.equalize import equalize
+from graphopt.quant.kernels import PRODUCTS
 from graphopt.quant.layers import replaced
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -23,6 +25,9 @@ _SAMPLES = 64
 _WEIGHT_BITS = 8
 _LEAST_SHARE = 0.1
 _MOST_NOISE = 1e-4
+_SMOOTHED_SAMPLES = 16
+_SMOOTHING_GAIN = 4.0
+"""A factor that cannot go into a node before is a Mul for each product, so much has to be gained."""
 
 Allowed = Callable[[ir.Node], str]
 
@@ -88,24 +93,44 @@ def with_small_tables(
     return (replaced(model, forms, weight_only.MAKER) if forms else model), details
 
 
-def with_dynamic(proposal: Proposal, model: ir.Model, context: Context, allowed: Allowed) -> Proposal:
-    """``proposal`` with dynamic int8 as one more candidate, for a model whose weights are mostly those of products."""
+def is_for_dynamic(model: ir.Model, context: Context) -> bool:
+    """Whether the target quantizes activations as they come, and most weights of a model are those of products."""
     kernels = context.kernels
-    if kernels is None or not kernels.dynamic or time.monotonic() > context.deadline:
-        return proposal
-    if weight_bytes(model, dynamic.OPERATORS) <= weight_bytes(model, _CONVOLUTIONS):
-        return proposal
-    found = dynamic.find(
-        model, context, weight_limit=kernels.weight_limit, operators=kernels.dynamic, allowed=allowed
+    return (
+        kernels is not None
+        and bool(kernels.dynamic)
+        and weight_bytes(model, dynamic.OPERATORS) > weight_bytes(model, _CONVOLUTIONS)
     )
-    details = {
-        **proposal.details,
-        "dynamic": {"label": found.label, "reason": found.reason, **found.details},
-    }
-    if found.model is None:
-        return replace(proposal, details=details)
-    candidate = Candidate(found.label, found.model, units=found.units, judgement=found.judgement)
-    return replace(proposal, candidates=[*proposal.candidates, candidate], details=details, reason="")
+
+
+def dynamic_int8(model: ir.Model, context: Context, allowed: Allowed) -> Proposal:
+    """Products on int8 with activations quantized as they come, outlier channels smoothed where much is gained."""
+    kernels = context.kernels
+    assert kernels is not None
+    smoothed = ir_model.clone(model)
+    context.progress("smoothing channels")
+    samples = itertools.islice(context.dataset.calibration(), _SMOOTHED_SAMPLES)
+    scaled = equalize(
+        smoothed, kernels, samples,
+        operators=PRODUCTS & kernels.dynamic, least_gain=_SMOOTHING_GAIN, threads=context.threads,
+    )  # fmt: skip
+    found = dynamic.find(
+        smoothed if scaled else model, context,
+        weight_limit=kernels.weight_limit, operators=kernels.dynamic, allowed=allowed,
+    )  # fmt: skip
+    equalized = [{**vars(entry), "readers": list(entry.readers)} for entry in scaled]
+    details = {"label": found.label, "reason": found.reason, **found.details, "equalized": equalized}
+    candidates = []
+    if found.model is not None:
+        candidates = [
+            Candidate(found.label, found.model, units=found.units, judgement=found.judgement, compact=True)
+        ]
+    best_effort = None
+    if found.nearest is not None:
+        best_effort = Candidate(
+            found.label, found.nearest, units=found.units, judgement=found.judgement, compact=True
+        )
+    return Proposal(candidates, {"dynamic": details}, found.reason, best_effort=best_effort)
 
 
 def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Proposal:

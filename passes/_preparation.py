@@ -14,11 +14,14 @@ from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.quant.clipping import AUTO, PERCENTILE, Rule
 from graphopt.quant.kernels import IntegerKernels
-from graphopt.quant.observe import Calibration, calibrate
+from graphopt.quant.observe import Calibration, Observed, calibrate
 from graphopt.quant.place import tensors_to_observe
 from graphopt.quant.prepare import Prepared, StepName, prepare
 from graphopt.quant.store import default_folder
 from graphopt.quant.units import integer_nodes, units_of
+
+_WORK = 6 << 30
+"""Work of calibrating by default, in bytes of activations."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class CalibrationOptions:
     Attributes:
         calibration: How a tensor's range is chosen (docs/quantization.md); "auto" takes what is measured to lose least.
         percentile: Percent of a tensor's elements that its range keeps, for ``calibration=percentile``.
-        samples: Most samples to calibrate on; 0 takes all.
+        samples: Most samples to calibrate on; 0 takes all of a light model, and of a heavy one so many, evenly spread,
+            that calibrating takes seconds.
         cache: Folder where observations are kept, so that they are neither lost nor repeated; "none" keeps nothing, ""
             is the folder ``calibration`` of the user's cache.
     """
@@ -54,14 +58,16 @@ class CalibrationOptions:
         """Calibration samples, from the start."""
         return iter(context.dataset.calibration(self.samples))
 
-    def observe(self, model: ir.Model, kernels: IntegerKernels, context: Context) -> Calibration:
+    def observe(
+        self, model: ir.Model, kernels: IntegerKernels, context: Context, known: Observed | None = None
+    ) -> Calibration:
         """Ranges of all tensors of all units of a graph."""
         names = tensors_to_observe(units_of(model, kernels)[0])
         folder = Path(self.cache) if self.cache else default_folder()
         return calibrate(
             model, names, context.dataset.calibration(self.samples),
             rule=self.rules(kernels)[0], memory=context.memory, threads=context.threads,
-            cache=None if self.cache == "none" else folder,
+            cache=None if self.cache == "none" else folder, known=known, work=0 if self.samples else _WORK,
             progress=lambda text: context.progress(f"calibrating, {text}"),
         )  # fmt: skip
 
@@ -70,8 +76,12 @@ class CalibrationOptions:
         rules: list[Rule],
     ) -> Prepared:  # fmt: skip
         """The graph after these steps, each kept where it helps."""
+
+        def observe(graph: ir.Model, known: Observed | None = None) -> Calibration:
+            return self.observe(graph, kernels, context, known)
+
         return prepare(
-            model, kernels, lambda graph: self.observe(graph, kernels, context), lambda: self.data(context),
+            model, kernels, observe, lambda: self.data(context),
             steps=steps, rules=rules, weights=context.weights, threads=context.threads,
             progress=context.progress,
         )  # fmt: skip
@@ -111,7 +121,8 @@ class StepPass(LossyPass):
             return Proposal(reason="it holds no Conv, MatMul or Gemm with constant weights")
         if self.step in ("equalize", "smooth") and not context.weights.is_empty:
             return Proposal(reason=f"weights were rounded or biases corrected before: put {self.name} first")
-        prepared = options.prepare(model, context.kernels, context, (self.step,), [])
+        first = options.rules(context.kernels)[:1]
+        prepared = options.prepare(model, context.kernels, context, (self.step,), first)
         details = preparation_details(prepared)
         if not any(step.kept for step in prepared.steps):
             tried = "".join(

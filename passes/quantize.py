@@ -15,14 +15,21 @@ Refuses (in the report, node by node):
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
-from graphopt.passes._precisions import kept_by, with_dynamic, with_small_tables, without_integers
+from graphopt.passes._precisions import (
+    dynamic_int8,
+    is_for_dynamic,
+    kept_by,
+    with_small_tables,
+    without_integers,
+)
 from graphopt.passes._preparation import CalibrationOptions, preparation_details
 from graphopt.quant import memory
 from graphopt.quant.kernels import IntegerKernels
@@ -31,7 +38,8 @@ from graphopt.quant.prepare import STEPS, Prepared, StepName
 from graphopt.quant.search import Found, Point, Search
 from graphopt.quant.units import Unit, integer_nodes, units_of
 
-_MOST_CANDIDATES = 3
+_MOST_CANDIDATES = 2
+_SHARE_OF_DYNAMIC = 0.3
 
 
 @dataclass(frozen=True)
@@ -82,17 +90,24 @@ class Quantize(LossyPass):
         if context.kernels is None:
             return without_integers(model, context, allowed)
         model, tables = with_small_tables(model, context, allowed)
-        proposal = self._static(model, context, context.kernels)
+        started = time.monotonic()
+        quick = Proposal()
+        if is_for_dynamic(model, context):
+            quick = dynamic_int8(model, context, allowed)
+        if quick.candidates and time.monotonic() - started > _SHARE_OF_DYNAMIC * (context.deadline - started):
+            proposal = quick
+        else:
+            proposal = _both(self._static(model, context, context.kernels), quick)
         if tables:
             proposal.details["tables"] = tables
-        return with_dynamic(proposal, model, context, allowed)
+        return proposal
 
     def _static(self, model: ir.Model, context: Context, kernels: IntegerKernels) -> Proposal:
         units, refused = units_of(model, kernels)
         if not any(unit.kind == "compute" for unit in units):
             return Proposal(reason=_why_none(refused), details={"refused": refused})
         options: QuantizeOptions = self.options
-        prepared = options.prepare(model, kernels, context, options.steps, options.rules(kernels)[1:])
+        prepared = options.prepare(model, kernels, context, options.steps, options.rules(kernels))
         search = Search(
             prepared.model, kernels, prepared.calibration, context.evaluation, context.profile,
             allowed=self._why_kept, weights=prepared.weights, memory=self._memory(prepared, kernels, context),
@@ -142,7 +157,7 @@ class Quantize(LossyPass):
     @staticmethod
     def _candidate(point: Point, found: Found, search: Search) -> Candidate:
         units = tuple(unit for unit in found.units if unit.name in point.chosen)
-        return Candidate(_label(point, found), search.quantized(point.chosen), units=units)
+        return Candidate(_label(point, found), search.quantized(point.chosen), units=units, compact=True)
 
     def _why_kept(self, unit: Unit) -> str:
         options: QuantizeOptions = self.options
@@ -151,6 +166,20 @@ class Quantize(LossyPass):
         if any(fnmatch.fnmatchcase(unit.name, pattern) for pattern in options.keep):
             return "the option 'keep' names it"
         return ""
+
+
+def _both(static: Proposal, quick: Proposal) -> Proposal:
+    """What is proposed on integers whose ranges are fixed, and on such that are taken as they come."""
+    if not quick.details:
+        return static
+    nearest = [entry for entry in (static.best_effort, quick.best_effort) if entry is not None]
+    return replace(
+        static,
+        candidates=[*static.candidates, *quick.candidates],
+        details={**static.details, **quick.details},
+        reason="" if static.candidates or quick.candidates else static.reason or quick.reason,
+        best_effort=nearest[0] if nearest else None,
+    )
 
 
 def _loss(point: Point) -> float:

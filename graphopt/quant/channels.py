@@ -47,12 +47,11 @@ def observe_channels(
 
 def _channels(array: Array, axis: int) -> Channels:
     others = tuple(other for other in range(array.ndim) if other != axis)
-    wide = array.astype(np.float64)
     return Channels(
-        wide.min(axis=others),
-        wide.max(axis=others),
-        wide.mean(axis=others),
-        np.square(wide).mean(axis=others),
+        array.min(axis=others).astype(np.float64),
+        array.max(axis=others).astype(np.float64),
+        array.mean(axis=others, dtype=np.float64),
+        np.square(array).mean(axis=others, dtype=np.float64),
     )
 
 

@@ -13,7 +13,7 @@ normalization's scale and bias) and nothing else reads it; else it is a Mul of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,8 @@ from graphopt.quant.units import Unit, units_of
 
 MAKER = "equalize"
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_LEAST_GAIN = 0.7
+LEAST_GAIN = 1.4
+"""A channel is not scaled for less: its factor may cost a node of its own."""
 _MOST_SPREAD = 64.0
 _LEVELS = 255.0
 
@@ -50,6 +51,7 @@ class Equalized:
         share: How much of the difficulty moved from the activations into the weights.
         gain: Expected noise of rounding before over after.
         folded: Whether the factor went into what makes the tensor; else it is a Mul of its own.
+        changed: Tensors that hold other numbers than before.
     """
 
     tensor: str
@@ -57,6 +59,7 @@ class Equalized:
     share: float
     gain: float
     folded: bool
+    changed: tuple[str, ...] = ()
 
 
 def equalize(
@@ -65,6 +68,8 @@ def equalize(
     samples: Iterable[Feeds],
     *,
     operators: frozenset[str] = CONVOLUTIONS | PRODUCTS,
+    only: Collection[str] | None = None,
+    least_gain: float = LEAST_GAIN,
     threads: int = 0,
 ) -> list[Equalized]:
     """Scale channels where that is expected to lower the noise of quantization; in place.
@@ -72,9 +77,13 @@ def equalize(
     Args:
         samples: Few suffice: ranges and powers of channels are read off them.
         operators: Readers of the tensors that may be scaled.
+        only: Names of the tensors that may be scaled; None for all.
+        least_gain: How many times less noise is to be expected.
     """
     units = [unit for unit in units_of(model, kernels)[0] if unit.node.op_type in operators]
     groups = _groups(units)
+    if only is not None:
+        groups = {value: readers for value, readers in groups.items() if value.name in only}
     if not groups:
         return []
     axes = {value.name or "": channel_dim(units[0].node) for value, units in groups.items()}
@@ -83,11 +92,12 @@ def equalize(
     for value, units in groups.items():
         channels = seen.get(value.name or "")
         found = None if channels is None else _best(units, channels)
-        if found is None or channels is None:
+        if found is None or found[2] < least_gain:
             continue
         share, factors, gain = found
-        folded = _apply(model.graph, value, units, factors)
-        done.append(Equalized(value.name or "", tuple(unit.name for unit in units), share, gain, folded))
+        changed = _apply(model.graph, value, units, factors)
+        readers = tuple(unit.name for unit in units)
+        done.append(Equalized(value.name or "", readers, share, gain, bool(changed), changed))
     return done
 
 
@@ -101,7 +111,7 @@ def _groups(units: Sequence[Unit]) -> dict[ir.Value, list[Unit]]:
 
 
 def _best(units: Sequence[Unit], channels: Channels) -> tuple[float, Array, float] | None:
-    """The share to move, the factors [channels], and the expected gain; None where little is gained."""
+    """The share to move, the factors [channels], and the expected gain; None where it cannot be told."""
     matrices = [by_input(unit.node) for unit in units]
     spread = np.maximum(np.abs(channels.low), np.abs(channels.high))
     if (
@@ -119,7 +129,7 @@ def _best(units: Sequence[Unit], channels: Channels) -> tuple[float, Array, floa
         gain = before / max(_noise(matrices, channels, factors, depthwise), 1e-300)
         if best is None or gain > best[2]:
             best = (share, factors, gain)
-    return best if best is not None and 1 / best[2] < _LEAST_GAIN else None
+    return best
 
 
 def _factors(spread: Array, weights: Array, share: float) -> Array:
@@ -157,11 +167,13 @@ def _noise(matrices: Sequence[Array], channels: Channels, factors: Array, depthw
     return float(total)
 
 
-def _apply(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Array) -> bool:
+def _apply(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Array) -> tuple[str, ...]:
+    """Scale a tensor and its readers' weights; returns what holds other numbers now, nothing where a Mul was added."""
     for unit in units:
         _divide_weight(graph, unit.node, factors)
-    if _fold(graph, value, units, factors):
-        return True
+    changed = _fold(graph, value, units, factors)
+    if changed:
+        return changed
     rank = facts.rank(value)
     axis = channel_dim(units[0].node) % (rank or 4)
     shape = (-1, *(1,) * ((rank or 4) - 1 - axis))
@@ -181,7 +193,7 @@ def _apply(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Arr
         graph.insert_after(producer, [node])
     for unit in units:
         unit.node.replace_input_with(0, output)
-    return False
+    return ()
 
 
 def _divide_weight(graph: ir.Graph, node: ir.Node, factors: Array) -> None:
@@ -193,8 +205,13 @@ def _divide_weight(graph: ir.Graph, node: ir.Node, factors: Array) -> None:
     _replace(graph, node, 1, (array / factors.reshape(shape)).astype(np.float32))
 
 
-def _fold(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Array) -> bool:
-    """Put the factors into what makes ``value``, where it is linear and all its readers took the inverse."""
+def _fold(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Array) -> tuple[str, ...]:
+    """Put the factors into what makes ``value``, where it is linear and all its readers took the inverse.
+
+    Returns:
+        Names of the tensors that hold other numbers now; none where it cannot be done.
+    """
+    changed = [value.name or ""]
     readers = {use.node for use in value.uses()}
     producer = value.producer()
     if (
@@ -203,28 +220,28 @@ def _fold(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Arra
         or producer.domain
         or readers != {unit.node for unit in units}
     ):
-        return False
+        return ()
     by_axis = {channel_dim(unit.node) for unit in units}
     if len(by_axis) != 1:
-        return False
+        return ()
     if producer.op_type in ("Relu", "LeakyRelu", "MaxPool", "AveragePool") and len(producer.outputs) == 1:
         inner = producer.inputs[0]
         if inner is None or facts.sole_consumer(inner) is not producer or units[0].node.op_type != "Conv":
-            return False
-        before, producer = producer, inner.producer()
-        del before
+            return ()
+        changed.append(inner.name or "")
+        producer = inner.producer()
         if producer is None or producer.domain:
-            return False
+            return ()
     convolutional = units[0].node.op_type == "Conv"
     if convolutional and producer.op_type == "Conv":
-        return _scale_operands(graph, producer, (1, 2), (0, 0), factors)
+        return tuple(changed) if _scale_operands(graph, producer, (1, 2), (0, 0), factors) else ()
     if (
         not convolutional
         and producer.op_type == "LayerNormalization"
         and facts.dims(producer.inputs[1]) == (len(factors),)
     ):
-        return _scale_operands(graph, producer, (1, 2), (0, 0), factors)
-    return False
+        return tuple(changed) if _scale_operands(graph, producer, (1, 2), (0, 0), factors) else ()
+    return ()
 
 
 def _scale_operands(
@@ -269,4 +286,4 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return value
 
 
-__all__ = ["MAKER", "Equalized", "equalize"]
+__all__ = ["LEAST_GAIN", "MAKER", "Equalized", "equalize"]

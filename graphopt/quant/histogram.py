@@ -4,7 +4,7 @@ Bins are as wide as a power of two and bounded by its multiples. Where a number 
 neighbours are merged (as the range of PyTorch's ``HistogramObserver`` grows, but here without splitting a bin, so that
 nothing is approximated): what results is what the final width would have given from the start, whatever came first.
 The least and the largest number are kept exactly, and zeros are counted apart, since they are quantized without error
-and are often most of a tensor. Of an array of more than 2 ** 18 numbers one in n is counted, n times, and all that lie
+and are often most of a tensor. Of an array of more than 2 ** 16 numbers one in n is counted, n times, and all that lie
 far out.
 """
 
@@ -27,8 +27,8 @@ _SLOTS = 2 * BINS - 1
 _LEAST_EXPONENT = -100
 _PIECE = 1 << 16
 # Counting takes a few times as long as computing: all of a large activation would be most of calibration's time.
-_MOST_COUNTED = 1 << 18
-_FAR_OUT = 0.25
+_MOST_COUNTED = 1 << 16
+_FAR_OUT = (0.25, 0.5)
 
 
 @dataclass
@@ -79,23 +79,26 @@ class Histogram:
         if flat.size <= _MOST_COUNTED:
             self._count(flat)
         else:
-            self._count_some(flat, max(-low, high) * _FAR_OUT)
+            self._count_some(flat, max(-low, high))
 
     def edges(self) -> Array:
         """Bounds of the bins, float64 [2 * BINS]."""
         positive = np.arange(1, BINS + 1, dtype=np.float64) * self.width
         return np.concatenate([-positive[::-1], positive])
 
-    def _count_some(self, flat: Array, far: float) -> None:
-        """Count all numbers beyond ``far``, which weigh most in an error, and some of the others."""
+    def _count_some(self, flat: Array, largest: float) -> None:
+        """Count all numbers that lie far out, which weigh most in an error, and some of the others."""
         step = -(-flat.size // _MOST_COUNTED)
         # Of each square of numbers its diagonal: in every n-th number a column may come again and again.
         whole = flat.size // step**2 * step**2
         some = flat[:whole].reshape(-1, step, step).diagonal(0, 1, 2).reshape(-1)
-        beyond = np.flatnonzero((flat > far) | (flat < -far))
-        if beyond.size <= _MOST_COUNTED:
-            self._count(flat[beyond])
-            some = some[np.abs(some) <= far]
+        for share in _FAR_OUT:
+            far = largest * share
+            beyond = np.flatnonzero((flat > far) | (flat < -far))
+            if beyond.size <= _MOST_COUNTED:
+                self._count(flat[beyond])
+                some = some[np.abs(some) <= far]
+                break
         self._count(some, step)
 
     def _count(self, flat: Array, times: int = 1) -> None:

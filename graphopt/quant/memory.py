@@ -24,9 +24,10 @@ from graphopt.quant.cut import Costs
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.place import Weights
 from graphopt.quant.ranges import Range
+from graphopt.quant.sweep import Noise
 from graphopt.verify.budget import Evaluation, Judgement
 
-_FORMAT = 1
+_FORMAT = 2
 _MOST_FILES = 200
 
 
@@ -126,14 +127,14 @@ class Memory:
             self._write()
 
     @property
-    def noise(self) -> dict[str, float] | None:
-        """The noise of each unit alone."""
-        found: dict[str, float] | None = self._content.get("noise")
-        return found
+    def noise(self) -> Noise | None:
+        """The noise of each unit."""
+        found = self._content.get("noise")
+        return None if found is None else Noise(found["alone"], found["company"])
 
     @noise.setter
-    def noise(self, noise: Mapping[str, float]) -> None:
-        self._content["noise"] = dict(noise)
+    def noise(self, noise: Noise) -> None:
+        self._content["noise"] = asdict(noise)
         self._write()
 
     def _read(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ LEAST_MEMORY = 64_000_000
 
 # Activations that are not observed, a sample and the histograms take the rest.
 _TAPPED_SHARE = 0.4
+_LEAST_SAMPLES = 32
+_WORK_OF_TENSOR = 1 << 20
+"""Counting a tensor takes as long as so many bytes, however small it is."""
 _SAVED_EVERY = 15.0
 _WORTH_KEEPING = 2.0
 _MOST_NAMED = 3
@@ -141,10 +144,27 @@ def calibrate(
     memory: int = MEMORY,
     threads: int = 0,
     cache: Path | None = None,
+    known: Observed | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    work: int = 0,
 ) -> Calibration:
-    """Observe tensors and take ranges; arguments and errors as of :func:`observe`."""
-    seen = observe(model, names, data, memory=memory, threads=threads, cache=cache, progress=progress)
+    """Observe tensors and take ranges; arguments and errors as of :func:`observe`.
+
+    Args:
+        known: Of tensors that need not be observed any more.
+    """
+    kept = (
+        {} if known is None else {name: known.histograms[name] for name in names if name in known.histograms}
+    )
+    fresh = [name for name in names if name not in kept]
+    if known is not None and not fresh:
+        return replace(known, histograms=kept).calibration(rule or Rule())
+    seen = observe(
+        model, fresh, data, memory=memory, threads=threads, cache=cache, progress=progress, work=work
+    )
+    if known is not None:
+        histograms = {name: kept.get(name) or seen.histograms[name] for name in names}
+        seen = replace(known, histograms=histograms)
     return seen.calibration(rule or Rule())
 
 
@@ -157,6 +177,7 @@ def observe(
     threads: int = 0,
     cache: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    work: int = 0,
 ) -> Observed:
     """Count the numbers in tensors over all samples.
 
@@ -166,14 +187,16 @@ def observe(
         data: Samples, iterated anew more than once.
         memory: Bytes beyond the model that this may take.
         cache: Folder where histograms are kept, for going on after an interruption and for the next time.
+        work: Bytes of activations that are looked at, after which the rest of the samples is passed over: every n-th
+            is taken, at least 32. 0 takes all.
 
     Raises:
         DataError: There are no samples.
         TargetError: The graph does not run on one.
     """
     survey = _survey(data, hashed=cache is not None, progress=progress)
-    key = "" if cache is None else _key(model, survey.digest)
-    return _Observation(model, names, data, survey, Store(cache, key), memory, threads, progress).run()
+    key = "" if cache is None else _key(model, f"{survey.digest} {work}")
+    return _Observation(model, names, data, survey, Store(cache, key), memory, threads, progress, work).run()
 
 
 @dataclass
@@ -265,6 +288,8 @@ class _Observation:
     memory: int
     threads: int
     progress: Callable[[str], None]
+    work: int = 0
+    stride: int = 1
     seen: Seen = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -283,7 +308,13 @@ class _Observation:
             if groups:
                 self._keep(started)
         histograms = {name: self.seen[name][0] for name in self.names}
-        return Observed(histograms, self.survey.count, self.notes, self.survey.warnings, max(1, len(groups)))
+        taken = -(-self.survey.count // self.stride)
+        if self.stride > 1:
+            self.notes.append(
+                f"{taken} of {self.survey.count} samples were looked at, every {self.stride}th: "
+                "the option 'samples' takes more"
+            )
+        return Observed(histograms, taken, self.notes, self.survey.warnings, max(1, len(groups)))
 
     def _done(self, name: str) -> int:
         return self.seen[name][1]
@@ -302,6 +333,9 @@ class _Observation:
             return []
         self.progress("sizes of the activations")
         sizes = activation_bytes(self.model, names, self.survey.largest, threads=self.threads)
+        if self.work:
+            wanted = max(_LEAST_SAMPLES, self.work // (sum(sizes.values()) + _WORK_OF_TENSOR * len(names)))
+            self.stride = max(1, self.survey.count // wanted)
         most = int(self.memory * _TAPPED_SHARE)
         groups: list[list[str]] = [[]]
         room = most
@@ -319,6 +353,8 @@ class _Observation:
         taps = Taps(self.model, group, threads=self.threads)
         saved = time.monotonic()
         for index, feeds in enumerate(itertools.islice(self.data, done, self.survey.count), done + 1):
+            if (index - 1) % self.stride:
+                continue
             for name, array in taps.run(feeds):
                 histogram, samples = self.seen[name]
                 if samples < index:
@@ -330,6 +366,8 @@ class _Observation:
             if time.monotonic() - saved > _SAVED_EVERY:
                 self._keep(started)
                 saved = time.monotonic()
+        for name in group:
+            self.seen[name] = (self.seen[name][0], self.survey.count)
 
     def _keep(self, started: float) -> None:
         if time.monotonic() - started > _WORTH_KEEPING:

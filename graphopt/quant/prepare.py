@@ -1,17 +1,19 @@
 """What makes a graph lose less when it is quantized, each step kept where it is measured to help.
 
-The order is that of the literature and of measurement: channels are equalized before ranges are taken, weights are
-rounded for the inputs that result, and means are corrected for ranges and weights. A step is judged with every product
-of the graph on integers, on calibration samples, by the noise in what goes into the outputs.
+The order is that of measurement: how ranges are taken decides most. Most of the noise that is left comes from few
+units; one sweep (:mod:`graphopt.quant.sweep`) finds these, and the channels of what they read are equalized where that
+helps them. Then weights are rounded for the inputs that result, and means are corrected for ranges and weights. A step
+is judged with every product of the graph on integers, on calibration samples, by the noise in what goes into the
+outputs.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -22,19 +24,28 @@ from graphopt.quant.clipping import Rule
 from graphopt.quant.correct import bias_shifts
 from graphopt.quant.equalize import Equalized, equalize
 from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels
-from graphopt.quant.observe import Calibration, tapped
+from graphopt.quant.observe import Calibration, Observed, tapped
 from graphopt.quant.place import Weights, place
-from graphopt.quant.rounding import rounded_weights
-from graphopt.quant.sweep import smooth_outputs
+from graphopt.quant.rounding import round_weight, rounded_weights
+from graphopt.quant.sweep import noise_of_units, smooth_outputs
 from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
-_SAMPLES = 8
+_LEAST_SAMPLES = 8
+_MOST_SAMPLES = 32
+_SAMPLE_SECONDS = 0.25
 _LEAST_GAIN = 0.5
-_RULE_SECONDS = 6.0
-_ROUND_SECONDS = 8.0
-_ROUND_SAMPLES = 16
+_QUIET = 45.0
+_SWEEP_SECONDS = 3.0
+_LEAST_SHARE = 0.005
+_MOST_NOISY = 24
+_HELPED = 0.7
+_RULE_SECONDS = 4.0
+_ROUND_SECONDS = 5.0
+_WEIGHTS_COUNT = 6.0
+_ROUND_SAMPLES = 8
+_EQUALIZE_SAMPLES = 32
 _FLOOR = 1e-12
 
 StepName = Literal["equalize", "smooth", "round-weights", "correct-bias"]
@@ -42,7 +53,12 @@ STEPS: tuple[StepName, ...] = ("equalize", "smooth", "round-weights", "correct-b
 """In the order in which they run."""
 _EQUALIZED: dict[StepName, frozenset[str]] = {"equalize": CONVOLUTIONS, "smooth": PRODUCTS}
 
-Calibrate = Callable[[ir.Model], Calibration]
+
+class Calibrate(Protocol):
+    """Observes all tensors of all units of a graph."""
+
+    def __call__(self, model: ir.Model, known: Observed | None = None, /) -> Calibration:
+        """Args: ``known``: what was observed of tensors that are as they were."""
 
 
 @dataclass
@@ -100,12 +116,12 @@ def prepare(
         calibrate: Observes all tensors of all units of a graph.
         data: Calibration samples, from the start.
         steps: Those that may be taken.
-        rules: For ranges, to be tried in place of the one that ``calibrate`` takes.
+        rules: For ranges: the one that ``calibrate`` takes, and those to be tried in its place.
         weights: Found before for ``model``; where there are some, channels are not scaled any more.
     """
     given = weights or Weights()
     prepared = Prepared(model, calibrate(model), given)
-    if not steps and not rules:
+    if not steps and len(rules) < 2:
         return prepared
     return _Preparation(kernels, calibrate, data, threads, progress, prepared).run(steps, rules)
 
@@ -120,44 +136,103 @@ class _Preparation:
         self.data = data
         self.threads = threads
         self.progress = progress
-        self.samples = list(itertools.islice(data(), _SAMPLES))
-        self.noise = _Noise(prepared.model, kernels, self.samples, threads)
+        self.noise = _Noise(prepared.model, kernels, data(), threads)
+        self.samples = self.noise.samples[:_LEAST_SAMPLES]
         self.prepared = prepared
         self.decibels = self.noise.of(prepared)
+        self.rule: Rule | None = None
 
     def run(self, steps: Sequence[StepName], rules: Sequence[Rule]) -> Prepared:
-        for name, operators in _EQUALIZED.items():
-            if name in steps and self.prepared.weights.is_empty:
-                self._equalize(name, operators)
         started = time.monotonic()
-        for rule in rules:
+        self.rule = rules[0] if rules else None
+        for rule in rules[1:]:
             if time.monotonic() - started > _RULE_SECONDS:
                 break
             self.progress(f"ranges by {rule}")
-            self._try(f"ranges by {rule}", calibration=self.prepared.calibration.by(rule))
+            if self._try(f"ranges by {rule}", calibration=self.prepared.calibration.by(rule)):
+                self.rule = rule
+        scaling = [name for name in _EQUALIZED if name in steps and self.prepared.weights.is_empty]
+        if scaling and self.decibels < _QUIET:
+            noisy = self._noisy()
+            for name in scaling:
+                self._equalize(name, noisy)
         if "round-weights" in steps:
             self._round()
         if "correct-bias" in steps:
             self._correct()
         return self.prepared
 
-    def _try(self, name: str, **changes: object) -> None:
+    def _try(self, name: str, **changes: object) -> bool:
         candidate = replace(self.prepared, **changes)  # type: ignore[arg-type]
         found = self.noise.of(candidate)
         kept = found > self.decibels + _LEAST_GAIN
         self.prepared.steps.append(Step(name, found, self.decibels, kept))
         if kept:
             self.prepared, self.decibels = candidate, found
+        return kept
 
-    def _equalize(self, name: StepName, operators: frozenset[str]) -> None:
+    def _sweep(self, prepared: Prepared, names: Sequence[str]) -> dict[str, float]:
+        return noise_of_units(
+            prepared.model, names, prepared.calibration.ranges, self.kernels, self.samples,
+            company=False, threads=self.threads, seconds=_SWEEP_SECONDS,
+        ).alone  # fmt: skip
+
+    def _noisy(self) -> dict[str, float]:
+        """Units that make most of the noise, with how much each makes alone."""
+        self.progress("noise of each unit")
+        found = self._sweep(self.prepared, [unit.name for unit in self._units()])
+        least = sum(found.values()) * _LEAST_SHARE
+        loudest = sorted(found, key=lambda name: found[name], reverse=True)[:_MOST_NOISY]
+        return {name: found[name] for name in loudest if found[name] >= least}
+
+    def _calibrated(self, model: ir.Model, known: Observed | None) -> Calibration:
+        """Ranges of a graph by the rules that were found."""
+        found = self.calibrate(model, known)
+        return found if self.rule is None else found.by(self.rule)
+
+    def _equalize(self, name: StepName, noisy: dict[str, float]) -> None:
+        """Scale the channels of what noisy units read, where that lowers the noise of these units."""
         self.progress("equalizing channels" if name == "equalize" else "smoothing channels")
+        readers = {unit.name: unit.inputs[0].name or "" for unit in self._units() if unit.name in noisy}
+        operators = _EQUALIZED[name]
+        found, everything = self._scaled(operators, set(readers.values()))
+        if not found:
+            return
+        after = self._sweep(everything, [unit for unit in noisy if unit in readers])
+        helped = {
+            tensor
+            for tensor in {entry.tensor for entry in found}
+            if sum(after.get(unit, 0.0) for unit, read in readers.items() if read == tensor)
+            < sum(noisy[unit] for unit, read in readers.items() if read == tensor) * _HELPED
+        }
+        if not helped:
+            self.prepared.steps.append(Step(name, self.noise.of(everything), self.decibels, False))
+            return
+        if helped != {entry.tensor for entry in found}:
+            found, everything = self._scaled(operators, helped)
+        self._try(
+            name, model=everything.model, calibration=everything.calibration, equalized=everything.equalized
+        )
+
+    def _scaled(self, operators: frozenset[str], only: set[str]) -> tuple[list[Equalized], Prepared]:
         scaled = ir_model.clone(self.prepared.model)
-        found = equalize(scaled, self.kernels, self.data(), operators=operators, threads=self.threads)
-        if found:
-            equalized = [*self.prepared.equalized, *found]
-            self._try(name, model=scaled, calibration=self.calibrate(scaled), equalized=equalized)
+        samples = itertools.islice(self.data(), _EQUALIZE_SAMPLES)
+        found = equalize(scaled, self.kernels, samples, operators=operators, only=only, threads=self.threads)
+        if not found:
+            return found, self.prepared
+        observed = self.prepared.calibration.observed
+        if observed is not None:
+            changed = {tensor for entry in found for tensor in entry.changed}
+            kept = {name: seen for name, seen in observed.histograms.items() if name not in changed}
+            observed = replace(observed, histograms=kept)
+        calibration = self._calibrated(scaled, observed)
+        equalized = [*self.prepared.equalized, *found]
+        return found, replace(self.prepared, model=scaled, calibration=calibration, equalized=equalized)
 
     def _round(self) -> None:
+        # Nothing is gained where the noise is that of activations: weights would have to be exact to lower it so much.
+        if self.noise.of_weights(self.prepared) > self.decibels + _WEIGHTS_COUNT:
+            return
         rounded, scales = rounded_weights(
             self.prepared.model, self._units(), self.kernels, itertools.islice(self.data(), _ROUND_SAMPLES),
             threads=self.threads, deadline=time.monotonic() + _ROUND_SECONDS, progress=self.progress,
@@ -188,32 +263,51 @@ def _has_range(unit: Unit, calibration: Calibration) -> bool:
 
 
 class _Noise:
-    """Measures the noise of a graph with every product on integers against the float graph."""
+    """Measures the noise of a graph with every product on integers against the float graph, on samples as many as run
+    in a moment: the mean of their decibels, since a single sample that goes wrong would hide all others."""
 
-    def __init__(
-        self, model: ir.Model, kernels: IntegerKernels, samples: Sequence[Feeds], threads: int
-    ) -> None:
+    def __init__(self, model: ir.Model, kernels: IntegerKernels, data: Iterable[Feeds], threads: int) -> None:
         self.names = smooth_outputs(model)
         self.kernels = kernels
-        self.samples = samples
         self.threads = threads
-        self.references = self._run(model, self.names)
+        self.samples: list[Feeds] = []
+        self.references: list[Feeds] = []
+        session = Session(tapped(model, self.names), optimize="all", threads=threads)
+        started = time.monotonic()
+        for feeds in itertools.islice(data, _MOST_SAMPLES):
+            if len(self.samples) >= _LEAST_SAMPLES and time.monotonic() - started > _SAMPLE_SECONDS:
+                break
+            self.samples.append(feeds)
+            self.references.append(session.run(feeds, self.names))
 
     def of(self, prepared: Prepared) -> float:
         """Decibels."""
         copy = ir_model.clone(prepared.model)
-        units = [unit for unit in units_of(copy, self.kernels)[0] if unit.kind == "compute"]
-        chosen = frozenset(unit.name for unit in units if _has_range(unit, prepared.calibration))
-        place(copy, chosen, prepared.calibration.ranges, self.kernels, prepared.weights)
+        place(copy, self._chosen(copy, prepared), prepared.calibration.ranges, self.kernels, prepared.weights)
         present = {value.name for node in copy.graph for value in node.outputs}
         # An output that integers make carries its name behind the DQ.
-        names = [name if name in present else f"{name}_float" for name in self.names]
-        return float(-10 * np.log10(max(noise_share(self._run(copy, names), self.references), _FLOOR)))
+        return self._decibels(copy, [name if name in present else f"{name}_float" for name in self.names])
 
-    def _run(self, model: ir.Model, names: Sequence[str]) -> list[Feeds]:
+    def of_weights(self, prepared: Prepared) -> float:
+        """Decibels with weights on integers and activations in float."""
+        copy = ir_model.clone(prepared.model)
+        chosen = self._chosen(copy, prepared)
+        for unit in units_of(copy, self.kernels)[0]:
+            if unit.name in chosen:
+                round_weight(copy.graph, unit.node, self.kernels.weight_limit)
+        return self._decibels(copy, self.names)
+
+    def _chosen(self, model: ir.Model, prepared: Prepared) -> frozenset[str]:
+        units = [unit for unit in units_of(model, self.kernels)[0] if unit.kind == "compute"]
+        return frozenset(unit.name for unit in units if _has_range(unit, prepared.calibration))
+
+    def _decibels(self, model: ir.Model, names: Sequence[str]) -> float:
         session = Session(tapped(model, names), optimize="all", threads=self.threads)
-        results = [session.run(feeds, names) for feeds in self.samples]
-        return [dict(zip(self.names, found.values(), strict=True)) for found in results]
+        found = []
+        for feeds, reference in zip(self.samples, self.references, strict=True):
+            outputs = dict(zip(self.names, session.run(feeds, names).values(), strict=True))
+            found.append(-10 * np.log10(max(noise_share([outputs], [reference]), _FLOOR)))
+        return float(np.mean(found))
 
 
 __all__ = ["STEPS", "Prepared", "Step", "StepName", "prepare"]

@@ -19,8 +19,9 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import Scheme, gptq
-from graphopt.quant.kernels import IntegerKernels, weight_of
+from graphopt.quant.kernels import IntegerKernels, channel_axis, weight_of
 from graphopt.quant.observe import tapped
+from graphopt.quant.ranges import along, quantize_weight, weight_scales
 from graphopt.quant.units import Unit
 from graphopt.verify.session import Session
 
@@ -44,6 +45,28 @@ def why_not(node: ir.Node) -> str:
         return "its padding follows the input's size"
     inputs = _inputs(node)
     return "" if inputs <= _MOST_INPUTS else f"{inputs} numbers go into each sum"
+
+
+def round_weight(graph: ir.Graph, node: ir.Node, limit: int) -> None:
+    """Round the weight of a node to nearest and leave it in float; in place.
+
+    Args:
+        limit: Largest magnitude of an integer weight.
+    """
+    weight = weight_of(node)
+    array = facts.constant(weight)
+    if weight is None or array is None:
+        return
+    axis = channel_axis(node)
+    scales = weight_scales(array, axis, limit)
+    restored = quantize_weight(array, scales, axis, limit) * along(scales, axis, array.ndim)
+    name = f"{weight.name}/rounded_for_{node.name}"
+    tensor = ir.tensor(restored.astype(np.float32), name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    node.replace_input_with(1, value)
 
 
 def rounded_weights(
@@ -72,7 +95,8 @@ def rounded_weights(
     for group in _groups(units):
         if time.monotonic() > deadline:
             break
-        found = _moments(model, group, kept, threads)
+        progress(f"second moments of the inputs of {len(group)} products")
+        found = _moments(model, group, kept, threads, deadline)
         for unit in [unit for unit in group if unit.name in found]:
             if time.monotonic() > deadline:
                 break
@@ -109,7 +133,7 @@ def _groups(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def _moments(
-    model: ir.Model, units: Sequence[Unit], samples: Sequence[Feeds], threads: int
+    model: ir.Model, units: Sequence[Unit], samples: Sequence[Feeds], threads: int, deadline: float
 ) -> Mapping[str, Array]:
     """The sum of x x' over the inputs x of each product, float64 [groups, K, K] by node, where enough were seen."""
     names = list(dict.fromkeys(unit.inputs[0].name or "" for unit in units))
@@ -118,6 +142,8 @@ def _moments(
     sums: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for feeds in samples:
+        if time.monotonic() > deadline:
+            break
         seen = session.run(feeds, names)
         for unit in units:
             rows = _rows(unit.node, seen[unit.inputs[0].name or ""], rng)
@@ -188,4 +214,4 @@ def _rounded(node: ir.Node, moments: Array, bits: int) -> tuple[Array, Array]:
     return np.ascontiguousarray(blocks.integers.T if transposed else blocks.integers), blocks.scales[0]
 
 
-__all__ = ["patches", "rounded_weights", "why_not"]
+__all__ = ["patches", "round_weight", "rounded_weights", "why_not"]

@@ -1,15 +1,17 @@
-"""How much noise each unit adds alone, in one session: every unit's quantization has a switch.
+"""How much noise each unit adds, in one session: every unit's quantization has a switch.
 
-Each quantized tensor and weight goes through ``Where(switch, quantized, float)``; one run for each unit, with its
-switch on, gives the noise that it alone makes in the outputs. For small noise these powers add up (the errors of
-different layers are close to uncorrelated: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI 2018),
-which is what makes a choice among units possible without trying their combinations.
+Each quantized tensor and weight goes through ``Where(switch, quantized, float)``. One run for each unit with its switch
+alone on gives the noise that it makes by itself: for small noise these powers add up (the errors of different layers
+are close to uncorrelated: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI 2018). One run with its
+switch alone off gives what it makes in company. The two differ where a unit undoes another one's error: rounding what a
+layer reads takes an offset away again that the layer before has made of a constant background.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +19,7 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
+from graphopt.ir.facts import Array
 from graphopt.quant.kernels import IntegerKernels, activation_slots, channel_axis, weight_of
 from graphopt.quant.observe import tapped
 from graphopt.quant.place import Weights
@@ -26,9 +29,24 @@ from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"
-_SECONDS = 12.0
+SECONDS = 12.0
+_HUGE = float(np.finfo(np.float32).max)
+_LEAST = 1e-15
 _SATURATES = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh", "LogSoftmax"})
 _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise power over signal power, in the worst output, by unit.
+
+    Attributes:
+        alone: With this unit on integers and no other.
+        company: How much less it is without this unit, all others on integers; 0 where it is not less.
+    """
+
+    alone: dict[str, float]
+    company: dict[str, float]
 
 
 def noise_of_units(
@@ -39,15 +57,19 @@ def noise_of_units(
     samples: Sequence[Feeds],
     *,
     weights: Weights | None = None,
+    company: bool = True,
     threads: int = 0,
+    seconds: float = SECONDS,
     progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, float]:
-    """Noise power over signal power, in the worst output, that each unit adds alone.
+) -> Noise:
+    """The noise of each unit.
 
     Args:
         model: The float graph; left as it was.
         names: Of units.
         samples: Few: each unit runs all of them.
+        company: Whether the noise in company is measured as well.
+        seconds: As many of the samples as run in this time for all units; at least one.
     """
     switched = ir_model.clone(model)
     units = [unit for unit in units_of(switched, kernels)[0] if unit.name in set(names)]
@@ -55,28 +77,41 @@ def noise_of_units(
     observed = smooth_outputs(switched)
     session = Session(tapped(switched, observed), optimize="all", threads=threads)
     off = np.zeros(len(units), dtype=bool)
-    samples = _affordable(session, samples, off, observed)
+    samples = _affordable(session, samples, off, observed, seconds / (2 if company else 1))
     references = [session.run({**feeds, SWITCHES: off}, observed) for feeds in samples]
-    found: dict[str, float] = {}
+
+    def shares(switches: Array) -> list[float]:
+        outputs = [session.run({**feeds, SWITCHES: switches}, observed) for feeds in samples]
+        found = [noise_share([got], [wanted]) for got, wanted in zip(outputs, references, strict=True)]
+        return [share if np.isfinite(share) else _HUGE for share in found]
+
+    alone: dict[str, float] = {}
+    together: dict[str, float] = {}
+    everything = _typical(shares(~off)) if company else 0.0
     for index, unit in enumerate(units):
         switches = off.copy()
         switches[index] = True
-        outputs = [session.run({**feeds, SWITCHES: switches}, observed) for feeds in samples]
-        share = noise_share(outputs, references)
-        found[unit.name] = share if np.isfinite(share) else float(np.finfo(np.float32).max)
+        alone[unit.name] = float(np.mean(shares(switches)))
+        if company:
+            together[unit.name] = max(everything - _typical(shares(~switches)), 0.0)
         progress(f"unit {index + 1} of {len(units)}")
-    return found
+    return Noise(alone, together)
+
+
+def _typical(shares: Sequence[float]) -> float:
+    """The mean of decibels: differences of two noises are small, and one sample that goes wrong would hide them."""
+    return float(np.exp(np.mean(np.log(np.maximum(shares, _LEAST)))))
 
 
 def _affordable(
-    session: Session, samples: Sequence[Feeds], off: facts.Array, observed: Sequence[str]
+    session: Session, samples: Sequence[Feeds], off: facts.Array, observed: Sequence[str], most: float
 ) -> Sequence[Feeds]:
     """As many of the samples as a sweep over all units may run within its time; at least one."""
     session.run({**samples[0], SWITCHES: off}, observed)
     started = time.monotonic()
     session.run({**samples[0], SWITCHES: off}, observed)
     seconds = (time.monotonic() - started) * max(1, len(off))
-    return samples[: max(1, int(_SECONDS / max(seconds, 1e-6)))]
+    return samples[: max(1, int(most / max(seconds, 1e-6)))]
 
 
 def smooth_outputs(model: ir.Model) -> list[str]:

@@ -80,25 +80,25 @@ def search(
 
 def test_a_stopped_search_goes_on(model: ir.Model, tmp_path: Path) -> None:
     whole: list[str] = []
-    wanted = search(model, tmp_path / "a", 1e-4, whole).run()
+    wanted = search(model, tmp_path / "a", 1e-5, whole).run()
     first: list[str] = []
     with pytest.raises(Stopped):
-        search(model, tmp_path / "b", 1e-4, first, stop_after=2).run()
+        search(model, tmp_path / "b", 1e-5, first, stop_after=2).run()
     second: list[str] = []
-    found = search(model, tmp_path / "b", 1e-4, second).run()
+    found = search(model, tmp_path / "b", 1e-5, second).run()
     assert second.count("float") == 0, "the times are those that were measured before it stopped"
     assert first.count("judge") + second.count("judge") == whole.count("judge")
     assert [point.chosen for point in found.points] == [point.chosen for point in wanted.points]
     assert [point.judgement for point in found.points] == [point.judgement for point in wanted.points]
     third: list[str] = []
-    again = search(model, tmp_path / "b", 1e-4, third).run()
+    again = search(model, tmp_path / "b", 1e-5, third).run()
     assert third.count("judge") == 0 and third.count("float") == 1, "times are measured anew, scores are not"
     assert again.best is not None and found.best is not None and again.best.chosen == found.best.chosen
 
 
 def test_another_budget_uses_the_same_scores(model: ir.Model, tmp_path: Path) -> None:
     calls: list[str] = []
-    strict = search(model, tmp_path, 1e-4, calls).run()
+    strict = search(model, tmp_path, 1e-5, calls).run()
     again: list[str] = []
     loose = search(model, tmp_path, 0.5, again).run()
     assert again.count("judge") == 0

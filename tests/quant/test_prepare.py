@@ -18,7 +18,7 @@ from graphopt.quant.channels import by_input
 from graphopt.quant.correct import bias_shifts
 from graphopt.quant.equalize import equalize
 from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS
-from graphopt.quant.observe import Calibration, calibrate
+from graphopt.quant.observe import Calibration, Observed, calibrate
 from graphopt.quant.place import Weights, place, tensors_to_observe
 from graphopt.quant.prepare import STEPS, prepare
 from graphopt.quant.ranges import along, quantize_weight, weight_scales
@@ -83,8 +83,8 @@ def data(model: ir.Model, count: int = 6) -> Iterator[dict[str, Array]]:
     return iter([feeds(model, seed) for seed in range(count)])
 
 
-def calibrated(model: ir.Model) -> Calibration:
-    return calibrate(model, tensors_to_observe(units_of(model, KERNELS)[0]), list(data(model)))
+def calibrated(model: ir.Model, known: Observed | None = None) -> Calibration:
+    return calibrate(model, tensors_to_observe(units_of(model, KERNELS)[0]), list(data(model)), known=known)
 
 
 def decibels(model: ir.Model, prepared: ir.Model, weights: Weights | None = None) -> float:
@@ -266,6 +266,15 @@ def test_steps_run_in_order_and_stay_only_where_they_help() -> None:
     for before, after in zip(prepared.steps, prepared.steps[1:], strict=False):
         assert after.before == (before.decibels if before.kept else before.before)
     assert decibels(model, prepared.model, prepared.weights) > decibels(model, model) + 3
+
+
+@pytest.mark.parametrize("model", [conv_net(200.0), product_net(60.0)], ids=["conv", "product"])
+def test_only_what_equalization_changed_is_observed_again(model: ir.Model) -> None:
+    prepared = prepare(model, KERNELS, calibrated, lambda: data(model), steps=("equalize", "smooth"))
+    assert prepared.equalized
+    anew = calibrated(prepared.model)
+    assert prepared.calibration.ranges == anew.ranges
+    assert prepared.calibration.sizes == anew.sizes
 
 
 def test_channels_are_not_scaled_behind_integers_that_were_found_for_them() -> None:
