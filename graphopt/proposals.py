@@ -34,7 +34,7 @@ EVALUATED = 48
 EVALUATED_TO_COUNT = 256
 _EVALUATED_BYTES = 256 << 20
 _EVALUATED_SECONDS = 2.0
-_SECONDS_TO_COUNT = 3.0
+_SECONDS_TO_COUNT = 5.0
 _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
 
@@ -56,7 +56,7 @@ class Budget:
     max_drop: float
     synthetic: bool = False
     best_effort: bool = False
-    seconds: float = 40.0
+    seconds: float = 36.0
     memory: int = MEMORY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from graphopt.quant.units import integer_nodes, units_of
 
 _WORK = 6 << 30
 """Work of calibrating by default, in bytes of activations."""
+_SHARE = 0.45
+"""Of the time that is left, for preparing; the rest is for the search."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,16 @@ class CalibrationOptions:
     ) -> Prepared:  # fmt: skip
         """The graph after these steps, each kept where it helps."""
 
+        now = time.monotonic()
+        deadline = now + _SHARE * max(context.deadline - now, 0.0)
+
         def observe(graph: ir.Model, known: Observed | None = None) -> Calibration:
             return self.observe(graph, kernels, context, known)
 
         return prepare(
             model, kernels, observe, lambda: self.data(context),
             steps=steps, rules=rules, weights=context.weights, threads=context.threads,
-            progress=context.progress,
+            deadline=deadline, progress=context.progress,
         )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ class Rule:
         return f"percentile {self.percentile:g}" if self.method == "percentile" else self.method
 
 
-AUTO = (Rule("norm"), Rule("minmax"), Rule("percentile", 99.99), Rule("percentile", 99.9), Rule("mse"))
+AUTO = (Rule("norm"), Rule("percentile", 99.99), Rule("mse"), Rule("minmax"), Rule("percentile", 99.9))
 """What loses least on most models, and what is tried in its place (docs/quantization.md)."""
 
 

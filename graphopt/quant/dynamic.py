@@ -30,7 +30,7 @@ MAKER = "quantize-dynamic"
 OPERATORS = ("MatMul", "Gemm", "LSTM")
 PRECISION = "dynamic int8"
 _LEAST_GAIN = 0.02
-_SWEEP_SAMPLES = 2
+_SWEEP_SAMPLES = 1
 
 
 @dataclass

@@ -40,7 +40,7 @@ LEAST_MEMORY = 64_000_000
 
 # Activations that are not observed, a sample and the histograms take the rest.
 _TAPPED_SHARE = 0.4
-_LEAST_SAMPLES = 32
+_LEAST_SAMPLES = 24
 _WORK_OF_TENSOR = 1 << 20
 """Counting a tensor takes as long as so many bytes, however small it is."""
 _SAVED_EVERY = 15.0
@@ -188,7 +188,7 @@ def observe(
         memory: Bytes beyond the model that this may take.
         cache: Folder where histograms are kept, for going on after an interruption and for the next time.
         work: Bytes of activations that are looked at, after which the rest of the samples is passed over: every n-th
-            is taken, at least 32. 0 takes all.
+            is taken, at least 24. 0 takes all.
 
     Raises:
         DataError: There are no samples.

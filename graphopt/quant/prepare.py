@@ -32,7 +32,7 @@ from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
-_LEAST_SAMPLES = 8
+_LEAST_SAMPLES = 4
 _MOST_SAMPLES = 32
 _SAMPLE_SECONDS = 0.25
 _LEAST_GAIN = 0.5
@@ -107,6 +107,7 @@ def prepare(
     rules: Sequence[Rule] = (),
     weights: Weights | None = None,
     threads: int = 0,
+    deadline: float = float("inf"),
     progress: Callable[[str], None] = lambda text: None,
 ) -> Prepared:
     """Take the steps, each where it helps.
@@ -118,23 +119,25 @@ def prepare(
         steps: Those that may be taken.
         rules: For ranges: the one that ``calibrate`` takes, and those to be tried in its place.
         weights: Found before for ``model``; where there are some, channels are not scaled any more.
+        deadline: ``time.monotonic()`` after which no step is begun.
     """
     given = weights or Weights()
     prepared = Prepared(model, calibrate(model), given)
     if not steps and len(rules) < 2:
         return prepared
-    return _Preparation(kernels, calibrate, data, threads, progress, prepared).run(steps, rules)
+    return _Preparation(kernels, calibrate, data, threads, deadline, progress, prepared).run(steps, rules)
 
 
 class _Preparation:
     def __init__(
         self, kernels: IntegerKernels, calibrate: Calibrate, data: Callable[[], Iterator[Feeds]], threads: int,
-        progress: Callable[[str], None], prepared: Prepared,
+        deadline: float, progress: Callable[[str], None], prepared: Prepared,
     ) -> None:  # fmt: skip
         self.kernels = kernels
         self.calibrate = calibrate
         self.data = data
         self.threads = threads
+        self.deadline = deadline
         self.progress = progress
         self.noise = _Noise(prepared.model, kernels, data(), threads)
         self.samples = self.noise.samples[:_LEAST_SAMPLES]
@@ -143,24 +146,27 @@ class _Preparation:
         self.rule: Rule | None = None
 
     def run(self, steps: Sequence[StepName], rules: Sequence[Rule]) -> Prepared:
-        started = time.monotonic()
         self.rule = rules[0] if rules else None
+        started = time.monotonic()
         for rule in rules[1:]:
-            if time.monotonic() - started > _RULE_SECONDS:
+            if self._is_late() or time.monotonic() - started > _RULE_SECONDS:
                 break
             self.progress(f"ranges by {rule}")
             if self._try(f"ranges by {rule}", calibration=self.prepared.calibration.by(rule)):
                 self.rule = rule
         scaling = [name for name in _EQUALIZED if name in steps and self.prepared.weights.is_empty]
-        if scaling and self.decibels < _QUIET:
+        if scaling and self.decibels < _QUIET and not self._is_late():
             noisy = self._noisy()
             for name in scaling:
                 self._equalize(name, noisy)
-        if "round-weights" in steps:
+        if "round-weights" in steps and not self._is_late():
             self._round()
-        if "correct-bias" in steps:
+        if "correct-bias" in steps and not self._is_late():
             self._correct()
         return self.prepared
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self.deadline
 
     def _try(self, name: str, **changes: object) -> bool:
         candidate = replace(self.prepared, **changes)  # type: ignore[arg-type]

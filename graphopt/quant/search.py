@@ -141,7 +141,7 @@ class Search:
     def judge(self, chosen: Iterable[str]) -> Judgement:
         """What the graph with these units on integers loses on the held-out samples."""
         session = Session(self.quantized(chosen), optimize="all", threads=self.threads)
-        return self.evaluation.judge([session.run(feeds) for feeds in self.evaluation.feeds])
+        return self.evaluation.judge_while_hopeful(session.run)
 
     def _run(self) -> None:
         self.found.units, self.found.refused = usable_units(

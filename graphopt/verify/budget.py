@@ -23,6 +23,8 @@ Agreement = Callable[[Sequence[Feeds], Sequence[Feeds]], float]
 DEFAULT_METRIC = "sqnr"
 DEFAULT_DROP = 0.01
 LEAST_DECIBELS = 20.0
+HOPELESS_DECIBELS = 5.0
+_FIRST = 4
 CONTINUOUS = frozenset({"sqnr", "cosine", "f1"})
 """Metrics that move with every element of an output."""
 
@@ -212,6 +214,8 @@ class Judgement:
 
     def describe(self) -> str:
         """For people."""
+        if not np.isfinite(self.drop):
+            return f"no usable outputs, {self.decibels:.1f} dB"
         also = f" (of {self.needed:.0f}, since the samples are few)" if self.needed else ""
         return f"drop {self.drop:.2%} of {self.allowed:.2%}, {self.decibels:.1f} dB{also}"
 
@@ -257,6 +261,14 @@ class Evaluation:
             for outputs in self.references
         )
         return rows * self.allowed < 1
+
+    def judge_while_hopeful(self, run: Callable[[Feeds], Feeds]) -> Judgement:
+        """As :meth:`judge`; a model that makes little but noise of the first samples is not run on the others."""
+        first = [run(feeds) for feeds in self.feeds[:_FIRST]]
+        decibels = _decibels(first, self.references[:_FIRST])
+        if decibels < HOPELESS_DECIBELS:
+            return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
+        return self.judge([*first, *(run(feeds) for feeds in self.feeds[_FIRST:])])
 
     def judge(self, outputs: Sequence[Feeds]) -> Judgement:
         """What a model that makes these outputs loses."""
