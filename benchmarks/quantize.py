@@ -35,8 +35,8 @@ from graphopt.tune.paired import time_forms
 
 TARGETS = ("ort-cpu", "cpu")
 _SAMPLES = 200
-_SAMPLES_OF = {"ocr": 400}
-"""An exact match counts whole lines: half of these are held out, and 1 % of 200 are two of them."""
+_SAMPLES_OF = {"ocr": 400, "cls": 400} | dict.fromkeys(("vad", "vad-16k", "vad-half", "vad-ifless"), 1000)
+"""Where a sample is one count (a line, a frame): half of them are held out, and 1 % should be several."""
 
 
 def task_of(name: str) -> Task | None:

@@ -31,7 +31,7 @@ from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
 EVALUATED = 48
-EVALUATED_TO_COUNT = 256
+EVALUATED_TO_COUNT = 1024
 _EVALUATED_BYTES = 256 << 20
 _EVALUATED_SECONDS = 2.0
 _SECONDS_TO_COUNT = 5.0

@@ -195,3 +195,72 @@ def test_a_metric_that_counts_few_rows_is_not_trusted_alone() -> None:
     assert few.drop == 0 and not few.ok and "since the samples are few" in few.describe()
     many = Evaluation(feeds, references, [{}] * 24, find_metric("top1"), 0.05).judge(noisy)
     assert many.ok
+
+
+@pytest.mark.parametrize("step", ["equalize", "smooth", "round-weights", "correct-bias"])
+def test_each_step_of_accuracy_is_a_pass_of_its_own(net: Path, step: str) -> None:
+    options = "equalize=false,smooth=false,round_weights=false,correct_bias=false"
+    passes = f"fuse,{step},quantize{{{options}}}"
+    compiled = graphopt.compile(net, data=samples(12), **{**QUICK, "passes": passes})
+    records = [record for record in compiled.report.as_dict()["passes"] if record["numerics"] == "lossy"]
+    assert [record["name"] for record in records] == [step, "quantize"]
+    assert records[0]["status"] == "applied" or records[0]["reason"]
+    assert all(entry["name"] == step for entry in records[0]["details"].get("steps", []))
+    assert not records[1]["details"]["steps"]
+
+
+def test_weights_that_an_earlier_pass_rounded_are_those_that_are_written(net: Path) -> None:
+    from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+    from graphopt.quant.place import Weights
+    from graphopt.quant.ranges import quantize_weight, weight_scales
+    from graphopt.quant.units import units_of
+
+    class RoundDown(LossyPass):
+        name = "round-down"
+
+        def propose(self, model: ir.Model, context: Context) -> Proposal:
+            assert context.kernels is not None
+            rounded, scales = {}, {}
+            for unit in units_of(model, context.kernels)[0]:
+                if unit.kind == "compute":
+                    array = unit.node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
+                    scales[unit.name] = weight_scales(array, 0, 127)
+                    rounded[unit.name] = quantize_weight(array, scales[unit.name], 0, 127) & ~1
+            return Proposal([Candidate("even", model, weights=Weights(rounded, scales))])
+
+    seen: list[np.ndarray] = []
+
+    class Look(LossyPass):
+        name = "look"
+
+        def propose(self, model: ir.Model, context: Context) -> Proposal:
+            seen.extend(
+                value.const_value.numpy()
+                for value in model.graph.initializers.values()
+                if value.const_value is not None
+                and value.dtype == ir.DataType.INT8
+                and value.const_value.size > 256
+            )
+            return Proposal(reason="only looked")
+
+    quantize = "quantize{equalize=false,smooth=false,round_weights=false,correct_bias=false}"
+    graphopt.compile(
+        net, data=samples(12), max_drop=0.5, **{**QUICK, "passes": ["fuse", RoundDown(), quantize, Look()]}
+    )
+    assert seen and all(not (array & 1).any() for array in seen)
+
+
+def test_a_lossy_form_that_is_not_faster_than_a_float_one_is_not_handed_out(net: Path) -> None:
+    from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+
+    class Nothing(LossyPass):
+        name = "nothing"
+
+        def propose(self, model: ir.Model, context: Context) -> Proposal:
+            return Proposal([Candidate("the same again", model)])
+
+    compiled = graphopt.compile(net, data=samples(12), **{**QUICK, "passes": ["fuse", Nothing()]})
+    report = compiled.report.as_dict()
+    again = next(form for form in report["forms"] if form["label"] == "the same again")
+    assert again["verified"]
+    assert report["optimized"]["form"] != "the same again" or again["speedup"] > 1.02

@@ -21,8 +21,9 @@ from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS
 from graphopt.quant.observe import Calibration, Observed, calibrate
 from graphopt.quant.place import Weights, place, tensors_to_observe
 from graphopt.quant.prepare import STEPS, prepare
-from graphopt.quant.ranges import along, quantize_weight, weight_scales
+from graphopt.quant.ranges import Range, along, quantize_weight, weight_scales
 from graphopt.quant.rounding import patches, rounded_weights, why_not
+from graphopt.quant.sweep import noise_of_units
 from graphopt.quant.units import units_of
 from graphopt.targets.ort.integers import kernels as ort_kernels
 from graphopt.testing import model_from_text, run
@@ -288,3 +289,34 @@ def test_channels_are_not_scaled_behind_integers_that_were_found_for_them() -> N
     np.testing.assert_array_equal(
         by_input(units[0].node), by_input(units_of(prepared.model, KERNELS)[0][0].node)
     )
+
+
+def test_noise_in_company_is_what_a_unit_adds_there() -> None:
+    """Two products of one input: what each adds is the same alone and in company, but for chance."""
+    rng = np.random.default_rng(2)
+    model = net(
+        "g (float[64,16] x) => (float[64,8] y) <float[16,16] v = {0}, float[16,8] w = {0}> "
+        "{ h = MatMul(x, v)  y = MatMul(h, w) }",
+        v=rng.standard_normal((16, 16)), w=rng.standard_normal((16, 8)),
+    )  # fmt: skip
+    names = [unit.name for unit in units_of(model, KERNELS)[0]]
+    found = noise_of_units(model, names, calibrated(model).ranges, KERNELS, list(data(model)))
+    assert found.alone.keys() == found.company.keys() == set(names)
+    for name in names:
+        assert found.alone[name] == pytest.approx(found.company[name], rel=0.35)
+
+
+def test_a_unit_that_undoes_an_error_adds_nothing_in_company() -> None:
+    """An offset of less than half a step, and a product behind it that rounds it away."""
+    model = net(
+        "g (float[32,4] x) => (float[32,4] y) <float[4,4] v = {0}, float[4,4] w = {0}> "
+        "{ h = MatMul(x, v)  y = MatMul(h, w) }",
+        v=np.eye(4), w=np.eye(4),
+    )  # fmt: skip
+    names = [unit.name for unit in units_of(model, KERNELS)[0]]
+    # The second step is a multiple of the first: what the first one rounds, the second rounds as it would anyway.
+    ranges = {name: Range(-4.0, 4.0) for name in ("x", "h", "y")}
+    coarse = {**ranges, "h": Range(-40.0, 40.0)}
+    found = noise_of_units(model, names, coarse, KERNELS, list(data(model)))
+    assert found.alone[names[0]] > 0
+    assert found.company[names[0]] < 0.2 * found.alone[names[0]] + 0.1 * found.alone[names[1]]

@@ -90,3 +90,17 @@ def test_the_floor_is_positive_and_never_above_the_whole(reference: np.ndarray) 
 def test_deviation_ignores_what_is_not_finite() -> None:
     moved = deviation({"y": np.array([1.0, np.nan], np.float32)}, {"y": np.array([1.5, 2.0], np.float32)})
     assert moved["y"].tolist() == [0.5, 0.0]
+
+
+def test_a_pixel_is_not_refused_for_a_row_that_was_quiet_by_chance() -> None:
+    """Along a long axis the floor of a slice is that of its neighbourhood; along a short one its own."""
+    reference = np.ones((1, 1, 64, 64), np.float32)
+    noise = np.zeros(reference.shape)
+    noise[0, 0, 30, 30] = 1e-3
+    floor = element_floor(reference, noise)
+    assert floor[0, 0, 34, 26] == 1e-3, "within an eighth of either axis"
+    assert floor[0, 0, 60, 30] < 1e-4, "farther away it is what was seen there"
+    fields = np.ones((1, 64, 6), np.float32)
+    apart = np.zeros(fields.shape)
+    apart[..., :4] = 1e-3
+    assert element_floor(fields, apart)[0, :, 4:].max() < 1e-4
