@@ -305,13 +305,16 @@ def _affordable(order: Sequence[str], noise: Mapping[str, float], best: Point) -
 
 def _guess(order: Sequence[str], noise: Mapping[str, float], everything: Judgement) -> int:
     """How many layers of ``order`` would hold if what is lost were proportional to the sum of their noise."""
-    if not np.isfinite(everything.drop) or everything.drop <= 0:
-        return max(len(order) // 2, 1)
+    share = 1.0
+    if np.isfinite(everything.drop) and everything.drop > everything.allowed:
+        share = everything.allowed / everything.drop
+    if np.isfinite(everything.decibels) and everything.decibels < everything.needed:
+        share = min(share, 10 ** ((everything.decibels - everything.needed) / 10))
     shares = np.cumsum([noise.get(name, float("inf")) for name in order])
     known = shares[np.isfinite(shares)]
-    if not len(known) or known[-1] <= 0:
+    if share >= 1 or not len(known) or known[-1] <= 0:
         return max(len(order) // 2, 1)
-    allowed = _GUESS * everything.allowed / everything.drop * known[-1]
+    allowed = _GUESS * share * known[-1]
     return int(np.clip(np.searchsorted(shares, allowed, side="right"), 1, max(len(order) - 1, 1)))
 
 

@@ -45,6 +45,8 @@ _PRICES = 40
 _SMALL = 1e-9
 _CORRECTIONS = 3
 _CLOSE = 0.1
+_UNSURE = 0.2
+"""Milliseconds below which times of kernels are those of measuring them."""
 _MOST_CORRECTED = 8.0
 
 Profile = Callable[[ir.Model, str], Sequence[Kernel]]
@@ -155,7 +157,7 @@ class Search:
             return
         # Times of kernels do not add up exactly where a backend fuses: plain sets are candidates as well.
         sets = sorted(dict.fromkeys([*cuts, *self._families()]), key=self._time_of)
-        worth = self.found.float_milliseconds * (1 + _CLOSE)
+        worth = self.found.float_milliseconds * (1 + _CLOSE) + _UNSURE
         for chosen in sets:
             best = self.found.best
             if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):

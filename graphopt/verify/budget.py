@@ -25,6 +25,7 @@ DEFAULT_DROP = 0.01
 LEAST_DECIBELS = 20.0
 HOPELESS_DECIBELS = 5.0
 _FIRST = 4
+_GROUPS = 10
 CONTINUOUS = frozenset({"sqnr", "cosine", "f1"})
 """Metrics that move with every element of an output."""
 
@@ -198,6 +199,7 @@ class Judgement:
         decibels: Signal-to-noise ratio of the worst output, whatever the metric.
         needed: Decibels that are asked for besides, where the samples are too few to show a drop as small as the
             budget: on 24 lines of text a metric moves in steps of 4 %, and a budget of 1 % would hold by luck.
+        error: Standard error of the drop over the samples, where the metric counts.
     """
 
     value: float
@@ -206,6 +208,7 @@ class Judgement:
     allowed: float
     decibels: float
     needed: float = 0.0
+    error: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -216,8 +219,9 @@ class Judgement:
         """For people."""
         if not np.isfinite(self.drop):
             return f"no usable outputs, {self.decibels:.1f} dB"
+        spread = f" (standard error {self.error:.2%})" if self.error else ""
         also = f" (of {self.needed:.0f}, since the samples are few)" if self.needed else ""
-        return f"drop {self.drop:.2%} of {self.allowed:.2%}, {self.decibels:.1f} dB{also}"
+        return f"drop {self.drop:.2%} of {self.allowed:.2%}{spread}, {self.decibels:.1f} dB{also}"
 
 
 @dataclass
@@ -240,6 +244,7 @@ class Evaluation:
     allowed: float = DEFAULT_DROP
     held_out: bool = True
     original: float = field(init=False)
+    _parts: list[float] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.feeds:
@@ -276,9 +281,29 @@ class Evaluation:
         if not all(_is_finite(got, wanted) for got, wanted in zip(outputs, self.references, strict=True)):
             return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
         value = self.metric.score(outputs, self.references, self.labels)
-        needed = LEAST_DECIBELS if self.is_coarse else 0.0
         drop = float((self.original - value) / (abs(self.original) or 1.0))
-        return Judgement(float(value), self.original, drop, self.allowed, decibels, needed)
+        error = self._error(outputs) if self.metric.counts and drop <= self.allowed else 0.0
+        needed = LEAST_DECIBELS if self.is_coarse or error > self.allowed else 0.0
+        return Judgement(float(value), self.original, drop, self.allowed, decibels, needed, error)
+
+    def _error(self, outputs: Sequence[Feeds]) -> float:
+        """Standard error of the drop, by the jackknife over groups of samples (Efron & Tibshirani, ch. 11)."""
+        count = len(self.feeds)
+        if count < 2 * _GROUPS:
+            return 0.0
+        if self._parts is None:
+            self._parts = [self._without(self.references, group) for group in range(_GROUPS)]
+        ours = [self._without(outputs, group) for group in range(_GROUPS)]
+        drops = (np.asarray(self._parts) - np.asarray(ours)) / (abs(self.original) or 1.0)
+        return float(np.sqrt((_GROUPS - 1) / _GROUPS * np.square(drops - drops.mean()).sum()))
+
+    def _without(self, outputs: Sequence[Feeds], group: int) -> float:
+        kept = [index for index in range(len(self.feeds)) if index % _GROUPS != group]
+        return self.metric.score(
+            [outputs[index] for index in kept],
+            [self.references[index] for index in kept],
+            [self.labels[index] for index in kept],
+        )
 
 
 def noise_share(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
