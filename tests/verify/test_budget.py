@@ -1,0 +1,114 @@
+"""Metrics and the budget: what is within it, how sure that is, and when a count is not enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphopt.data.interface import Feeds
+from graphopt.verify.budget import HOPELESS_DECIBELS, METRICS, Evaluation, find_metric, noise_share
+
+RNG = np.random.default_rng(0)
+
+
+def logits(count: int, classes: int = 10) -> list[Feeds]:
+    return [{"y": RNG.standard_normal((1, classes)).astype(np.float32)} for _ in range(count)]
+
+
+def evaluation(references: list[Feeds], metric: Any, allowed: float) -> Evaluation:
+    feeds: list[Feeds] = [{"x": np.full(1, index, np.float32)} for index in range(len(references))]
+    return Evaluation(feeds, references, [{} for _ in references], find_metric(metric), allowed)
+
+
+def swapped(references: list[Feeds], indices: range) -> list[Feeds]:
+    """The class of these samples is another one, everything else as it was."""
+    found = [{"y": entry["y"].copy()} for entry in references]
+    for index in indices:
+        row = found[index]["y"][0]
+        best, second = np.argsort(row)[-1], np.argsort(row)[-2]
+        row[best], row[second] = row[second], row[best]
+    return found
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS.keys() - {"ctc"}))
+def test_the_original_loses_nothing(metric: str) -> None:
+    references = logits(30)
+    judged = evaluation(references, metric, 0.01).judge(references)
+    assert judged.drop == 0 and judged.original == 1 and judged.decibels == float("inf")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 40))
+def test_a_count_counts(wrong: int) -> None:
+    references = logits(200)
+    judged = evaluation(references, "top1", 0.1).judge(swapped(references, range(wrong)))
+    assert judged.drop == pytest.approx(wrong / 200)
+    assert judged.ok == (wrong <= 20)
+
+
+def test_the_standard_error_is_that_of_a_share() -> None:
+    references = logits(400)
+    wrong = swapped(references, range(0, 400, 20))
+    judged = evaluation(references, "top1", 0.06).judge(wrong)
+    # 20 of 400, so sqrt(p (1 - p) / n); the jackknife over ten groups knows it but roughly.
+    assert judged.drop == pytest.approx(0.05)
+    spread = [
+        evaluation(references, "top1", 0.06).judge(swapped(references, range(s, s + 20))).error
+        for s in (0, 7, 90)
+    ]
+    assert all(0 < error < 0.03 for error in [judged.error, *spread])
+
+
+def test_a_count_whose_error_exceeds_the_budget_needs_decibels_too() -> None:
+    references = logits(200)
+    classes = [int(entry["y"][0].argmax()) for entry in references]
+    # The original is wrong on the first twenty; the other form is right there and wrong on twenty others.
+    labels = [{"label": np.asarray((found + (index < 20)) % 10)} for index, found in enumerate(classes)]
+    feeds: list[Feeds] = [{"x": np.zeros(1, np.float32)} for _ in range(200)]
+
+    def accuracy(outputs: Any, given: Any) -> float:
+        pairs = zip(outputs, given["label"], strict=True)
+        return float(np.mean([entry["y"][0].argmax() == label for entry, label in pairs]))
+
+    def other(index: int, entry: Feeds) -> Feeds:
+        right = labels[index]["label"] if index < 20 else (classes[index] + (index < 40)) % 10
+        return {"y": np.eye(10, dtype=np.float32)[[int(right)]] * entry["y"].max()}
+
+    outputs = [other(index, entry) for index, entry in enumerate(references)]
+    judged = Evaluation(feeds, references, labels, find_metric(accuracy), 0.01).judge(outputs)
+    assert judged.drop == 0 and judged.error > 0.01
+    assert judged.needed == 20 and not judged.ok
+
+
+def test_a_model_that_makes_noise_is_not_run_on_all_samples() -> None:
+    references = logits(50)
+    calls: list[int] = []
+
+    def noise(feeds: Feeds) -> Feeds:
+        calls.append(1)
+        return {"y": RNG.standard_normal((1, 10)).astype(np.float32)}
+
+    judged = evaluation(references, "sqnr", 0.01).judge_while_hopeful(noise)
+    assert len(calls) == 4 and not judged.ok
+    assert "no usable outputs" in judged.describe()
+    exact = evaluation(references, "sqnr", 0.01).judge_while_hopeful(
+        lambda feeds: references[int(feeds["x"][0])]
+    )
+    assert exact.ok and exact.drop == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-4, 0.5), st.integers(1, 5))
+def test_noise_is_that_of_the_worst_output(share: float, outputs: int) -> None:
+    rng = np.random.default_rng(1)
+    wanted = {str(index): rng.standard_normal(4096) for index in range(outputs)}
+    got = {
+        name: array + (np.sqrt(share) * rng.standard_normal(4096) if name == "0" else 0)
+        for name, array in wanted.items()
+    }
+    assert noise_share([got], [wanted]) == pytest.approx(share, rel=0.15)
+    assert -10 * np.log10(0.9) < HOPELESS_DECIBELS
