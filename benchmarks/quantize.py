@@ -12,6 +12,7 @@ float form of the same compilation.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -173,10 +174,22 @@ def write(output: Path, rows: list[dict[str, Any]], targets: tuple[str, ...], th
     _results.write(output, {"geometric_mean": means, "models": rows}, threads=threads, packages=packages)
 
 
+def _kept(output: Path, models: list[str]) -> list[dict[str, Any]]:
+    """What an earlier run measured of other models."""
+    if not output.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["models"]
+    return [row for row in rows if row["model"] not in models]
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", nargs="*", help="names from `graphopt zoo list` (default: all)")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        help="names from `graphopt zoo list` (default: all); rows of others stay in the file",
+    )
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing for each model")
     parser.add_argument("--threads", type=int, default=2)
@@ -184,7 +197,7 @@ def main() -> None:
     options = parser.parse_args()
     targets = tuple(options.targets)
     console = Console(width=160)
-    rows = []
+    rows = [] if options.models is None else _kept(options.output, options.models)
     for name in options.models or [recipe.name for recipe in zoo.listing()]:
         rows.append(measure(name, targets, options.seconds, options.threads))
         shown = {

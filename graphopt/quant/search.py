@@ -162,9 +162,8 @@ class Search:
             best = self.found.best
             if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):
                 self._try(chosen)
-        if self.found.best is not None and self.found.best.chosen == sets[0]:
-            return
-        if time.monotonic() > self.deadline:
+        best = self.found.best
+        if best is not None and (best.chosen == sets[0] or time.monotonic() > self.deadline):
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.

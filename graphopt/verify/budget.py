@@ -23,8 +23,8 @@ Agreement = Callable[[Sequence[Feeds], Sequence[Feeds]], float]
 DEFAULT_METRIC = "sqnr"
 DEFAULT_DROP = 0.01
 LEAST_DECIBELS = 20.0
-HOPELESS_DECIBELS = 5.0
-_FIRST = 4
+HOPELESS_DECIBELS = 1.0
+_FIRST = 8
 _GROUPS = 10
 CONTINUOUS = frozenset({"sqnr", "cosine", "f1"})
 """Metrics that move with every element of an output."""
@@ -268,12 +268,15 @@ class Evaluation:
         return rows * self.allowed < 1
 
     def judge_while_hopeful(self, run: Callable[[Feeds], Feeds]) -> Judgement:
-        """As :meth:`judge`; a model that makes little but noise of the first samples is not run on the others."""
-        first = [run(feeds) for feeds in self.feeds[:_FIRST]]
-        decibels = _decibels(first, self.references[:_FIRST])
+        """As :meth:`judge`; a model that makes little but noise of some samples is not run on the others."""
+        step = max(1, len(self.feeds) // _FIRST)
+        outputs = {index: run(self.feeds[index]) for index in range(0, len(self.feeds), step)}
+        decibels = _decibels(list(outputs.values()), [self.references[index] for index in outputs])
         if decibels < HOPELESS_DECIBELS:
             return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
-        return self.judge([*first, *(run(feeds) for feeds in self.feeds[_FIRST:])])
+        rest = (index for index in range(len(self.feeds)) if index not in outputs)
+        outputs.update({index: run(self.feeds[index]) for index in rest})
+        return self.judge([outputs[index] for index in range(len(self.feeds))])
 
     def judge(self, outputs: Sequence[Feeds]) -> Judgement:
         """What a model that makes these outputs loses."""
