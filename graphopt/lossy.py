@@ -70,6 +70,7 @@ class Candidate:
         judgement: What the pass found that it loses; what counts where the target cannot run here.
         weights: For the pass that puts the graph on integers, where that is another one.
         compact: Whether float constants that are left may be stored as float16.
+        prepares: Whether it is for a pass that follows, and no form by itself.
     """
 
     label: str
@@ -79,6 +80,7 @@ class Candidate:
     judgement: Judgement | None = None
     weights: Weights = field(default_factory=Weights)
     compact: bool = False
+    prepares: bool = False
 
 
 @dataclass

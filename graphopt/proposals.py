@@ -137,7 +137,11 @@ class Proposals:
             else:
                 record.reason = record.reason or proposal.reason
                 record.nodes_after = record.nodes_before
-        found = [(candidate, legalize(candidate.model)) for candidate in kept if candidate.label]
+        found = [
+            (candidate, legalize(candidate.model))
+            for candidate in kept
+            if candidate.label and not candidate.prepares
+        ]
         for candidate, legal in found:
             if candidate.compact:
                 compact(legal)

@@ -181,7 +181,8 @@ class Selection:
         for timing in timings:
             self._enter(timing)
         if best.form.label in self.judgements:
-            best = self._worth_its_loss(best, choosable)
+            others = [timing for timing in choosable if timing.form is not best.form]
+            best = self._worth_its_loss(best, [best, *others])
         if best.speedup < 1.0 and not self._may_choose(original):
             self.report.warnings.append(
                 f"on {best.form.target} the model is not as fast as the original in ONNX Runtime ({best.describe()}): "

@@ -136,5 +136,5 @@ class StepPass(LossyPass):
                 for step in prepared.steps
             )
             return Proposal(details=details, reason=f"it does not lower the noise of int8{tried}")
-        candidate = Candidate(self.label, prepared.model, weights=prepared.weights)
+        candidate = Candidate(self.label, prepared.model, weights=prepared.weights, prepares=True)
         return Proposal([candidate], details, warnings=prepared.calibration.warnings)

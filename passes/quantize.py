@@ -95,9 +95,16 @@ class Quantize(LossyPass):
         if is_for_dynamic(model, context):
             quick = dynamic_int8(model, context, allowed)
         if quick.candidates and time.monotonic() - started > _SHARE_OF_DYNAMIC * (context.deadline - started):
+            quick.details["static"] = "not tried: dynamic int8 holds, and the time is spent"
             proposal = quick
         else:
-            proposal = _both(self._static(model, context, context.kernels), quick)
+            try:
+                proposal = _both(self._static(model, context, context.kernels), quick)
+            except KeyboardInterrupt:
+                if not quick.candidates:
+                    raise
+                quick.details["static"] = "stopped"
+                proposal = quick
         if tables:
             proposal.details["tables"] = tables
         return proposal
@@ -172,13 +179,13 @@ def _both(static: Proposal, quick: Proposal) -> Proposal:
     """What is proposed on integers whose ranges are fixed, and on such that are taken as they come."""
     if not quick.details:
         return static
-    nearest = [entry for entry in (static.best_effort, quick.best_effort) if entry is not None]
+    best_effort = static.best_effort or quick.best_effort
     return replace(
         static,
         candidates=[*static.candidates, *quick.candidates],
         details={**static.details, **quick.details},
         reason="" if static.candidates or quick.candidates else static.reason or quick.reason,
-        best_effort=nearest[0] if nearest else None,
+        best_effort=best_effort,
     )
 
 

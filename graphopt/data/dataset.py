@@ -95,11 +95,11 @@ class Dataset:
         """
         return Calibrating(self, most)
 
-    def evaluation(self, most: int) -> tuple[list[Sample], bool]:
-        """Samples to judge on, at most ``most``, and whether they are held out from calibration."""
+    def evaluation(self, most: int) -> tuple[Iterator[Sample], bool]:
+        """Samples to judge on, at most ``most``, read as they are asked for, and whether they are held out."""
         few = self.are_few
         held = (sample for index, sample in enumerate(self) if few or self.is_held_out(index))
-        return list(itertools.islice(held, most)), not few
+        return itertools.islice(held, most), not few
 
     @property
     def are_few(self) -> bool:

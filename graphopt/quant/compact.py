@@ -15,6 +15,7 @@ from graphopt.ir import facts, provenance
 MAKER = "compact"
 _LEAST_ELEMENTS = 1024
 _MOST_NOISE = 1e-6
+_SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def compact(model: ir.Model) -> int:
@@ -30,6 +31,8 @@ def compact(model: ir.Model) -> int:
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST_ELEMENTS:
             continue
         if value.is_graph_output() or value.is_graph_input() or not value.uses():
+            continue
+        if any(use.node.op_type in _SCALED for use in value.uses()):
             continue
         array = facts.constant(value)
         if array is None or not _fits(array):

@@ -92,7 +92,8 @@ def equalize(
     for value, units in groups.items():
         channels = seen.get(value.name or "")
         found = None if channels is None else _best(units, channels)
-        if found is None or found[2] < least_gain:
+        # A gain that is no number is none.
+        if found is None or not found[2] >= least_gain:
             continue
         share, factors, gain = found
         changed = _apply(model.graph, value, units, factors)
@@ -178,10 +179,12 @@ def _apply(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Arr
     axis = channel_dim(units[0].node) % (rank or 4)
     shape = (-1, *(1,) * ((rank or 4) - 1 - axis))
     factor = _constant(graph, f"{value.name}_factors", factors.reshape(shape).astype(np.float32))
-    node = ir.node("Mul", [value, factor], name=f"{value.name}/{MAKER}")
+    # Of a tensor that convolutions and products read there may be one for each.
+    fresh = (factor.name or "").removesuffix("_factors")
+    node = ir.node("Mul", [value, factor], name=f"{factor.name}/{MAKER}")
     output = node.outputs[0]
     output.name, output.type, output.shape = (
-        f"{value.name}_equalized",
+        f"{fresh}_equalized",
         ir.TensorType(ir.DataType.FLOAT),
         value.shape,
     )

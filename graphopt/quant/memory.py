@@ -92,10 +92,17 @@ class Memory:
         self._path = None if folder is None else folder / f"{key}.json"
         self._content: dict[str, Any] = self._read()
 
-    def judgement(self, chosen: frozenset[str], allowed: float) -> Judgement | None:
-        """What this set of units scored, against a budget that may be another one now."""
+    def judgement(self, chosen: frozenset[str], allowed: float, *, counts: bool) -> Judgement | None:
+        """What this set of units scored.
+
+        Args:
+            allowed: The budget, which may be another one now.
+            counts: Whether what a score has to prove besides depends on the budget.
+        """
         found = self._content.get("judged", {}).get(_name(chosen))
-        return None if found is None else Judgement(**{**found, "allowed": allowed})
+        if found is None or (counts and found["allowed"] != allowed):
+            return None
+        return Judgement(**{**found, "allowed": allowed})
 
     def judged(self, chosen: frozenset[str], judgement: Judgement) -> None:
         """Keep what a set of units scored."""

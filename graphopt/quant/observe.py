@@ -297,8 +297,14 @@ class _Observation:
         kept = self.store.load()
         self.seen = {name: kept.get(name, (Histogram(), 0)) for name in self.names}
         todo = [name for name in self.names if self._done(name) < self.survey.count]
+        sizes = self._sizes() if todo or self.work else {}
+        if self.work:
+            wanted = max(
+                _LEAST_SAMPLES, self.work // (sum(sizes.values()) + _WORK_OF_TENSOR * len(sizes) + 1)
+            )
+            self.stride = max(1, self.survey.count // wanted)
         self._note_what_was_kept(len(todo))
-        groups = self._groups(todo)
+        groups = self._groups(todo, sizes)
         started = time.monotonic()
         try:
             for number, group in enumerate(groups):
@@ -327,15 +333,15 @@ class _Observation:
             whole = self.survey.count
             self.notes.append(f"an earlier run stopped after {samples} of {whole} samples; this one went on")
 
-    def _groups(self, names: Sequence[str]) -> list[list[str]]:
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each tensor, of those that an earlier run has seen too: which samples are taken depends on all."""
+        self.progress("sizes of the activations")
+        return activation_bytes(self.model, self.names, self.survey.largest, threads=self.threads)
+
+    def _groups(self, names: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
         """Names in graph order, in turns that fit into memory on the largest sample."""
         if not names:
             return []
-        self.progress("sizes of the activations")
-        sizes = activation_bytes(self.model, names, self.survey.largest, threads=self.threads)
-        if self.work:
-            wanted = max(_LEAST_SAMPLES, self.work // (sum(sizes.values()) + _WORK_OF_TENSOR * len(names)))
-            self.stride = max(1, self.survey.count // wanted)
         most = int(self.memory * _TAPPED_SHARE)
         groups: list[list[str]] = [[]]
         room = most

@@ -204,12 +204,13 @@ class _Preparation:
         found, everything = self._scaled(operators, set(readers.values()))
         if not found:
             return
-        after = self._sweep(everything, [unit for unit in noisy if unit in readers])
+        before = self._sweep(self.prepared, list(readers))
+        after = self._sweep(everything, list(readers))
         helped = {
             tensor
             for tensor in {entry.tensor for entry in found}
             if sum(after.get(unit, 0.0) for unit, read in readers.items() if read == tensor)
-            < sum(noisy[unit] for unit, read in readers.items() if read == tensor) * _HELPED
+            < sum(before[unit] for unit, read in readers.items() if read == tensor) * _HELPED
         }
         if not helped:
             self.prepared.steps.append(Step(name, self.noise.of(everything), self.decibels, False))
@@ -291,6 +292,7 @@ class _Noise:
         copy = ir_model.clone(prepared.model)
         place(copy, self._chosen(copy, prepared), prepared.calibration.ranges, self.kernels, prepared.weights)
         present = {value.name for node in copy.graph for value in node.outputs}
+        present.update(value.name for value in copy.graph.inputs)
         # An output that integers make carries its name behind the DQ.
         return self._decibels(copy, [name if name in present else f"{name}_float" for name in self.names])
 

@@ -147,7 +147,7 @@ def _moments(
         seen = session.run(feeds, names)
         for unit in units:
             rows = _rows(unit.node, seen[unit.inputs[0].name or ""], rng)
-            found = np.einsum("gnk,gnl->gkl", rows, rows, optimize=True).astype(np.float64)
+            found = (rows.swapaxes(1, 2) @ rows).astype(np.float64)
             sums[unit.name] = sums.get(unit.name, 0.0) + found
             counts[unit.name] = counts.get(unit.name, 0) + rows.shape[1]
     least = {unit.name: _LEAST_ROWS * _inputs(unit.node) for unit in units}

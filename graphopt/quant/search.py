@@ -43,6 +43,7 @@ _SWEEP_SHARE = 0.4
 _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
+_LEAST_NOISE = 1e-6
 _CORRECTIONS = 3
 _CLOSE = 0.1
 _UNSURE = 0.2
@@ -267,7 +268,11 @@ class Search:
             point.noise = sum(self.found.noise.get(name, 0.0) for name in chosen)
         # A metric of the user's own may have been edited since.
         lasting = self.evaluation.metric.agreement is not None
-        point.judgement = self.memory.judgement(chosen, self.evaluation.allowed) if lasting else None
+        point.judgement = (
+            self.memory.judgement(chosen, self.evaluation.allowed, counts=self.evaluation.metric.counts)
+            if lasting
+            else None
+        )
         if point.judgement is None:
             point.judgement = self.judge(chosen)
             if lasting:
@@ -310,7 +315,8 @@ class Search:
         noises = [noise for noise in self.found.noise.values() if noise > 0]
         if not noises:
             return
-        lowest, highest = _SMALL + max(gains) / max(noises) / 1e3, (sum(gains) + 1.0) / min(noises)
+        least = max(min(noises), max(noises) * _LEAST_NOISE)
+        lowest, highest = _SMALL + max(gains) / max(noises) / 1e3, (sum(gains) + 1.0) / least
         sets = [self._cut(float(price)) for price in np.geomspace(lowest, highest, _PRICES)]
         distinct = list(dict.fromkeys(chosen for chosen in sets if chosen))
         tried = {point.chosen for point in self.found.points}
@@ -320,6 +326,9 @@ class Search:
             late = time.monotonic() > self.deadline
             if first >= last or (late and self.found.best is not None):
                 return
+            if late:
+                # Nothing holds so far: small sets first.
+                first = max(first, (first + 3 * last) // 4)
             middle = (first + last) // 2
             if self._try(distinct[middle]).ok:
                 last = middle

@@ -219,7 +219,7 @@ class Judgement:
         """For people."""
         if not np.isfinite(self.drop):
             return f"no usable outputs, {self.decibels:.1f} dB"
-        spread = f" (standard error {self.error:.2%})" if self.error else ""
+        spread = f" (standard error {self.error:.2%})" if self.error and np.isfinite(self.error) else ""
         also = f" (of {self.needed:.0f}, since the samples are few)" if self.needed else ""
         return f"drop {self.drop:.2%} of {self.allowed:.2%}{spread}, {self.decibels:.1f} dB{also}"
 
@@ -286,22 +286,29 @@ class Evaluation:
         value = self.metric.score(outputs, self.references, self.labels)
         drop = float((self.original - value) / (abs(self.original) or 1.0))
         error = self._error(outputs) if self.metric.counts and drop <= self.allowed else 0.0
-        needed = LEAST_DECIBELS if self.is_coarse or error > self.allowed else 0.0
+        # Also where the error is no number.
+        needed = LEAST_DECIBELS if self.is_coarse or not error <= self.allowed else 0.0
         return Judgement(float(value), self.original, drop, self.allowed, decibels, needed, error)
 
     def _error(self, outputs: Sequence[Feeds]) -> float:
         """Standard error of the drop, by the jackknife over groups of samples (Efron & Tibshirani, ch. 11)."""
-        count = len(self.feeds)
-        if count < 2 * _GROUPS:
-            return 0.0
-        if self._parts is None:
-            self._parts = [self._without(self.references, group) for group in range(_GROUPS)]
-        ours = [self._without(outputs, group) for group in range(_GROUPS)]
+        groups = min(_GROUPS, len(self.feeds))
+        if groups < 2:
+            return float("inf")
+        try:
+            if self._parts is None:
+                self._parts = [self._without(self.references, group, groups) for group in range(groups)]
+            ours = [self._without(outputs, group, groups) for group in range(groups)]
+        except UsageError:
+            # A metric that needs all samples.
+            return float("inf")
         drops = (np.asarray(self._parts) - np.asarray(ours)) / (abs(self.original) or 1.0)
-        return float(np.sqrt((_GROUPS - 1) / _GROUPS * np.square(drops - drops.mean()).sum()))
+        return float(np.sqrt((groups - 1) / groups * np.square(drops - drops.mean()).sum()))
 
-    def _without(self, outputs: Sequence[Feeds], group: int) -> float:
-        kept = [index for index in range(len(self.feeds)) if index % _GROUPS != group]
+    def _without(self, outputs: Sequence[Feeds], group: int, groups: int) -> float:
+        # In an order of their own: samples may come class by class.
+        order = np.random.default_rng(0).permutation(len(self.feeds)) % groups
+        kept = [index for index in range(len(self.feeds)) if order[index] != group]
         return self.metric.score(
             [outputs[index] for index in kept],
             [self.references[index] for index in kept],
@@ -328,6 +335,11 @@ def _powers(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> list[tuple
     signal: dict[str, float] = {}
     for got, wanted in zip(outputs, references, strict=True):
         for name in _floats(wanted):
+            if name not in got or got[name].shape != wanted[name].shape:
+                # As many boxes as a threshold lets through: another number of them is all noise.
+                noise[name] = float("inf")
+                signal[name] = signal.get(name, 0.0) + 1.0
+                continue
             reference = np.where(np.isfinite(wanted[name]), wanted[name], 0).astype(np.float64)
             result = np.where(np.isfinite(wanted[name]), got[name], 0).astype(np.float64)
             noise[name] = noise.get(name, 0.0) + float(((result - reference) ** 2).sum())

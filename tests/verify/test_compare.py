@@ -94,13 +94,24 @@ def test_deviation_ignores_what_is_not_finite() -> None:
 
 def test_a_pixel_is_not_refused_for_a_row_that_was_quiet_by_chance() -> None:
     """Along a long axis the floor of a slice is that of its neighbourhood; along a short one its own."""
-    reference = np.ones((1, 1, 64, 64), np.float32)
+    reference = np.ones((1, 1, 160, 160), np.float32)
     noise = np.zeros(reference.shape)
-    noise[0, 0, 30, 30] = 1e-3
+    noise[0, 0, 80, 80] = 1e-3
     floor = element_floor(reference, noise)
-    assert floor[0, 0, 34, 26] == 1e-3, "within an eighth of either axis"
-    assert floor[0, 0, 60, 30] < 1e-4, "farther away it is what was seen there"
-    fields = np.ones((1, 64, 6), np.float32)
+    assert floor[0, 0, 99, 61] == 1e-3, "within an eighth of either axis"
+    assert floor[0, 0, 101, 80] < 1e-4, "farther away it is what was seen there"
+    fields = np.ones((1, 84, 512), np.float32)
     apart = np.zeros(fields.shape)
-    apart[..., :4] = 1e-3
-    assert element_floor(fields, apart)[0, :, 4:].max() < 1e-4
+    apart[:, :4] = 1e-3
+    assert element_floor(fields, apart)[0, 4:].max() < 1e-4, "boxes and scores"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(128, 700), st.integers(0, 1000))
+def test_neighbours_are_those_within_an_eighth(length: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = (rng.random(length) ** 20)[:, None] * np.ones((1, 32))
+    reach = length // 8
+    wanted = [noise[max(0, place - reach) : place + reach + 1].max() for place in range(length)]
+    floor = element_floor(np.full((length, 32), 1e-6, np.float32), noise)
+    np.testing.assert_array_equal(floor[:, 0], np.maximum(wanted, noise.max() / 64))
