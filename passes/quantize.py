@@ -27,6 +27,7 @@ from graphopt.passes._precisions import (
     dynamic_int8,
     is_for_dynamic,
     kept_by,
+    weight_bytes,
     with_small_tables,
     without_integers,
 )
@@ -94,7 +95,8 @@ class Quantize(LossyPass):
         quick = Proposal()
         if is_for_dynamic(model, context):
             quick = dynamic_int8(model, context, allowed)
-        if quick.candidates and time.monotonic() - started > _SHARE_OF_DYNAMIC * (context.deadline - started):
+        spent = time.monotonic() - started > _SHARE_OF_DYNAMIC * (context.deadline - started)
+        if quick.candidates and spent and not weight_bytes(model, ("Conv", "ConvTranspose")):
             quick.details["static"] = "not tried: dynamic int8 holds, and the time is spent"
             proposal = quick
         else:

@@ -31,7 +31,7 @@ LEAST_ELEMENTS = 4096
 """Below it a weight saves less than its scales and its node are worth."""
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.72)
 _CHUNK = 1 << 22
-_DAMPING = 0.01
+_DAMPINGS = (0.01, 0.1, 1.0)
 _STEP = 128
 _HESSIAN_BYTES = 512 << 20
 
@@ -128,6 +128,8 @@ def quantize_blocks(weight: Array, scheme: Scheme) -> Blocks:
 def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
     """Round row by row; what a row loses is made up for by the rows after it.
 
+    Where the moments are so close to singular that no damping helps, rows are rounded to nearest.
+
     Args:
         weight: float32 [K, N], finite.
         moments: float64 [K, K], the sum of x x' over the inputs x of the product.
@@ -138,8 +140,9 @@ def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
     hessian = moments.astype(np.float64).copy()
     dead = np.diag(hessian) <= 0
     hessian[dead, dead] = 1.0
-    hessian[np.diag_indices(rows)] += _DAMPING * float(np.mean(np.diag(hessian)))
-    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    upper = _upper(hessian)
+    if upper is None:
+        return quantize_blocks(weight, scheme)
     integers = np.empty((rows, columns), np.int8 if scheme.symmetric else np.uint8)
     scales = np.empty((count, columns), np.float32)
     zeros = None if scheme.symmetric else np.empty((count, columns), np.uint8)
@@ -165,6 +168,20 @@ def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
             errors[row - begin] = error
         work[end:] -= upper[begin:end, end:].T @ errors
     return Blocks(integers, scales, zeros)
+
+
+def _upper(hessian: Array) -> Array | None:
+    """The upper Cholesky factor of the inverse, with as much damping as it takes; None where none helps."""
+    middle = float(np.mean(np.diag(hessian)))
+    for damping in _DAMPINGS:
+        damped = hessian + damping * middle * np.eye(len(hessian))
+        try:
+            upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+        except np.linalg.LinAlgError:
+            continue
+        if np.isfinite(upper).all() and (np.diag(upper) > 0).all():
+            return np.asarray(upper)
+    return None
 
 
 def _blocked(weight: Array, block: int) -> Array:

@@ -153,6 +153,17 @@ def test_gptq_loses_less_on_the_outputs() -> None:
     assert moved < 0.6 * nearest
 
 
+@pytest.mark.parametrize(
+    "moments", [np.full((64, 64), 1e30), np.full((64, 64), np.nan)], ids=["singular", "nan"]
+)
+def test_gptq_without_usable_moments_rounds_to_nearest_or_damps(moments: Any) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+    scheme = Scheme(8, 64, True)
+    found = gptq(weight, moments, scheme).restored(64)
+    assert np.isfinite(found).all()
+    assert np.abs(found - weight).max() < 0.2
+
+
 def test_gptq_takes_inputs_that_are_always_zero() -> None:
     weight = np.random.default_rng(1).standard_normal((40, 3)).astype(np.float32)
     blocks = gptq(weight, np.zeros((40, 40)), Scheme(8, 16, True))
