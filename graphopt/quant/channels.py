@@ -51,7 +51,7 @@ def _channels(array: Array, axis: int) -> Channels:
         array.min(axis=others).astype(np.float64),
         array.max(axis=others).astype(np.float64),
         array.mean(axis=others, dtype=np.float64),
-        np.square(array).mean(axis=others, dtype=np.float64),
+        np.square(array, dtype=np.float64).mean(axis=others),
     )
 
 

@@ -44,6 +44,8 @@ _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
 _LEAST_NOISE = 1e-6
+_GRACE = 15.0
+"""Seconds beyond the deadline in which a search that has found nothing goes on as it would."""
 _CORRECTIONS = 3
 _CLOSE = 0.1
 _UNSURE = 0.2
@@ -326,7 +328,7 @@ class Search:
             late = time.monotonic() > self.deadline
             if first >= last or (late and self.found.best is not None):
                 return
-            if late:
+            if time.monotonic() > self.deadline + _GRACE:
                 # Nothing holds so far: small sets first.
                 first = max(first, (first + 3 * last) // 4)
             middle = (first + last) // 2
