@@ -21,7 +21,7 @@ from graphopt.quant.prepare import Prepared, StepName, prepare
 from graphopt.quant.store import default_folder
 from graphopt.quant.units import integer_nodes, units_of
 
-_WORK = 6 << 30
+_WORK = 10 << 30
 """Work of calibrating by default, in bytes of activations."""
 _SHARE = 0.45
 """Of the time that is left, for preparing; the rest is for the search."""

@@ -41,7 +41,7 @@ LEAST_MEMORY = 64_000_000
 # Activations that are not observed, a sample and the histograms take the rest.
 _TAPPED_SHARE = 0.4
 _LEAST_SAMPLES = 24
-_WORK_OF_TENSOR = 1 << 20
+_WORK_OF_TENSOR = 1 << 19
 """Counting a tensor takes as long as so many bytes, however small it is."""
 _SAVED_EVERY = 15.0
 _WORTH_KEEPING = 2.0
