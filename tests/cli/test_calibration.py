@@ -24,7 +24,7 @@ def save(path: Path, count: int = 6, **more: Any) -> Path:
         (("--max-memory", "1M"), 2, "1M is too little memory"),
         (("--transform", "mine.py:f"), 2, "there is no file mine.py"),
         (("--transform", "f"), 2, "the transform 'f' names no function"),
-        (("--passes", "quantize{percentile=30}"), 2, "the percentile of quantize is 30"),
+        (("--passes", "quantize{percentile=30}"), 2, "the percentile of a range is 30"),
         (("--passes", "quantize{calibration=maximum}"), 2, "unknown value for option 'calibration'"),
     ],
 )

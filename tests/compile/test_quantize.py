@@ -115,7 +115,9 @@ def test_a_metric_of_the_users_own_gets_the_labels(net: Path, tmp_path: Path) ->
     arrays = np.stack([sample["x"] for sample in samples(8)])
     np.savez(tmp_path / "data.npz", x=arrays, labels=np.arange(8))
     compiled = graphopt.compile(net, data=tmp_path / "data.npz", metric=metric, **QUICK)
-    assert seen and all(entry == (4, [1, 3, 5, 7]) for entry in seen)
+    # One sample in two is held out; for the standard error the metric gets parts of them too.
+    assert (4, [1, 3, 5, 7]) in seen
+    assert all(count == len(labels) and set(labels) <= {1, 3, 5, 7} for count, labels in seen)
     budget = compiled.report.verification.budget
     assert budget is None or (budget["metric"] == "metric" and budget["original"] == 0.5)
 
@@ -206,7 +208,8 @@ def test_each_step_of_accuracy_is_a_pass_of_its_own(net: Path, step: str) -> Non
     assert [record["name"] for record in records] == [step, "quantize"]
     assert records[0]["status"] == "applied" or records[0]["reason"]
     assert all(entry["name"] == step for entry in records[0]["details"].get("steps", []))
-    assert not records[1]["details"]["steps"]
+    names = {entry["name"] for entry in records[1]["details"]["steps"]}
+    assert all(name.startswith("ranges by") for name in names)
 
 
 def test_weights_that_an_earlier_pass_rounded_are_those_that_are_written(net: Path) -> None:
