@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphopt import cache
 from graphopt.errors import ModelError, UnknownNameError
 
 if sys.version_info >= (3, 11):
@@ -116,12 +117,7 @@ def recipe(name: str) -> Recipe:
 
 def cache_folder() -> Path:
     """Where fetched models lie: under ``GRAPHOPT_CACHE``, else under the user's cache folder."""
-    override = os.environ.get("GRAPHOPT_CACHE")
-    if override:
-        return Path(override) / "zoo"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("graphopt")) / "zoo"
+    return cache.cache_folder("zoo")
 
 
 def fetch(name: str) -> Path:

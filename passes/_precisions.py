@@ -6,6 +6,7 @@ import fnmatch
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from graphopt.quant import dynamic, half, weight_only
 from graphopt.quant.blocks import BlockForms, layers_of
 from graphopt.quant.equalize import equalize
 from graphopt.quant.kernels import PRODUCTS
-from graphopt.quant.layers import replaced
+from graphopt.quant.layers import Found, replaced
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _SAMPLES = 64
@@ -43,6 +44,23 @@ def kept_by(ops: tuple[str, ...], keep: tuple[str, ...]) -> Allowed:
         return ""
 
     return reason
+
+
+def proposal_of(found: Found, *, compact: bool = False) -> Proposal:
+    """What was found as a candidate, or as the best effort where it did not hold."""
+
+    def candidates(graph: ir.Model | None) -> list[Candidate]:
+        if graph is None:
+            return []
+        return [Candidate(found.label, graph, units=found.units, judgement=found.judgement, compact=compact)]
+
+    nearest = candidates(found.nearest)
+    return Proposal(
+        candidates(found.model),
+        found.details,
+        "" if found.model is not None else found.reason,
+        best_effort=nearest[0] if nearest else None,
+    )
 
 
 def weight_bytes(model: ir.Model, operators: tuple[str, ...]) -> int:
@@ -120,17 +138,7 @@ def dynamic_int8(model: ir.Model, context: Context, allowed: Allowed) -> Proposa
     )  # fmt: skip
     equalized = [{**vars(entry), "readers": list(entry.readers)} for entry in scaled]
     details = {"label": found.label, "reason": found.reason, **found.details, "equalized": equalized}
-    candidates = []
-    if found.model is not None:
-        candidates = [
-            Candidate(found.label, found.model, units=found.units, judgement=found.judgement, compact=True)
-        ]
-    best_effort = None
-    if found.nearest is not None:
-        best_effort = Candidate(
-            found.label, found.nearest, units=found.units, judgement=found.judgement, compact=True
-        )
-    return Proposal(candidates, {"dynamic": details}, found.reason, best_effort=best_effort)
+    return replace(proposal_of(found, compact=True), details={"dynamic": details})
 
 
 def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Proposal:
@@ -149,9 +157,8 @@ def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Pro
     ]
     plain = half.find(model, context, operators, data, allowed=allowed)
     details.update(plain.details)
-    candidates = (
-        [] if plain.model is None else [Candidate(plain.label, plain.model, judgement=plain.judgement)]
-    )
+    first = proposal_of(plain)
+    candidates = first.candidates
     products = weight_bytes(model, ("MatMul", "Gemm", "Gather"))
     if 2 * products > products + weight_bytes(model, _CONVOLUTIONS):
         small = weight_only.find(model, context, weight_only.scheme_of(_WEIGHT_BITS), allowed=allowed)
@@ -167,7 +174,4 @@ def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Pro
         )
     if candidates:
         return Proposal(candidates, details)
-    best_effort = None
-    if plain.nearest is not None:
-        best_effort = Candidate(plain.label, plain.nearest, judgement=plain.judgement)
-    return Proposal(details=details, reason=f"{why}; {plain.reason}", best_effort=best_effort)
+    return replace(first, details=details, reason=f"{why}; {plain.reason}")

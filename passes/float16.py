@@ -22,8 +22,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
-from graphopt.lossy import Candidate, Context, LossyPass, Proposal
-from graphopt.passes._precisions import kept_by
+from graphopt.lossy import Context, LossyPass, Proposal
+from graphopt.passes._precisions import kept_by, proposal_of
 from graphopt.quant import half
 
 
@@ -74,9 +74,4 @@ class Float16(LossyPass):
             model, context, operators, data, dtype=half.TYPES[options.dtype], keep_io=options.keep_io,
             allowed=kept_by((), options.keep),
         )  # fmt: skip
-        if found.model is not None:
-            return Proposal([Candidate(found.label, found.model, judgement=found.judgement)], found.details)
-        best_effort = None
-        if found.nearest is not None:
-            best_effort = Candidate(found.label, found.nearest, judgement=found.judgement)
-        return Proposal(details=found.details, reason=found.reason, best_effort=best_effort)
+        return proposal_of(found)

@@ -14,7 +14,6 @@ Refuses (in the report, node by node):
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,24 +169,20 @@ class Quantize(LossyPass):
 
     def _why_kept(self, unit: Unit) -> str:
         options: QuantizeOptions = self.options
-        if unit.kind == "compute" and options.ops and unit.node.op_type not in options.ops:
-            return "its operator is not among the option 'ops'"
-        if any(fnmatch.fnmatchcase(unit.name, pattern) for pattern in options.keep):
-            return "the option 'keep' names it"
-        return ""
+        # What moves or adds elements goes with the products around it.
+        return kept_by(options.ops if unit.kind == "compute" else (), options.keep)(unit.node)
 
 
 def _both(static: Proposal, quick: Proposal) -> Proposal:
     """What is proposed on integers whose ranges are fixed, and on such that are taken as they come."""
     if not quick.details:
         return static
-    best_effort = static.best_effort or quick.best_effort
     return replace(
         static,
         candidates=[*static.candidates, *quick.candidates],
         details={**static.details, **quick.details},
         reason="" if static.candidates or quick.candidates else static.reason or quick.reason,
-        best_effort=best_effort,
+        best_effort=static.best_effort or quick.best_effort,
     )
 
 

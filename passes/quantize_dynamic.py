@@ -14,12 +14,12 @@ Refuses (in the report, node by node):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from graphopt.lossy import Candidate, Context, LossyPass, Proposal
-from graphopt.passes._precisions import kept_by
+from graphopt.lossy import Context, LossyPass, Proposal
+from graphopt.passes._precisions import kept_by, proposal_of
 from graphopt.quant import dynamic
 
 
@@ -52,12 +52,4 @@ class QuantizeDynamic(LossyPass):
             model, context, weight_limit=kernels.weight_limit, operators=kernels.dynamic,
             allowed=kept_by(options.ops, options.keep),
         )  # fmt: skip
-        details = {"kernels": kernels.describe, **found.details}
-        if found.model is not None:
-            return Proposal(
-                [Candidate(found.label, found.model, units=found.units, judgement=found.judgement)], details
-            )
-        best_effort = None
-        if found.nearest is not None:
-            best_effort = Candidate(found.label, found.nearest, units=found.units, judgement=found.judgement)
-        return Proposal(details=details, reason=found.reason, best_effort=best_effort)
+        return replace(proposal_of(found), details={"kernels": kernels.describe, **found.details})

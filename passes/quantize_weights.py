@@ -22,8 +22,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from graphopt.ir.facts import Array
-from graphopt.lossy import Candidate, Context, LossyPass, Proposal
-from graphopt.passes._precisions import kept_by
+from graphopt.lossy import Context, LossyPass, Proposal
+from graphopt.passes._precisions import kept_by, proposal_of
 from graphopt.quant import weight_only
 from graphopt.quant.blocks import moments_of
 
@@ -75,9 +75,4 @@ class QuantizeWeights(LossyPass):
             model, context, weight_only.scheme_of(options.bits, options.block, options.symmetric),
             moments=moments, accuracy_level=options.accuracy_level, allowed=kept_by(options.ops, options.keep),
         )  # fmt: skip
-        if found.model is not None:
-            return Proposal([Candidate(found.label, found.model, judgement=found.judgement)], found.details)
-        best_effort = None
-        if found.nearest is not None:
-            best_effort = Candidate(found.label, found.nearest, judgement=found.judgement)
-        return Proposal(details=found.details, reason=found.reason, best_effort=best_effort)
+        return proposal_of(found)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "graphopt"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("install",),
-    ("errors", "_version", "machine"),
+    ("errors", "_version", "machine", "cache"),
     ("ir",),
     ("rewrite", "data", "capture"),
     ("verify", "models"),

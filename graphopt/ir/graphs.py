@@ -173,6 +173,19 @@ def _describe_as(value: ir.Value, copy: ir.Value) -> ir.Value:
     return copy
 
 
+def add_constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a constant under a name that the graph does not have yet."""
+    tensor.name = name
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
 def nbytes(model: ir.Model) -> int:
     """Total size of initializers and constants in bytes; a tensor that several of them share counts once."""
     tensors = {id(tensor): tensor for tensor in all_tensors(model)}

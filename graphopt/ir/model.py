@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphopt.ir.graphs import (
+    add_constant,
     all_graphs,
     all_tensors,
     clone,
@@ -19,6 +20,7 @@ from graphopt.ir.save import EXTERNAL_THRESHOLD, save
 
 __all__ = [
     "EXTERNAL_THRESHOLD",
+    "add_constant",
     "all_graphs",
     "all_tensors",
     "check_external",

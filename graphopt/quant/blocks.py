@@ -22,7 +22,7 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.layers import Beside
-from graphopt.quant.observe import tapped
+from graphopt.quant.observe import in_turns, tapped
 from graphopt.quant.ranges import TINY
 from graphopt.verify.session import Session
 
@@ -396,7 +396,7 @@ def moments_of(
         if node.op_type != "Gather" and source is not None and not facts.attribute(node, "transA", 0):
             by_input.setdefault(source.name or "", []).append(node)
     found: dict[str, Array] = {}
-    for group in _groups(by_input):
+    for group in in_turns(by_input, lambda name: _moment_bytes(by_input[name][0]), _HESSIAN_BYTES):
         sums: dict[str, Array] = {}
         session = Session(tapped(model, group), optimize="all", threads=threads)
         for index, feeds in enumerate(itertools.islice(data(), most)):
@@ -408,17 +408,7 @@ def moments_of(
     return found
 
 
-def _groups(by_input: Mapping[str, list[ir.Node]]) -> list[list[str]]:
-    """Names of inputs whose moments fit into memory together."""
-    groups: list[list[str]] = []
-    total = 0
-    for name, nodes in by_input.items():
-        weight = facts.static_dims(nodes[0].inputs[1])
-        assert weight is not None
-        size = 8 * weight[block_axis(nodes[0])] ** 2
-        if not groups or total + size > _HESSIAN_BYTES:
-            groups.append([])
-            total = 0
-        groups[-1].append(name)
-        total += size
-    return groups
+def _moment_bytes(node: ir.Node) -> int:
+    weight = facts.static_dims(node.inputs[1])
+    assert weight is not None
+    return 8 * weight[block_axis(node)] ** 2

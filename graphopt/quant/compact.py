@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts, provenance
+from graphopt.ir import model as ir_model
 
 MAKER = "compact"
 _LEAST_ELEMENTS = 1024
@@ -37,14 +38,10 @@ def compact(model: ir.Model) -> int:
         array = facts.constant(value)
         if array is None or not _fits(array):
             continue
-        half = ir.tensor(array.astype(np.float16), name=f"{name}/float16")
-        stored = ir.Value(
-            name=half.name, type=ir.TensorType(half.dtype), shape=ir.Shape(array.shape), const_value=half
-        )
+        stored = ir_model.add_constant(graph, f"{name}/float16", ir.tensor(array.astype(np.float16)))
         cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name=f"{name}/{MAKER}")
         provenance.record(cast, MAKER, ())
         del graph.initializers[name]
-        graph.register_initializer(stored)
         widened = cast.outputs[0]
         widened.type, widened.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
         value.replace_all_uses_with(widened)

@@ -12,7 +12,6 @@ Which nodes have this form is decided by the kernels' measured times and by the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,44 +20,25 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.attribution import attribute
-from graphopt.quant.layers import Beside, Choice, Point, Setting, choose, judge, noise_of_forms, replaced
+from graphopt.quant.layers import (
+    Beside,
+    Choice,
+    Found,
+    Point,
+    Setting,
+    choose,
+    judge,
+    noise_of_forms,
+    replaced,
+)
 from graphopt.quant.ranges import quantize_weight, weight_scales
 from graphopt.quant.units import Unit
-from graphopt.verify.budget import Judgement
 
 MAKER = "quantize-dynamic"
 OPERATORS = ("MatMul", "Gemm", "LSTM")
 PRECISION = "dynamic int8"
 _LEAST_GAIN = 0.02
 _SWEEP_SAMPLES = 1
-
-
-@dataclass
-class Found:
-    """What :func:`find` came to.
-
-    Attributes:
-        units: The layers that the result has on integers.
-        model: The graph; None where nothing held or nothing gained.
-        nearest: The best that did not hold; None where something did.
-        judgement: What either loses.
-        kept: Layers that stayed in float although they could be on integers.
-        details: For the report.
-        reason: Why there is no result.
-    """
-
-    units: tuple[Unit, ...] = ()
-    model: ir.Model | None = None
-    nearest: ir.Model | None = None
-    kept: int = 0
-    judgement: Judgement | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
-
-    @property
-    def label(self) -> str:
-        """Of the form, in reports."""
-        return f"{PRECISION}, {self.kept} kept float" if self.kept else PRECISION
 
 
 def find(
@@ -83,7 +63,7 @@ def find(
             refused[node.name or ""] = reason
     nodes = [node for node in nodes if node.name not in refused]
     if not nodes:
-        return Found(details={"layers": _refusals(refused)}, reason=_why_none(refused))
+        return Found(PRECISION, details={"layers": _refusals(refused)}, reason=_why_none(refused))
     form = DynamicForms(weight_limit)
     forms = {node.name or "": form for node in nodes}
     floats, integers, total = _times(model, nodes, forms, setting)
@@ -110,10 +90,11 @@ def find(
     )  # fmt: skip
     best = choice.best
     chosen = frozenset() if best is None else best.chosen
+    kept = len(nodes) - len(chosen)
     found = Found(
-        tuple(Unit((node,), "compute") for node in nodes if node.name in chosen),
+        f"{PRECISION}, {kept} kept float" if kept else PRECISION,
         None if best is None else built(best.chosen),
-        kept=len(nodes) - len(chosen),
+        units=tuple(Unit((node,), "compute") for node in nodes if node.name in chosen),
         details=_details(nodes, chosen, choice, refused, slow, floats, integers, total),
     )
     if choice.points:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts, provenance
+from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.channels import (
     Channels,
@@ -281,12 +282,7 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     while fresh in graph.initializers:
         number += 1
         fresh = f"{name}_{number}"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=fresh)
-    value = ir.Value(
-        name=fresh, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
+    return ir_model.add_constant(graph, fresh, ir.tensor(np.ascontiguousarray(array)))
 
 
 __all__ = ["LEAST_GAIN", "MAKER", "Equalized", "equalize"]

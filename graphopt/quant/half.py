@@ -9,7 +9,6 @@ reductions in float32 likewise).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,34 +17,12 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.quant.half_graph import converted
 from graphopt.quant.half_plan import HEAVY, Plan, magnitudes_of, plan_of, without_islands
-from graphopt.quant.layers import Beside, Choice, Setting, choose, judge, noise_of_forms
-from graphopt.verify.budget import Judgement
+from graphopt.quant.layers import Beside, Choice, Found, Setting, choose, judge, noise_of_forms
 
 TYPES: Mapping[str, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 """By the names that options use."""
 _HEAVY_GAIN = 20.0
 _SWEEP_SAMPLES = 2
-
-
-@dataclass
-class Found:
-    """What :func:`find` came to.
-
-    Attributes:
-        label: Of the form, in reports.
-        model: The graph; None where nothing held.
-        nearest: The best that did not hold; None where something did.
-        judgement: What either loses.
-        details: For the report.
-        reason: Why there is no result.
-    """
-
-    label: str = ""
-    model: ir.Model | None = None
-    nearest: ir.Model | None = None
-    judgement: Judgement | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
 
 
 def find(

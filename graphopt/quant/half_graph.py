@@ -160,7 +160,9 @@ class _Conversion:
 
     def _clipped(self, value: ir.Value, limit: float) -> ir.Value:
         bounds = [
-            self._register(f"{value.name}/{side}", ir.tensor(np.asarray(number, np.float32)))
+            ir_model.add_constant(
+                self.graph, f"{value.name}/{side}", ir.tensor(np.asarray(number, np.float32))
+            )
             for side, number in (("least", -limit), ("largest", limit))
         ]
         node = ir.node("Clip", [value, *bounds], name=f"{value.name}/clipped")
@@ -181,19 +183,12 @@ class _Conversion:
     def _constant(self, value: ir.Value, array: Array) -> ir.Value:
         half = array.astype(self.dtype.numpy())
         if self.emulate:
-            return self._register(f"{value.name}/rounded", ir.tensor(half.astype(np.float32)))
-        return self._register(f"{value.name}/{self.dtype.name.lower()}", ir.tensor(half, dtype=self.dtype))
-
-    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
+            return ir_model.add_constant(
+                self.graph, f"{value.name}/rounded", ir.tensor(half.astype(np.float32))
+            )
+        return ir_model.add_constant(
+            self.graph, f"{value.name}/{self.dtype.name.lower()}", ir.tensor(half, dtype=self.dtype)
         )
-        tensor.name = name
-        self.graph.register_initializer(value)
-        return value
 
 
 def _before_cast(value: ir.Value) -> ir.Value:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from graphopt.ir import model as ir_model
 from graphopt.ir import provenance
 from graphopt.ir.facts import Array
 from graphopt.machine import Kernel
+from graphopt.quant.units import Unit
 from graphopt.rewrite import Builder
 from graphopt.verify.budget import Evaluation, Judgement, noise_share
 from graphopt.verify.session import Session
@@ -171,6 +172,29 @@ def _drop_unread(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             del graph.initializers[name]
+
+
+@dataclass
+class Found:
+    """What looking for a lossy form of a graph came to.
+
+    Attributes:
+        label: Of the form, in reports.
+        model: The graph; None where nothing held.
+        nearest: The best that did not hold; None where something did.
+        judgement: What either loses.
+        units: The layers that the result has on integers.
+        details: For the report.
+        reason: Why there is no result.
+    """
+
+    label: str = ""
+    model: ir.Model | None = None
+    nearest: ir.Model | None = None
+    judgement: Judgement | None = None
+    units: tuple[Unit, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
 
 
 class Setting(Protocol):

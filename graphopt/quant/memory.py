@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt._version import __version__
+from graphopt.cache import cache_folder
 from graphopt.ir.hash import content_hash
 from graphopt.quant.cut import Costs
 from graphopt.quant.kernels import IntegerKernels
@@ -33,12 +34,7 @@ _MOST_FILES = 200
 
 def default_folder() -> Path:
     """Under ``GRAPHOPT_CACHE``, else under the user's cache folder."""
-    override = os.environ.get("GRAPHOPT_CACHE")
-    if override:
-        return Path(override) / "search"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("graphopt")) / "search"
+    return cache_folder("search")
 
 
 def key_of(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -68,6 +68,9 @@ def parse_memory(given: str | int | None) -> int:
             f"{given} is too little memory to calibrate in", hint=f"give at least {LEAST_MEMORY // 10**6}M"
         )
     return size
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -340,18 +343,7 @@ class _Observation:
 
     def _groups(self, names: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
         """Names in graph order, in turns that fit into memory on the largest sample."""
-        if not names:
-            return []
-        most = int(self.memory * _TAPPED_SHARE)
-        groups: list[list[str]] = [[]]
-        room = most
-        for name in names:
-            if groups[-1] and sizes[name] > room:
-                groups.append([])
-                room = most
-            groups[-1].append(name)
-            room -= sizes[name]
-        return groups
+        return in_turns(names, lambda name: sizes[name], int(self.memory * _TAPPED_SHARE))
 
     def _watch(self, group: Sequence[str], clock: _Clock, started: float) -> None:
         """Add to the histograms of a group all samples that they lack."""
@@ -380,6 +372,19 @@ class _Observation:
             problem = self.store.save(self.seen)
             if problem and problem not in self.notes:
                 self.notes.append(problem)
+
+
+def in_turns(items: Iterable[T], size: Callable[[T], int], most: int) -> list[list[T]]:
+    """Items in their order, in groups whose sizes add up to at most ``most``; one that is larger stands alone."""
+    groups: list[list[T]] = []
+    room = 0
+    for item in items:
+        if not groups or size(item) > room:
+            groups.append([])
+            room = most
+        groups[-1].append(item)
+        room -= size(item)
+    return groups
 
 
 @dataclass
@@ -483,6 +488,7 @@ __all__ = [
     "Taps",
     "activation_bytes",
     "calibrate",
+    "in_turns",
     "observe",
     "parse_memory",
     "tapped",

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts, provenance
+from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.kernels import (
     IntegerKernels,
@@ -259,12 +260,8 @@ class _Placement:
                 for number in itertools.count(1)
                 if (fresh := f"{name}_{number}") not in self.graph.initializers
             )
-        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
+        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape))
+        return ir_model.add_constant(self.graph, name, tensor)
 
     def _insert(self, after: ir.Node | None, nodes: list[ir.Node]) -> None:
         for node in nodes:

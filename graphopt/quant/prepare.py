@@ -183,20 +183,20 @@ class _Preparation:
             company=False, threads=self.threads, seconds=_SWEEP_SECONDS,
         ).alone  # fmt: skip
 
-    def _noisy(self) -> dict[str, float]:
-        """Units that make most of the noise, with how much each makes alone."""
+    def _noisy(self) -> list[str]:
+        """Units that make most of the noise."""
         self.progress("noise of each unit")
         found = self._sweep(self.prepared, [unit.name for unit in self._units()])
         least = sum(found.values()) * _LEAST_SHARE
         loudest = sorted(found, key=lambda name: found[name], reverse=True)[:_MOST_NOISY]
-        return {name: found[name] for name in loudest if found[name] >= least}
+        return [name for name in loudest if found[name] >= least]
 
     def _calibrated(self, model: ir.Model, known: Observed | None) -> Calibration:
         """Ranges of a graph by the rules that were found."""
         found = self.calibrate(model, known)
         return found if self.rule is None else found.by(self.rule)
 
-    def _equalize(self, name: StepName, noisy: dict[str, float]) -> None:
+    def _equalize(self, name: StepName, noisy: Sequence[str]) -> None:
         """Scale the channels of what noisy units read, where that lowers the noise of these units."""
         self.progress("equalizing channels" if name == "equalize" else "smoothing channels")
         readers = {unit.name: unit.inputs[0].name or "" for unit in self._units() if unit.name in noisy}
@@ -258,15 +258,18 @@ class _Preparation:
             self._try("correct-bias", weights=replace(weights, bias=shifts))
 
     def _units(self) -> list[Unit]:
-        units = units_of(self.prepared.model, self.kernels)[0]
-        return [
-            unit for unit in units if unit.kind == "compute" and _has_range(unit, self.prepared.calibration)
-        ]
+        return _products(self.prepared.model, self.kernels, self.prepared.calibration)
 
 
-def _has_range(unit: Unit, calibration: Calibration) -> bool:
-    ranges = [calibration.ranges.get(value.name or "") for value in (*unit.inputs, unit.output)]
-    return all(found is not None and not found.why_not for found in ranges)
+def _products(model: ir.Model, kernels: IntegerKernels, calibration: Calibration) -> list[Unit]:
+    """Units that compute products, all tensors of which have a range."""
+
+    def has_ranges(unit: Unit) -> bool:
+        ranges = [calibration.ranges.get(value.name or "") for value in (*unit.inputs, unit.output)]
+        return all(found is not None and not found.why_not for found in ranges)
+
+    units, _ = units_of(model, kernels)
+    return [unit for unit in units if unit.kind == "compute" and has_ranges(unit)]
 
 
 class _Noise:
@@ -290,7 +293,8 @@ class _Noise:
     def of(self, prepared: Prepared) -> float:
         """Decibels."""
         copy = ir_model.clone(prepared.model)
-        place(copy, self._chosen(copy, prepared), prepared.calibration.ranges, self.kernels, prepared.weights)
+        chosen = frozenset(unit.name for unit in _products(copy, self.kernels, prepared.calibration))
+        place(copy, chosen, prepared.calibration.ranges, self.kernels, prepared.weights)
         present = {value.name for node in copy.graph for value in node.outputs}
         present.update(value.name for value in copy.graph.inputs)
         # An output that integers make carries its name behind the DQ.
@@ -299,15 +303,9 @@ class _Noise:
     def of_weights(self, prepared: Prepared) -> float:
         """Decibels with weights on integers and activations in float."""
         copy = ir_model.clone(prepared.model)
-        chosen = self._chosen(copy, prepared)
-        for unit in units_of(copy, self.kernels)[0]:
-            if unit.name in chosen:
-                round_weight(copy.graph, unit.node, self.kernels.weight_limit)
+        for unit in _products(copy, self.kernels, prepared.calibration):
+            round_weight(copy.graph, unit.node, self.kernels.weight_limit)
         return self._decibels(copy, self.names)
-
-    def _chosen(self, model: ir.Model, prepared: Prepared) -> frozenset[str]:
-        units = [unit for unit in units_of(model, self.kernels)[0] if unit.kind == "compute"]
-        return frozenset(unit.name for unit in units if _has_range(unit, prepared.calibration))
 
     def _decibels(self, model: ir.Model, names: Sequence[str]) -> float:
         session = Session(tapped(model, names), optimize="all", threads=self.threads)

@@ -17,10 +17,11 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
+from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import Scheme, gptq
 from graphopt.quant.kernels import IntegerKernels, channel_axis, weight_of
-from graphopt.quant.observe import tapped
+from graphopt.quant.observe import in_turns, tapped
 from graphopt.quant.ranges import along, quantize_weight, weight_scales
 from graphopt.quant.units import Unit
 from graphopt.verify.session import Session
@@ -60,13 +61,8 @@ def round_weight(graph: ir.Graph, node: ir.Node, limit: int) -> None:
     axis = channel_axis(node)
     scales = weight_scales(array, axis, limit)
     restored = quantize_weight(array, scales, axis, limit) * along(scales, axis, array.ndim)
-    name = f"{weight.name}/rounded_for_{node.name}"
-    tensor = ir.tensor(restored.astype(np.float32), name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    graph.register_initializer(value)
-    node.replace_input_with(1, value)
+    tensor = ir.tensor(restored.astype(np.float32))
+    node.replace_input_with(1, ir_model.add_constant(graph, f"{weight.name}/rounded_for_{node.name}", tensor))
 
 
 def rounded_weights(
@@ -92,7 +88,7 @@ def rounded_weights(
     kept = list(samples)
     rounded: dict[str, Array] = {}
     scales: dict[str, Array] = {}
-    for group in _groups(units):
+    for group in in_turns(units, _moment_bytes, _GROUP_BYTES):
         if time.monotonic() > deadline:
             break
         progress(f"second moments of the inputs of {len(group)} products")
@@ -118,18 +114,8 @@ def _count(node: ir.Node) -> int:
     return int(facts.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
 
 
-def _groups(units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units whose moments fit into memory together."""
-    groups: list[list[Unit]] = []
-    total = 0
-    for unit in units:
-        size = 8 * _count(unit.node) * _inputs(unit.node) ** 2
-        if not groups or total + size > _GROUP_BYTES:
-            groups.append([])
-            total = 0
-        groups[-1].append(unit)
-        total += size
-    return groups
+def _moment_bytes(unit: Unit) -> int:
+    return 8 * _count(unit.node) * _inputs(unit.node) ** 2
 
 
 def _moments(

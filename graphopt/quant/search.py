@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -83,6 +83,7 @@ class Found:
         refused: Other nodes of their operators, with the reason.
         integer: Units that an integer kernel really formed for, with all on integers.
         interrupted: Whether it was stopped before its end.
+        times: Milliseconds of sets that were measured as a whole: as predicted before, and as measured.
     """
 
     points: list[Point] = field(default_factory=list)
@@ -94,6 +95,7 @@ class Found:
     costs: Costs = field(default_factory=lambda: Costs({}, {}, {}))
     float_milliseconds: float = 0.0
     interrupted: bool = False
+    times: dict[frozenset[str], tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -124,7 +126,6 @@ class Search:
     threads: int = 0
     progress: Callable[[str], None] = lambda text: None
     found: Found = field(default_factory=Found, init=False)
-    _times: dict[frozenset[str], float] = field(default_factory=dict, init=False)
 
     def run(self) -> Found:
         """Search; what was found so far is returned where the user stops it."""
@@ -170,10 +171,11 @@ class Search:
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.
-        for of_units in (noise.company, noise.alone):
-            if self.found.best is None or of_units is noise.company:
-                self._enter_noise(of_units)
-                self._bisect()
+        self._enter_noise(noise.company)
+        self._bisect()
+        if self.found.best is None:
+            self._enter_noise(noise.alone)
+            self._bisect()
 
     def _cuts(self) -> list[frozenset[str]]:
         """The fastest set, as the times of kernels predict it and as measurement of the whole corrects them."""
@@ -195,22 +197,24 @@ class Search:
                 break
             ratio = min(max(ratio, 1 / _MOST_CORRECTED), _MOST_CORRECTED)
             convert = {name: cost * ratio for name, cost in costs.convert.items()}
-            self.found.costs = Costs(costs.floats, costs.integers, convert, costs.noise)
+            self.found.costs = replace(costs, convert=convert)
         return sets
 
     def _time_of(self, chosen: frozenset[str]) -> float:
         """Milliseconds of all kernels with these units on integers: measured, or predicted where it is late."""
-        if chosen not in self._times:
+        times = self.found.times
+        if chosen not in times:
+            predicted = self._predicted(chosen)
             if time.monotonic() > self.deadline:
-                return self._predicted(chosen)
+                return predicted
             self.progress(f"time of {len(chosen)} units on integers")
             try:
                 kernels = self.profile(self.quantized(chosen), f"{len(chosen)} units")
             except TargetError:
-                self._times[chosen] = float("inf")
+                times[chosen] = predicted, float("inf")
             else:
-                self._times[chosen] = sum(kernel.milliseconds for kernel in kernels)
-        return self._times[chosen]
+                times[chosen] = predicted, sum(kernel.milliseconds for kernel in kernels)
+        return times[chosen][1]
 
     def _measure(self) -> None:
         known = self.memory.measured
@@ -265,7 +269,8 @@ class Search:
 
     def _try(self, chosen: frozenset[str]) -> Judgement:
         self.progress(f"judging {len(chosen)} units on integers")
-        point = Point(chosen, self._times.get(chosen, self._predicted(chosen)))
+        measured = self.found.times.get(chosen)
+        point = Point(chosen, self._predicted(chosen) if measured is None else measured[1])
         if self.found.noise:
             point.noise = sum(self.found.noise.get(name, 0.0) for name in chosen)
         # A metric of the user's own may have been edited since.
@@ -308,8 +313,7 @@ class Search:
 
     def _enter_noise(self, noise: dict[str, float]) -> None:
         self.found.noise = noise
-        costs = self.found.costs
-        self.found.costs = Costs(costs.floats, costs.integers, costs.convert, noise)
+        self.found.costs = replace(self.found.costs, noise=noise)
 
     def _bisect(self) -> None:
         """The lowest price of noise at which the budget holds, over the distinct sets that prices give."""

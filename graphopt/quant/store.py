@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.cache import cache_folder
 from graphopt.ir.facts import Array
 from graphopt.quant.histogram import Histogram
 
@@ -33,12 +34,7 @@ Seen = dict[str, tuple[Histogram, int]]
 
 def default_folder() -> Path:
     """Under ``GRAPHOPT_CACHE``, else under the user's cache folder."""
-    override = os.environ.get("GRAPHOPT_CACHE")
-    if override:
-        return Path(override) / "calibration"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("graphopt")) / "calibration"
+    return cache_folder("calibration")
 
 
 class Store:

@@ -111,7 +111,7 @@ def _affordable(
     started = time.monotonic()
     session.run({**samples[0], SWITCHES: off}, observed)
     seconds = (time.monotonic() - started) * max(1, len(off))
-    return samples[: max(1, int(most / max(seconds, 1e-6)))]
+    return samples[: max(1, int(min(most / max(seconds, 1e-6), len(samples))))]
 
 
 def smooth_outputs(model: ir.Model) -> list[str]:
@@ -249,9 +249,4 @@ class _Switches:
     def _constant(self, array: facts.Array) -> ir.Value:
         self.counter += 1
         name = f"{SWITCHES}/constant_{self.counter}"
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
+        return ir_model.add_constant(self.graph, name, ir.tensor(array))

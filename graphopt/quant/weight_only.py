@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -11,34 +10,12 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import BlockForms, Scheme, layers_of, weight_slot
-from graphopt.quant.layers import Choice, Setting, choose, judge, noise_of_forms, replaced
-from graphopt.verify.budget import Judgement
+from graphopt.quant.layers import Choice, Found, Setting, choose, judge, noise_of_forms, replaced
 
 MAKER = "quantize-weights"
 ACCURACY_LEVEL = "graphopt.accuracy_level"
 """In the metadata of a product: how precisely ONNX Runtime takes its activations (1 float32, 4 int8)."""
 _SWEEP_SAMPLES = 2
-
-
-@dataclass
-class Found:
-    """What :func:`find` came to.
-
-    Attributes:
-        label: Of the form, in reports.
-        model: The graph; None where nothing held.
-        nearest: The best that did not hold; None where something did.
-        judgement: What either loses.
-        details: For the report.
-        reason: Why there is no result.
-    """
-
-    label: str = ""
-    model: ir.Model | None = None
-    nearest: ir.Model | None = None
-    judgement: Judgement | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
 
 
 def scheme_of(bits: int, block: int = 0, symmetric: bool | None = None) -> Scheme:
