@@ -33,6 +33,7 @@ from graphopt.pipeline.base import Pass
 from graphopt.pipeline.manager import Limits, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
+from graphopt.proposals import SECONDS as SEARCH_SECONDS
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
 from graphopt.report import NOT_RUN, FormTiming, Report
 from graphopt.rewrite import Numerics
@@ -45,6 +46,8 @@ from graphopt.verify.reference import Reference, build_reference
 CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
 _HEAVY_BYTES = 256 << 20
+_WHOLE_SECONDS = 38.0
+"""Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
 _CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
@@ -121,6 +124,7 @@ class Compilation:
         self._stages: dict[str, float] = {}
         self._results: dict[str, ir.Model] = {}
         self._large = False
+        self._started = time.monotonic()
         self._left_out: list[FormTiming] = []
 
     def run(self) -> Outcome:
@@ -138,7 +142,6 @@ class Compilation:
         return outcome
 
     def _run(self) -> Outcome:
-        started = time.monotonic()
         request = self.request
         targets = self._runnable_targets(catalog.targets_of(request.target))
         baseline = self._baseline(targets)
@@ -206,7 +209,7 @@ class Compilation:
         report.verification.enter(selection.comparisons.get(chosen.label))
         evaluation = self._judge_choice(selection, chosen, lossy, proposals, report)
         self._finish_report(report, captured, final, chosen, reference)
-        report.seconds = time.monotonic() - started
+        report.seconds = time.monotonic() - self._started
         report.stages = dict(self._stages)
         manifest = self._manifest(captured, report, chosen, final, dict(by_name[chosen.target][1].machine))
         return Outcome(report, manifest, chosen.folder, reference, evaluation)
@@ -286,8 +289,11 @@ class Compilation:
         """
         budget = self._budget()
         evaluation = evaluate(captured.original_model, dataset, budget, threads=self.request.threads)
+        seconds = budget.seconds
+        if seconds is None:
+            seconds = max(SEARCH_SECONDS, _WHOLE_SECONDS - (time.monotonic() - self._started))
         proposals = Proposals(
-            lossy, budget, dataset, evaluation, len(targets),
+            lossy, budget, dataset, evaluation, seconds, len(targets),
             self.request.threads, self.request.seed, self.progress.stage,
         )  # fmt: skip
         for target, probe in targets:

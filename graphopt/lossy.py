@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,8 @@ class Context:
         deadline: ``time.monotonic()`` after which nothing new is begun.
         progress: Told what is being done.
         weights: Integer weights and corrections that an earlier pass found.
+        rival: Milliseconds of all kernels of the fastest that holds on a target before this one.
+        shared: What passes found on the targets before this one, by a key of their own.
     """
 
     dataset: Dataset
@@ -56,6 +58,8 @@ class Context:
     deadline: float = float("inf")
     progress: Callable[[str], None] = lambda text: None
     weights: Weights = field(default_factory=Weights)
+    rival: float = float("inf")
+    shared: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Proposal:
         reason: Why there is no candidate, where there is none.
         warnings: What is suspicious about the data, for the report.
         best_effort: The best that did not hold, for ``--best-effort``.
+        milliseconds: Of all kernels of the fastest candidate, where they were measured.
     """
 
     candidates: list[Candidate] = field(default_factory=list)
@@ -100,6 +105,7 @@ class Proposal:
     reason: str = ""
     warnings: Sequence[str] = ()
     best_effort: Candidate | None = None
+    milliseconds: float = float("inf")
 
 
 class LossyPass(Pass):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from graphopt.verify.budget import Evaluation, Judgement, Metric
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
+SECONDS = 20.0
+"""For searching, where nothing else is said; more where the compilation has been quick so far."""
 EVALUATED = 48
 EVALUATED_TO_COUNT = 1024
 _EVALUATED_BYTES = 256 << 20
@@ -48,7 +50,7 @@ class Budget:
         max_drop: Share of the original's score that may be lost.
         synthetic: Whether made-up inputs may stand in for data.
         best_effort: Whether the nearest result is handed out where the budget cannot be kept.
-        seconds: Time for searching, on all targets together.
+        seconds: Time for searching, on all targets together; None for what the default leaves.
         memory: Bytes beyond the model that calibration may take.
     """
 
@@ -56,7 +58,7 @@ class Budget:
     max_drop: float
     synthetic: bool = False
     best_effort: bool = False
-    seconds: float = 36.0
+    seconds: float | None = None
     memory: int = MEMORY
 
 
@@ -69,6 +71,7 @@ class Proposals:
         budget: For all of them together.
         dataset: Samples for calibration and judgement.
         evaluation: The held-out ones, with what the original makes of them.
+        seconds: Time for searching.
         targets: How many targets share the time.
         threads, seed, progress: As in the request.
         judged: The evaluation that each form is held to, by label.
@@ -81,6 +84,7 @@ class Proposals:
     budget: Budget
     dataset: Dataset
     evaluation: Evaluation
+    seconds: float = SECONDS
     targets: int = 1
     threads: int = 0
     seed: int = 0
@@ -90,12 +94,14 @@ class Proposals:
     judgements: dict[str, Judgement] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _over_budget: list[str] = field(default_factory=list)
+    _shared: dict[Hashable, Any] = field(default_factory=dict)
+    _fastest: float = field(default=float("inf"), init=False)
     _left: int = field(init=False)
     _deadline: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._left = self.targets
-        self._deadline = time.monotonic() + self.budget.seconds
+        self._deadline = time.monotonic() + self.seconds
 
     def propose(
         self, target: Target, model: ir.Model, folder: Path, legalize: Callable[[ir.Model], ir.Model]
@@ -113,6 +119,7 @@ class Proposals:
             started = time.monotonic()
             proposal = self._run(pass_, kept[-1], target, folder, legalize, record, deadline)
             record.seconds = time.monotonic() - started
+            self._fastest = min(self._fastest, proposal.milliseconds)
             record.details = {"target": target.name, **proposal.details}
             self.warnings += [
                 f"{pass_.name}: {text}"
@@ -265,6 +272,8 @@ class Proposals:
             deadline=deadline,
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
             weights=given.weights,
+            rival=self._fastest,
+            shared=self._shared,
         )
         try:
             return pass_.propose(given.model, context)

@@ -203,6 +203,8 @@ class Selection:
         if not exact:
             return best
         rival = max(exact, key=lambda timing: timing.speedup)
+        if best.low > rival.high * (1 + _CLOSE):
+            return best
         close = [
             timing
             for timing in others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.quant.clipping import AUTO, PERCENTILE, Rule
 from graphopt.quant.kernels import IntegerKernels
-from graphopt.quant.observe import Calibration, Observed, calibrate
+from graphopt.quant.observe import Calibration, Observed, calibrate, graph_key
 from graphopt.quant.place import tensors_to_observe
 from graphopt.quant.prepare import Prepared, StepName, prepare
 from graphopt.quant.store import default_folder
@@ -23,6 +24,8 @@ from graphopt.quant.units import integer_nodes, units_of
 
 _WORK = 10 << 30
 """Work of calibrating by default, in bytes of activations."""
+_SECONDS = 10.0
+_QUICK_SAMPLES = 8
 _SHARE = 0.45
 """Of the time that is left, for preparing; the rest is for the search."""
 
@@ -62,15 +65,25 @@ class CalibrationOptions:
         return iter(context.dataset.calibration(self.samples))
 
     def observe(
-        self, model: ir.Model, kernels: IntegerKernels, context: Context, known: Observed | None = None
-    ) -> Calibration:
-        """Ranges of all tensors of all units of a graph."""
+        self, model: ir.Model, kernels: IntegerKernels, context: Context, known: Observed | None = None, *,
+        quick: bool = False,
+    ) -> Calibration:  # fmt: skip
+        """Ranges of all tensors of all units of a graph.
+
+        Args:
+            known: What was observed of tensors that are as they were.
+            quick: On a few samples, to see whether it is worth more.
+        """
         names = tensors_to_observe(units_of(model, kernels)[0])
         folder = Path(self.cache) if self.cache else default_folder()
+        left = max(context.deadline - time.monotonic(), 0.0)
+        samples = min(self.samples or _QUICK_SAMPLES, _QUICK_SAMPLES) if quick else self.samples
         return calibrate(
-            model, names, context.dataset.calibration(self.samples),
+            model, names, context.dataset.calibration(samples),
             rule=self.rules(kernels)[0], memory=context.memory, threads=context.threads,
-            cache=None if self.cache == "none" else folder, known=known, work=0 if self.samples else _WORK,
+            cache=None if self.cache == "none" or quick else folder, known=known,
+            work=0 if self.samples else _WORK,
+            seconds=math.inf if self.samples else min(_SECONDS, left / 4),
             progress=lambda text: context.progress(f"calibrating, {text}"),
         )  # fmt: skip
 
@@ -80,17 +93,34 @@ class CalibrationOptions:
     ) -> Prepared:  # fmt: skip
         """The graph after these steps, each kept where it helps."""
 
+        key = (
+            self,
+            steps,
+            tuple(rules),
+            kernels.limits,
+            kernels.symmetric,
+            kernels.weight_bits,
+            graph_key(model),
+        )
+        known: Prepared | None = context.shared.get(key) if context.weights.is_empty else None
+        if known is not None:
+            # Another target with such kernels was prepared for before; its units may read other tensors.
+            seen = self.observe(known.model, kernels, context, known.calibration.observed)
+            return replace(known, calibration=known.ranged(seen))
         now = time.monotonic()
         deadline = now + _SHARE * max(context.deadline - now, 0.0)
 
-        def observe(graph: ir.Model, known: Observed | None = None) -> Calibration:
-            return self.observe(graph, kernels, context, known)
+        def observe(graph: ir.Model, known: Observed | None = None, quick: bool = False) -> Calibration:
+            return self.observe(graph, kernels, context, known, quick=quick)
 
-        return prepare(
+        prepared = prepare(
             model, kernels, observe, lambda: self.data(context),
             steps=steps, rules=rules, weights=context.weights, threads=context.threads,
             deadline=deadline, progress=context.progress,
         )  # fmt: skip
+        if context.weights.is_empty:
+            context.shared[key] = prepared
+        return prepared
 
 
 def preparation_details(prepared: Prepared) -> dict[str, Any]:

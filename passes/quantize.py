@@ -118,7 +118,8 @@ class Quantize(LossyPass):
         prepared = options.prepare(model, kernels, context, options.steps, options.rules(kernels))
         search = Search(
             prepared.model, kernels, prepared.calibration, context.evaluation, context.profile,
-            allowed=self._why_kept, weights=prepared.weights, memory=self._memory(prepared, kernels, context),
+            legalize=context.legalize, allowed=self._why_kept, weights=prepared.weights,
+            memory=self._memory(prepared, kernels, context), rival=context.rival,
             deadline=context.deadline, threads=context.threads, progress=context.progress,
         )  # fmt: skip
         found = search.run()
@@ -137,6 +138,13 @@ class Quantize(LossyPass):
             return Proposal(
                 [self._candidate(point, found, search) for point in held[:_MOST_CANDIDATES]],
                 details,
+                warnings=warnings,
+                milliseconds=found.best.milliseconds,
+            )
+        if not found.points and found.fastest > context.rival:
+            return Proposal(
+                reason=f"the fastest mix takes {found.fastest:.2f} ms, and {context.rival:.2f} ms on another target",
+                details=details,
                 warnings=warnings,
             )
         if not found.points:

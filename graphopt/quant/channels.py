@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +15,8 @@ from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.observe import tapped
 from graphopt.verify.session import Session
+
+_LEAST_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,23 @@ class Channels:
 
 
 def observe_channels(
-    model: ir.Model, axes: Mapping[str, int], samples: Iterable[Feeds], *, threads: int = 0
-) -> dict[str, Channels]:
+    model: ir.Model, axes: Mapping[str, int], samples: Iterable[Feeds], *, threads: int = 0,
+    seconds: float = math.inf,
+) -> dict[str, Channels]:  # fmt: skip
     """Look at the channels of tensors over all samples.
 
     Args:
         model: Left as it was.
         axes: The axis of the channels, by tensor name.
+        seconds: After which the rest of the samples is left out; a few are always looked at.
     """
     names = list(axes)
     session = Session(tapped(model, names), optimize="all", threads=threads)
     found: dict[str, Channels] = {}
+    started = time.monotonic()
     for count, feeds in enumerate(samples, 1):
+        if count > _LEAST_SAMPLES and time.monotonic() - started > seconds:
+            break
         for name, array in session.run(feeds, names).items():
             now = _channels(array, axes[name] % array.ndim)
             known = found.get(name)
@@ -95,7 +104,7 @@ def channel_dim(node: ir.Node) -> int:
 
 
 def by_input(node: ir.Node, weight: Array | None = None) -> Array:
-    """A weight as float64 [input channels, everything else]; of a depthwise convolution [channels, window].
+    """A weight as [input channels, everything else]; of a depthwise convolution [channels, window].
 
     Args:
         weight: In place of the node's own, of the same shape.
@@ -103,5 +112,4 @@ def by_input(node: ir.Node, weight: Array | None = None) -> Array:
     array = facts.constant(node.inputs[1]) if weight is None else weight
     axis = input_axis(node)
     assert array is not None and axis is not None
-    moved = np.moveaxis(array.astype(np.float64), axis, 0)
-    return moved.reshape(moved.shape[0], -1)
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)

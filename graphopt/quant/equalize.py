@@ -13,6 +13,7 @@ normalization's scale and bias) and nothing else reads it; else it is a Mul of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ LEAST_GAIN = 1.4
 """A channel is not scaled for less: its factor may cost a node of its own."""
 _MOST_SPREAD = 64.0
 _LEVELS = 255.0
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def equalize(
     operators: frozenset[str] = CONVOLUTIONS | PRODUCTS,
     only: Collection[str] | None = None,
     least_gain: float = LEAST_GAIN,
+    seen: dict[str, Channels] | None = None,
+    seconds: float = math.inf,
     threads: int = 0,
 ) -> list[Equalized]:
     """Scale channels where that is expected to lower the noise of quantization; in place.
@@ -80,6 +84,8 @@ def equalize(
         operators: Readers of the tensors that may be scaled.
         only: Names of the tensors that may be scaled; None for all.
         least_gain: How many times less noise is to be expected.
+        seen: Channels that were observed before, by tensor; what it lacks is observed and added.
+        seconds: For observing.
     """
     units = [unit for unit in units_of(model, kernels)[0] if unit.node.op_type in operators]
     groups = _groups(units)
@@ -87,8 +93,14 @@ def equalize(
         groups = {value: readers for value, readers in groups.items() if value.name in only}
     if not groups:
         return []
-    axes = {value.name or "": channel_dim(units[0].node) for value, units in groups.items()}
-    seen = observe_channels(model, axes, samples, threads=threads)
+    seen = {} if seen is None else seen
+    axes = {
+        name: channel_dim(units[0].node)
+        for value, units in groups.items()
+        if (name := value.name or "") not in seen
+    }
+    if axes:
+        seen |= observe_channels(model, axes, samples, threads=threads, seconds=seconds)
     done: list[Equalized] = []
     for value, units in groups.items():
         channels = seen.get(value.name or "")
@@ -114,7 +126,7 @@ def _groups(units: Sequence[Unit]) -> dict[ir.Value, list[Unit]]:
 
 def _best(units: Sequence[Unit], channels: Channels) -> tuple[float, Array, float] | None:
     """The share to move, the factors [channels], and the expected gain; None where it cannot be told."""
-    matrices = [by_input(unit.node) for unit in units]
+    matrices = [np.abs(by_input(unit.node)) for unit in units]
     spread = np.maximum(np.abs(channels.low), np.abs(channels.high))
     if (
         not np.isfinite(spread).all()
@@ -123,12 +135,14 @@ def _best(units: Sequence[Unit], channels: Channels) -> tuple[float, Array, floa
     ):
         return None
     depthwise = all(is_depthwise(unit.node) for unit in units)
-    weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-    before = _noise(matrices, channels, np.ones_like(spread), depthwise)
+    weights = np.max([matrix.max(axis=1) for matrix in matrices], axis=0).astype(np.float64)
+    squares = [np.square(matrix).sum(axis=1, dtype=np.float64) for matrix in matrices]
+    before = expected_noise(matrices, squares, channels, np.ones_like(spread), depthwise=depthwise)
     best: tuple[float, Array, float] | None = None
     for share in (1.0,) if depthwise else _SHARES[1:]:
         factors = _factors(spread, weights, share)
-        gain = before / max(_noise(matrices, channels, factors, depthwise), 1e-300)
+        noise = expected_noise(matrices, squares, channels, factors, depthwise=depthwise)
+        gain = before / max(noise, 1e-300)
         if best is None or gain > best[2]:
             best = (share, factors, gain)
     return best
@@ -148,25 +162,48 @@ def _factors(spread: Array, weights: Array, share: float) -> Array:
     return np.asarray(np.exp2(np.rint(np.log2(factors))), dtype=np.float64)
 
 
-def _noise(matrices: Sequence[Array], channels: Channels, factors: Array, depthwise: bool) -> float:
-    """Expected power of the noise of rounding, relative to the power of the products, summed over the readers."""
+def expected_noise(
+    matrices: Sequence[Array],
+    squares: Sequence[Array],
+    channels: Channels,
+    factors: Array,
+    *,
+    depthwise: bool,
+) -> float:
+    """Expected power of the noise of rounding, relative to the power of the products, summed over the readers.
+
+    Args:
+        matrices: Magnitudes of the weights [channels, everything else].
+        squares: The sums of squares of their rows.
+    """
     low, high = np.minimum(channels.low * factors, 0).min(), np.maximum(channels.high * factors, 0).max()
     step = (high - low) / _LEVELS
     total = 0.0
-    for matrix in matrices:
-        scaled = matrix / factors[:, None]
-        power = channels.power * factors**2
-        signal = (channels.power[:, None] * matrix**2).sum()
-        by_activation = step**2 / 12 * (scaled**2).sum()
+    power = channels.power * factors**2
+    for matrix, rows in zip(matrices, squares, strict=True):
+        signal = (channels.power * rows).sum()
+        by_activation = step**2 / 12 * (rows / factors**2).sum()
         # One scale for each output channel: a row of a depthwise weight; elsewhere about the largest of all inputs.
-        steps = (
-            np.abs(scaled).max(axis=1, keepdims=True)
-            if depthwise
-            else np.abs(scaled).max(axis=0, keepdims=True)
-        )
-        by_weight = ((steps / (_LEVELS / 2)) ** 2 / 12 * power[:, None] * np.ones_like(scaled)).sum()
+        if depthwise:
+            steps = matrix.max(axis=1) / factors
+            reached = (steps**2 * power).sum() * matrix.shape[1]
+        else:
+            steps = _largest(matrix, factors)
+            reached = (steps**2).sum() * power.sum()
+        by_weight = reached / (_LEVELS / 2) ** 2 / 12
         total += (by_activation + by_weight) / max(signal, 1e-300)
     return float(total)
+
+
+def _largest(matrix: Array, factors: Array) -> Array:
+    """The largest of each column of ``matrix / factors[:, None]``, a piece of rows at a time."""
+    rows = max(1, _PIECE // matrix.shape[1])
+    found = np.zeros(matrix.shape[1], matrix.dtype)
+    inverse = (1.0 / factors).astype(matrix.dtype)[:, None]
+    for start in range(0, len(matrix), rows):
+        piece = slice(start, start + rows)
+        np.maximum(found, (matrix[piece] * inverse[piece]).max(axis=0), out=found)
+    return found.astype(np.float64)
 
 
 def _apply(graph: ir.Graph, value: ir.Value, units: Sequence[Unit], factors: Array) -> tuple[str, ...]:
@@ -285,4 +322,4 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return ir_model.add_constant(graph, fresh, ir.tensor(np.ascontiguousarray(array)))
 
 
-__all__ = ["LEAST_GAIN", "MAKER", "Equalized", "equalize"]
+__all__ = ["LEAST_GAIN", "MAKER", "Equalized", "equalize", "expected_noise"]

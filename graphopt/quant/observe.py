@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,10 +42,13 @@ LEAST_MEMORY = 64_000_000
 # Activations that are not observed, a sample and the histograms take the rest.
 _TAPPED_SHARE = 0.4
 _LEAST_SAMPLES = 24
+_LEAST_IN_TIME = 8
 _WORK_OF_TENSOR = 1 << 19
 """Counting a tensor takes as long as so many bytes, however small it is."""
 _SAVED_EVERY = 15.0
 _WORTH_KEEPING = 2.0
+_PACED_BY = 2
+"""The sample whose time stands for that of all: the first one allocates."""
 _MOST_NAMED = 3
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _UNITS = ("", "K", "M", "G", "T")
@@ -150,6 +154,7 @@ def calibrate(
     known: Observed | None = None,
     progress: Callable[[str], None] = lambda text: None,
     work: int = 0,
+    seconds: float = math.inf,
 ) -> Calibration:
     """Observe tensors and take ranges; arguments and errors as of :func:`observe`.
 
@@ -163,8 +168,9 @@ def calibrate(
     if known is not None and not fresh:
         return replace(known, histograms=kept).calibration(rule or Rule())
     seen = observe(
-        model, fresh, data, memory=memory, threads=threads, cache=cache, progress=progress, work=work
-    )
+        model, fresh, data,
+        memory=memory, threads=threads, cache=cache, progress=progress, work=work, seconds=seconds,
+    )  # fmt: skip
     if known is not None:
         histograms = {name: kept.get(name) or seen.histograms[name] for name in names}
         seen = replace(known, histograms=histograms)
@@ -181,6 +187,7 @@ def observe(
     cache: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
     work: int = 0,
+    seconds: float = math.inf,
 ) -> Observed:
     """Count the numbers in tensors over all samples.
 
@@ -192,14 +199,16 @@ def observe(
         cache: Folder where histograms are kept, for going on after an interruption and for the next time.
         work: Bytes of activations that are looked at, after which the rest of the samples is passed over: every n-th
             is taken, at least 24. 0 takes all.
+        seconds: As ``work``, where samples take longer than their activations let expect; at least 8 are taken.
 
     Raises:
         DataError: There are no samples.
         TargetError: The graph does not run on one.
     """
     survey = _survey(data, hashed=cache is not None, progress=progress)
-    key = "" if cache is None else _key(model, f"{survey.digest} {work}")
-    return _Observation(model, names, data, survey, Store(cache, key), memory, threads, progress, work).run()
+    key = "" if cache is None else graph_key(model, f"{survey.digest} {work} {math.isfinite(seconds)}")
+    store = Store(cache, key)
+    return _Observation(model, names, data, survey, store, memory, threads, progress, work, seconds).run()
 
 
 @dataclass
@@ -272,7 +281,7 @@ def _constant(array: Array, known: float | None) -> float | None:
     return number if known in (None, number) and bool((array == array.flat[0]).all()) else None
 
 
-def _key(model: ir.Model, data: str) -> str:
+def graph_key(model: ir.Model, data: str = "") -> str:
     """Of everything that histograms depend on: a content hash leaves out inner names, by which they are kept."""
     digest = hashlib.sha256(f"{content_hash(model)} {data}".encode())
     for node in model.graph:
@@ -292,6 +301,7 @@ class _Observation:
     threads: int
     progress: Callable[[str], None]
     work: int = 0
+    seconds: float = math.inf
     stride: int = 1
     seen: Seen = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -350,9 +360,11 @@ class _Observation:
         done = min(map(self._done, group))
         taps = Taps(self.model, group, threads=self.threads)
         saved = time.monotonic()
+        taken = 0
         for index, feeds in enumerate(itertools.islice(self.data, done, self.survey.count), done + 1):
             if (index - 1) % self.stride:
                 continue
+            began = time.monotonic()
             for name, array in taps.run(feeds):
                 histogram, samples = self.seen[name]
                 if samples < index:
@@ -360,12 +372,22 @@ class _Observation:
                     counted = histogram.copy()
                     counted.add(array)
                     self.seen[name] = (counted, index)
+            taken += 1
+            if taken == _PACED_BY and clock.group == 0:
+                self._pace((time.monotonic() - began) * clock.groups)
             clock.tick(index - done, self.survey.count - done)
             if time.monotonic() - saved > _SAVED_EVERY:
                 self._keep(started)
                 saved = time.monotonic()
         for name in group:
             self.seen[name] = (self.seen[name][0], self.survey.count)
+
+    def _pace(self, each: float) -> None:
+        """Pass samples over where all of them would take too long, each so many seconds."""
+        while each * self.survey.count / self.stride > self.seconds:
+            if self.survey.count // (2 * self.stride) < _LEAST_IN_TIME:
+                return
+            self.stride *= 2
 
     def _keep(self, started: float) -> None:
         if time.monotonic() - started > _WORTH_KEEPING:
@@ -488,6 +510,7 @@ __all__ = [
     "Taps",
     "activation_bytes",
     "calibrate",
+    "graph_key",
     "in_turns",
     "observe",
     "parse_memory",

@@ -1,17 +1,17 @@
 """What makes a graph lose less when it is quantized, each step kept where it is measured to help.
 
 The order is that of measurement: how ranges are taken decides most. Most of the noise that is left comes from few
-units; one sweep (:mod:`graphopt.quant.sweep`) finds these, and the channels of what they read are equalized where that
-helps them. Then weights are rounded for the inputs that result, and means are corrected for ranges and weights. A step
-is judged with every product of the graph on integers, on calibration samples, by the noise in what goes into the
-outputs.
+units; one sweep (:mod:`graphopt.quant.sweep`) finds these, ranges of what they read and write are tried tensor by
+tensor, and the channels of what they read are equalized where that helps them. Then weights are rounded for the inputs
+that result, and means are corrected for ranges and weights. A step is judged with every product of the graph on
+integers, on calibration samples, by the noise in what goes into the outputs.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -20,14 +20,17 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import model as ir_model
+from graphopt.quant.channels import Channels
 from graphopt.quant.clipping import Rule
 from graphopt.quant.correct import bias_shifts
 from graphopt.quant.equalize import Equalized, equalize
 from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels
 from graphopt.quant.observe import Calibration, Observed, tapped
 from graphopt.quant.place import Weights, place
+from graphopt.quant.ranges import Range
 from graphopt.quant.rounding import round_weight, rounded_weights
-from graphopt.quant.sweep import noise_of_units, smooth_outputs
+from graphopt.quant.sweep import SweepTooLongError, noise_of_units, ranges_by_tensor
+from graphopt.quant.switched import smooth_outputs
 from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
@@ -42,10 +45,15 @@ _LEAST_SHARE = 0.005
 _MOST_NOISY = 24
 _HELPED = 0.7
 _RULE_SECONDS = 4.0
+_MOST_CHOSEN = 12
+_CHOOSE_SAMPLES = 8
+_CHOOSE_SECONDS = 8.0
 _ROUND_SECONDS = 5.0
 _WEIGHTS_COUNT = 6.0
 _ROUND_SAMPLES = 8
 _EQUALIZE_SAMPLES = 32
+_EQUALIZE_SECONDS = 2.0
+_MOST_OVERRUN = 2.5
 _FLOOR = 1e-12
 
 StepName = Literal["equalize", "smooth", "round-weights", "correct-bias"]
@@ -57,8 +65,13 @@ _EQUALIZED: dict[StepName, frozenset[str]] = {"equalize": CONVOLUTIONS, "smooth"
 class Calibrate(Protocol):
     """Observes all tensors of all units of a graph."""
 
-    def __call__(self, model: ir.Model, known: Observed | None = None, /) -> Calibration:
-        """Args: ``known``: what was observed of tensors that are as they were."""
+    def __call__(self, model: ir.Model, known: Observed | None = None, quick: bool = False, /) -> Calibration:
+        """Ranges.
+
+        Args:
+            known: What was observed of tensors that are as they were.
+            quick: On a few samples, to see whether it is worth more.
+        """
 
 
 @dataclass
@@ -88,6 +101,8 @@ class Prepared:
         weights: Rounding and corrections.
         equalized: Tensors whose channels were scaled.
         steps: What was tried.
+        rule: By which ranges are taken; None for the one that they were taken by first.
+        own: Ranges that were found for single tensors.
     """
 
     model: ir.Model
@@ -95,6 +110,13 @@ class Prepared:
     weights: Weights = field(default_factory=Weights)
     equalized: list[Equalized] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    rule: Rule | None = None
+    own: Mapping[str, Range] = field(default_factory=dict)
+
+    def ranged(self, calibration: Calibration) -> Calibration:
+        """What was observed with ranges as they were found to be best."""
+        found = calibration if self.rule is None else calibration.by(self.rule)
+        return replace(found, ranges={**found.ranges, **self.own})
 
 
 def prepare(
@@ -143,22 +165,26 @@ class _Preparation:
         self.samples = self.noise.samples[:_LEAST_SAMPLES]
         self.prepared = prepared
         self.decibels = self.noise.of(prepared)
-        self.rule: Rule | None = None
+        self.channels: dict[str, Channels] = {}
 
     def run(self, steps: Sequence[StepName], rules: Sequence[Rule]) -> Prepared:
-        self.rule = rules[0] if rules else None
+        self.prepared.rule = rules[0] if rules else None
         started = time.monotonic()
         for rule in rules[1:]:
             if self._is_late() or time.monotonic() - started > _RULE_SECONDS:
                 break
             self.progress(f"ranges by {rule}")
-            if self._try(f"ranges by {rule}", calibration=self.prepared.calibration.by(rule)):
-                self.rule = rule
+            calibration = self.prepared.calibration.by(rule)
+            self._try(f"ranges by {rule}", replace(self.prepared, calibration=calibration, rule=rule))
         scaling = [name for name in _EQUALIZED if name in steps and self.prepared.weights.is_empty]
-        if scaling and self.decibels < _QUIET and not self._is_late():
+        by_tensor = len(rules) > 1
+        if (scaling or by_tensor) and self.decibels < _QUIET and not self._is_late():
             noisy = self._noisy()
+            if by_tensor:
+                self._choose_ranges(noisy, rules)
             for name in scaling:
-                self._equalize(name, noisy)
+                if not self._is_late():
+                    self._equalize(name, noisy)
         if "round-weights" in steps and not self._is_late():
             self._round()
         if "correct-bias" in steps and not self._is_late():
@@ -168,8 +194,7 @@ class _Preparation:
     def _is_late(self) -> bool:
         return time.monotonic() > self.deadline
 
-    def _try(self, name: str, **changes: object) -> bool:
-        candidate = replace(self.prepared, **changes)  # type: ignore[arg-type]
+    def _try(self, name: str, candidate: Prepared) -> bool:
         found = self.noise.of(candidate)
         kept = found > self.decibels + _LEAST_GAIN
         self.prepared.steps.append(Step(name, found, self.decibels, kept))
@@ -178,63 +203,105 @@ class _Preparation:
         return kept
 
     def _sweep(self, prepared: Prepared, names: Sequence[str]) -> dict[str, float]:
+        """Noise of each unit alone.
+
+        Raises:
+            SweepTooLongError: There is no time for it.
+        """
+        left = max(self.deadline - time.monotonic(), 0.0)
         return noise_of_units(
             prepared.model, names, prepared.calibration.ranges, self.kernels, self.samples,
-            company=False, threads=self.threads, seconds=_SWEEP_SECONDS,
+            company=False, threads=self.threads, seconds=min(_SWEEP_SECONDS, left / 4), most=_MOST_OVERRUN,
         ).alone  # fmt: skip
 
     def _noisy(self) -> list[str]:
-        """Units that make most of the noise."""
+        """Units that make most of the noise; all where there is no time to find out."""
         self.progress("noise of each unit")
-        found = self._sweep(self.prepared, [unit.name for unit in self._units()])
+        names = [unit.name for unit in self._units()]
+        try:
+            found = self._sweep(self.prepared, names)
+        except SweepTooLongError:
+            return names
         least = sum(found.values()) * _LEAST_SHARE
         loudest = sorted(found, key=lambda name: found[name], reverse=True)[:_MOST_NOISY]
         return [name for name in loudest if found[name] >= least]
 
-    def _calibrated(self, model: ir.Model, known: Observed | None) -> Calibration:
-        """Ranges of a graph by the rules that were found."""
-        found = self.calibrate(model, known)
-        return found if self.rule is None else found.by(self.rule)
+    def _choose_ranges(self, noisy: Sequence[str], rules: Sequence[Rule]) -> None:
+        """Ranges of tensors of noisy units by other rules, each where that lowers the noise."""
+        self.progress("ranges by tensor")
+        units = {unit.name: unit for unit in self._units()}
+        others = [self.prepared.calibration.by(rule).ranges for rule in rules]
+        now = self.prepared.calibration.ranges
+        choices: dict[str, list[Range]] = {}
+        for unit in (units[name] for name in noisy[:_MOST_CHOSEN]):
+            for value in (unit.inputs[0], unit.output):
+                name = value.name or ""
+                found = dict.fromkeys(ranges[name] for ranges in others)
+                choices.setdefault(name, [range_ for range_ in found if range_ != now[name]])
+        samples = self.noise.samples[:_CHOOSE_SAMPLES]
+        left = max(self.deadline - time.monotonic(), 0.0)
+        own = ranges_by_tensor(
+            self.prepared.model, list(units), now, choices, self.kernels, samples,
+            weights=self.prepared.weights, threads=self.threads, seconds=min(_CHOOSE_SECONDS, left / 2),
+        )  # fmt: skip
+        if own:
+            calibration = replace(self.prepared.calibration, ranges={**now, **own})
+            self._try("ranges by tensor", replace(self.prepared, calibration=calibration, own=own))
 
     def _equalize(self, name: StepName, noisy: Sequence[str]) -> None:
         """Scale the channels of what noisy units read, where that lowers the noise of these units."""
         self.progress("equalizing channels" if name == "equalize" else "smoothing channels")
         readers = {unit.name: unit.inputs[0].name or "" for unit in self._units() if unit.name in noisy}
         operators = _EQUALIZED[name]
-        found, everything = self._scaled(operators, set(readers.values()))
+        found, everything = self._scaled(operators, set(readers.values()), quick=True)
         if not found:
             return
-        before = self._sweep(self.prepared, list(readers))
-        after = self._sweep(everything, list(readers))
-        helped = {
-            tensor
-            for tensor in {entry.tensor for entry in found}
-            if sum(after.get(unit, 0.0) for unit, read in readers.items() if read == tensor)
-            < sum(before[unit] for unit, read in readers.items() if read == tensor) * _HELPED
-        }
+        helped = self._helped({entry.tensor for entry in found}, readers, everything)
         if not helped:
             self.prepared.steps.append(Step(name, self.noise.of(everything), self.decibels, False))
             return
-        if helped != {entry.tensor for entry in found}:
-            found, everything = self._scaled(operators, helped)
-        self._try(
-            name, model=everything.model, calibration=everything.calibration, equalized=everything.equalized
-        )
+        found, everything = self._scaled(operators, helped)
+        if self._try(name, everything):
+            for entry in found:
+                for tensor in entry.changed:
+                    self.channels.pop(tensor, None)
 
-    def _scaled(self, operators: frozenset[str], only: set[str]) -> tuple[list[Equalized], Prepared]:
+    def _helped(self, scaled: set[str], readers: Mapping[str, str], everything: Prepared) -> set[str]:
+        """Tensors the readers of which make less noise; all where there is no time to find out."""
+        try:
+            before = self._sweep(self.prepared, list(readers))
+            after = self._sweep(everything, list(readers))
+        except SweepTooLongError:
+            return scaled
+        return {
+            tensor
+            for tensor in scaled
+            if sum(after.get(unit, 0.0) for unit, read in readers.items() if read == tensor)
+            < sum(before[unit] for unit, read in readers.items() if read == tensor) * _HELPED
+        }
+
+    def _scaled(
+        self, operators: frozenset[str], only: set[str], *, quick: bool = False
+    ) -> tuple[list[Equalized], Prepared]:
         scaled = ir_model.clone(self.prepared.model)
         samples = itertools.islice(self.data(), _EQUALIZE_SAMPLES)
-        found = equalize(scaled, self.kernels, samples, operators=operators, only=only, threads=self.threads)
+        found = equalize(
+            scaled, self.kernels, samples,
+            operators=operators, only=only, seen=self.channels, seconds=_EQUALIZE_SECONDS, threads=self.threads,
+        )  # fmt: skip
         if not found:
             return found, self.prepared
-        observed = self.prepared.calibration.observed
+        observed, own = self.prepared.calibration.observed, self.prepared.own
+        changed = {tensor for entry in found for tensor in entry.changed}
+        own = {name: chosen for name, chosen in own.items() if name not in changed}
         if observed is not None:
-            changed = {tensor for entry in found for tensor in entry.changed}
             kept = {name: seen for name, seen in observed.histograms.items() if name not in changed}
             observed = replace(observed, histograms=kept)
-        calibration = self._calibrated(scaled, observed)
-        equalized = [*self.prepared.equalized, *found]
-        return found, replace(self.prepared, model=scaled, calibration=calibration, equalized=equalized)
+        everything = replace(
+            self.prepared, model=scaled, equalized=[*self.prepared.equalized, *found], own=own
+        )
+        everything.calibration = everything.ranged(self.calibrate(scaled, observed, quick))
+        return found, everything
 
     def _round(self) -> None:
         # Nothing is gained where the noise is that of activations: weights would have to be exact to lower it so much.
@@ -245,7 +312,8 @@ class _Preparation:
             threads=self.threads, deadline=time.monotonic() + _ROUND_SECONDS, progress=self.progress,
         )  # fmt: skip
         if rounded:
-            self._try("round-weights", weights=replace(self.prepared.weights, rounded=rounded, scales=scales))
+            weights = replace(self.prepared.weights, rounded=rounded, scales=scales)
+            self._try("round-weights", replace(self.prepared, weights=weights))
 
     def _correct(self) -> None:
         self.progress("correcting biases")
@@ -255,7 +323,7 @@ class _Preparation:
             rounded=weights.rounded, scales=weights.scales, threads=self.threads,
         )  # fmt: skip
         if shifts:
-            self._try("correct-bias", weights=replace(weights, bias=shifts))
+            self._try("correct-bias", replace(self.prepared, weights=replace(weights, bias=shifts)))
 
     def _units(self) -> list[Unit]:
         return _products(self.prepared.model, self.kernels, self.prepared.calibration)

@@ -44,10 +44,11 @@ _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
 _LEAST_NOISE = 1e-6
-_GRACE = 15.0
-"""Seconds beyond the deadline in which a search that has found nothing goes on as it would."""
+_IMPROVING = 0.7
+"""Share of the time after which what holds is not improved any more; the rest is for finding something that does."""
 _CORRECTIONS = 3
 _CLOSE = 0.1
+_OUTRUN = 1.5
 _UNSURE = 0.2
 """Milliseconds below which times of kernels are those of measuring them."""
 _MOST_CORRECTED = 8.0
@@ -83,6 +84,7 @@ class Found:
         refused: Other nodes of their operators, with the reason.
         integer: Units that an integer kernel really formed for, with all on integers.
         interrupted: Whether it was stopped before its end.
+        fastest: Milliseconds of the fastest set, whether it holds or not.
         times: Milliseconds of sets that were measured as a whole: as predicted before, and as measured.
     """
 
@@ -96,6 +98,7 @@ class Found:
     float_milliseconds: float = 0.0
     interrupted: bool = False
     times: dict[frozenset[str], tuple[float, float]] = field(default_factory=dict)
+    fastest: float = float("inf")
 
 
 @dataclass
@@ -108,10 +111,12 @@ class Search:
         calibration: Ranges and sizes of all tensors of all units.
         evaluation: Held-out samples and the budget.
         profile: Kernels that a graph runs on the target; also told a label.
+        legalize: A graph as the target will have it; it runs in ONNX Runtime's CPU provider, whatever the target.
         allowed: Whether a unit may be put on integers at all, or the reason why not.
         weights: Integer weights found by looking at data, in place of rounding to nearest.
         memory: What an earlier search of just this found, and where this one keeps what it finds.
-        deadline: ``time.monotonic()`` after which what was found is not improved any more.
+        rival: Milliseconds of the fastest on another target; what takes much longer is not judged.
+        deadline: ``time.monotonic()`` at which it is to end; later only where nothing was found to hold.
     """
 
     model: ir.Model
@@ -119,16 +124,21 @@ class Search:
     calibration: Calibration
     evaluation: Evaluation
     profile: Profile
+    legalize: Callable[[ir.Model], ir.Model] = lambda model: model
     allowed: Callable[[Unit], str] = lambda unit: ""
     weights: Weights = field(default_factory=Weights)
     memory: Memory = field(default_factory=lambda: Memory(None, ""))
+    rival: float = float("inf")
     deadline: float = float("inf")
     threads: int = 0
     progress: Callable[[str], None] = lambda text: None
     found: Found = field(default_factory=Found, init=False)
+    _late: float = field(default=float("inf"), init=False)
 
     def run(self) -> Found:
         """Search; what was found so far is returned where the user stops it."""
+        now = time.monotonic()
+        self._late = now + _IMPROVING * max(self.deadline - now, 0.0)
         try:
             self._run()
             self.memory.finish()
@@ -146,7 +156,7 @@ class Search:
 
     def judge(self, chosen: Iterable[str]) -> Judgement:
         """What the graph with these units on integers loses on the held-out samples."""
-        session = Session(self.quantized(chosen), optimize="all", threads=self.threads)
+        session = Session(self.legalize(self.quantized(chosen)), optimize="all", threads=self.threads)
         return self.evaluation.judge_while_hopeful(session.run)
 
     def _run(self) -> None:
@@ -161,13 +171,16 @@ class Search:
             return
         # Times of kernels do not add up exactly where a backend fuses: plain sets are candidates as well.
         sets = sorted(dict.fromkeys([*cuts, *self._families()]), key=self._time_of)
+        self.found.fastest = self._time_of(sets[0])
+        if self.found.fastest > self.rival * _OUTRUN:
+            return
         worth = self.found.float_milliseconds * (1 + _CLOSE) + _UNSURE
         for chosen in sets:
             best = self.found.best
             if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):
                 self._try(chosen)
         best = self.found.best
-        if best is not None and (best.chosen == sets[0] or time.monotonic() > self.deadline):
+        if best is not None and (best.chosen == sets[0] or self._is_late()):
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.
@@ -177,6 +190,9 @@ class Search:
             self._enter_noise(noise.alone)
             self._bisect()
 
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._late
+
     def _cuts(self) -> list[frozenset[str]]:
         """The fastest set, as the times of kernels predict it and as measurement of the whole corrects them."""
         sets: list[frozenset[str]] = []
@@ -185,7 +201,7 @@ class Search:
             if not chosen or chosen in sets:
                 break
             sets.append(chosen)
-            if turn == _CORRECTIONS or time.monotonic() > self.deadline:
+            if turn == _CORRECTIONS or self._is_late():
                 break
             costs = self.found.costs
             boundary = conversions(self.found.units, costs, self.kernels, chosen)
@@ -205,7 +221,7 @@ class Search:
         times = self.found.times
         if chosen not in times:
             predicted = self._predicted(chosen)
-            if time.monotonic() > self.deadline:
+            if self._is_late():
                 return predicted
             self.progress(f"time of {len(chosen)} units on integers")
             try:
@@ -329,10 +345,9 @@ class Search:
         distinct = [chosen for chosen in distinct if chosen not in tried and self._promises(chosen)]
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
-            late = time.monotonic() > self.deadline
-            if first >= last or (late and self.found.best is not None):
+            if first >= last or (self._is_late() and self.found.best is not None):
                 return
-            if time.monotonic() > self.deadline + _GRACE:
+            if time.monotonic() > self.deadline:
                 # Nothing holds so far: small sets first.
                 first = max(first, (first + 3 * last) // 4)
             middle = (first + last) // 2

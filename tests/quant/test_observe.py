@@ -262,3 +262,17 @@ def test_sizes_for_people(given: str | int | None, size: int) -> None:
 def test_sizes_that_are_none(given: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_memory(given)
+
+
+def test_samples_are_passed_over_where_they_would_take_too_long(
+    net: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [sample(index) for index in range(100)]
+    assert observe(net, NAMES, many, seconds=60.0).samples == 100
+    # Each sample counts as a second.
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+    short = observe(net, NAMES, many, seconds=20.0)
+    assert 8 <= short.samples <= 20
+    assert "samples were looked at" in short.notes[0]
+    assert observe(net, NAMES, many, seconds=1e-3).samples >= 8

@@ -14,16 +14,17 @@ from graphopt.ir import check
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import Scheme, quantize_blocks
-from graphopt.quant.channels import by_input
+from graphopt.quant.channels import Channels, by_input
 from graphopt.quant.correct import bias_shifts
-from graphopt.quant.equalize import equalize
+from graphopt.quant.equalize import equalize, expected_noise
 from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS
 from graphopt.quant.observe import Calibration, Observed, calibrate
 from graphopt.quant.place import Weights, place, tensors_to_observe
 from graphopt.quant.prepare import STEPS, prepare
 from graphopt.quant.ranges import Range, along, quantize_weight, weight_scales
 from graphopt.quant.rounding import patches, rounded_weights, why_not
-from graphopt.quant.sweep import noise_of_units
+from graphopt.quant.sweep import SweepTooLongError, noise_of_units, ranges_by_tensor
+from graphopt.quant.switched import Switched
 from graphopt.quant.units import units_of
 from graphopt.targets.ort.integers import kernels as ort_kernels
 from graphopt.testing import model_from_text, run
@@ -84,7 +85,8 @@ def data(model: ir.Model, count: int = 6) -> Iterator[dict[str, Array]]:
     return iter([feeds(model, seed) for seed in range(count)])
 
 
-def calibrated(model: ir.Model, known: Observed | None = None) -> Calibration:
+def calibrated(model: ir.Model, known: Observed | None = None, quick: bool = False) -> Calibration:
+    del quick
     return calibrate(model, tensors_to_observe(units_of(model, KERNELS)[0]), list(data(model)), known=known)
 
 
@@ -320,3 +322,61 @@ def test_a_unit_that_undoes_an_error_adds_nothing_in_company() -> None:
     found = noise_of_units(model, names, coarse, KERNELS, list(data(model)))
     assert found.alone[names[0]] > 0
     assert found.company[names[0]] < 0.2 * found.alone[names[0]] + 0.1 * found.alone[names[1]]
+
+
+def test_a_sweep_that_would_take_too_long_is_refused() -> None:
+    model = product_net(1.0)
+    names = [unit.name for unit in units_of(model, KERNELS)[0]]
+    with pytest.raises(SweepTooLongError):
+        noise_of_units(
+            model, names, calibrated(model).ranges, KERNELS, list(data(model)), seconds=1e-9, most=2.0
+        )
+
+
+@pytest.mark.parametrize("model", [conv_net(4.0), product_net(4.0)], ids=["conv", "product"])
+def test_all_switches_on_is_the_quantized_graph(model: ir.Model) -> None:
+    units = units_of(model, KERNELS)[0]
+    names = [unit.name for unit in units]
+    ranges = calibrated(model).ranges
+    switched = Switched(model, names, ranges, KERNELS, Weights(), 1)
+    quantized = ir_model.clone(model)
+    place(quantized, frozenset(names), ranges, KERNELS)
+    given = feeds(model, 0)
+    wanted = run(quantized, given)["y"]
+    step = np.abs(wanted).max() / 100
+    assert np.abs(switched.run(given, ~switched.off)["y"] - wanted).max() <= step
+    np.testing.assert_allclose(switched.run(given, switched.off)["y"], run(model, given)["y"], atol=1e-5)
+
+
+def test_a_range_is_replaced_where_that_lowers_the_noise_and_nowhere_else() -> None:
+    model = product_net(1.0)
+    names = [unit.name for unit in units_of(model, KERNELS)[0]]
+    good = calibrated(model).ranges
+    bad = {**good, "n": Range(100 * good["n"].low, 100 * good["n"].high)}
+    choices = {"y": [Range(-1e4, 1e4)], "n": [Range(1e3 * good["n"].low, 1.0), good["n"], bad["n"]]}
+    samples = list(data(model))
+    assert ranges_by_tensor(model, names, bad, choices, KERNELS, samples) == {"n": good["n"]}
+    assert ranges_by_tensor(model, names, good, choices, KERNELS, samples) == {}
+    assert ranges_by_tensor(model, names, bad, choices, KERNELS, samples, seconds=-1.0) == {}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 30))
+def test_expected_noise_is_summed_as_it_is_written(seed: int, inputs: int, outputs: int) -> None:
+    """Against the noise of each weight, one by one."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((inputs, outputs)) * rng.uniform(0.1, 10, (inputs, 1))
+    low, high = -rng.uniform(0, 2, inputs), rng.uniform(0, 2, inputs)
+    channels = Channels(low, high, rng.standard_normal(inputs), rng.uniform(0.1, 2, inputs))
+    factors = np.exp2(rng.integers(-3, 4, inputs))
+    step = (max(0, (high * factors).max()) - min(0, (low * factors).min())) / 255
+    by_column = np.abs(weight / factors[:, None]).max(axis=0) / 127.5
+    signal = noise = 0.0
+    for row in range(inputs):
+        for column in range(outputs):
+            signal += channels.power[row] * weight[row, column] ** 2
+            noise += step**2 / 12 * (weight[row, column] / factors[row]) ** 2
+            noise += by_column[column] ** 2 / 12 * channels.power[row] * factors[row] ** 2
+    squares = [np.square(weight).sum(axis=1)]
+    found = expected_noise([np.abs(weight)], squares, channels, factors, depthwise=False)
+    assert found == pytest.approx(noise / signal, rel=1e-9)
