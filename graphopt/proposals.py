@@ -39,6 +39,8 @@ _EVALUATED_SECONDS = 2.0
 _SECONDS_TO_COUNT = 5.0
 _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
+_SHARE_OF_FIRST = 0.6
+"""Of the time, for one of several targets: what prepares for it prepares for the others too."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Proposals:
         kept: list[Candidate] = [Candidate("", model)]
         # What a target leaves of its time the next ones have.
         now = time.monotonic()
-        deadline = now + max(self._deadline - now, 0.0) / max(self._left, 1)
+        share = 1.0 if self._left < 2 else max(_SHARE_OF_FIRST, 1 / self._left)
+        deadline = now + max(self._deadline - now, 0.0) * share
         self._left -= 1
         for pass_ in self.passes:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))

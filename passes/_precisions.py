@@ -60,6 +60,7 @@ def proposal_of(found: Found, *, compact: bool = False) -> Proposal:
         found.details,
         "" if found.model is not None else found.reason,
         best_effort=nearest[0] if nearest else None,
+        milliseconds=found.milliseconds,
     )
 
 

@@ -100,7 +100,8 @@ class Quantize(LossyPass):
             proposal = quick
         else:
             try:
-                proposal = _both(self._static(model, context, context.kernels), quick)
+                rival = min(context.rival, quick.milliseconds)
+                proposal = _both(self._static(model, replace(context, rival=rival), context.kernels), quick)
             except KeyboardInterrupt:
                 if not quick.candidates:
                     raise
@@ -191,6 +192,7 @@ def _both(static: Proposal, quick: Proposal) -> Proposal:
         details={**static.details, **quick.details},
         reason="" if static.candidates or quick.candidates else static.reason or quick.reason,
         best_effort=static.best_effort or quick.best_effort,
+        milliseconds=min(static.milliseconds, quick.milliseconds),
     )
 
 

@@ -97,6 +97,8 @@ def find(
         units=tuple(Unit((node,), "compute") for node in nodes if node.name in chosen),
         details=_details(nodes, chosen, choice, refused, slow, floats, integers, total),
     )
+    if best is not None and setting.runnable:
+        found.milliseconds = total - sum(usable[name] for name in chosen)
     if choice.points:
         found.judgement = (best or choice.nearest).judgement
     if not choice.points:

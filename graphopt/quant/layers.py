@@ -186,6 +186,7 @@ class Found:
         units: The layers that the result has on integers.
         details: For the report.
         reason: Why there is no result.
+        milliseconds: Of all kernels of the result, as predicted; infinite where nothing could be measured.
     """
 
     label: str = ""
@@ -195,6 +196,7 @@ class Found:
     units: tuple[Unit, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    milliseconds: float = float("inf")
 
 
 class Setting(Protocol):

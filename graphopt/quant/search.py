@@ -33,13 +33,14 @@ from graphopt.quant.memory import Memory
 from graphopt.quant.observe import Calibration
 from graphopt.quant.place import Weights, place
 from graphopt.quant.ranges import Range
-from graphopt.quant.sweep import SECONDS, Noise, noise_of_units
+from graphopt.quant.sweep import SECONDS, Noise, SweepTooLongError, noise_of_units
 from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.session import Session
 
 _SWEEP_SAMPLES = 6
 _SWEEP_SHARE = 0.4
+_LEAST_SECONDS = 2.0
 _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
@@ -48,7 +49,8 @@ _IMPROVING = 0.7
 """Share of the time after which what holds is not improved any more; the rest is for finding something that does."""
 _CORRECTIONS = 3
 _CLOSE = 0.1
-_OUTRUN = 1.5
+_OUTRUN = 1.25
+_MOST_OVERRUN = 1.5
 _UNSURE = 0.2
 """Milliseconds below which times of kernels are those of measuring them."""
 _MOST_CORRECTED = 8.0
@@ -174,24 +176,31 @@ class Search:
         self.found.fastest = self._time_of(sets[0])
         if self.found.fastest > self.rival * _OUTRUN:
             return
-        worth = self.found.float_milliseconds * (1 + _CLOSE) + _UNSURE
+        worth = min(self.found.float_milliseconds * (1 + _CLOSE) + _UNSURE, self.rival * _OUTRUN)
         for chosen in sets:
             best = self.found.best
+            if self._may_stop():
+                break
             if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):
                 self._try(chosen)
         best = self.found.best
-        if best is not None and (best.chosen == sets[0] or self._is_late()):
+        if self._may_stop() or (best is not None and (best.chosen == sets[0] or self._is_late())):
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.
-        self._enter_noise(noise.company)
+        self._enter_noise(noise.company or noise.alone)
         self._bisect()
-        if self.found.best is None:
+        if self.found.best is None and noise.company:
             self._enter_noise(noise.alone)
             self._bisect()
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._late
+
+    def _may_stop(self) -> bool:
+        """Whether the time is up, and something holds, here or on another target."""
+        holds = self.found.best is not None or self.rival < float("inf")
+        return holds and time.monotonic() > self.deadline
 
     def _cuts(self) -> list[frozenset[str]]:
         """The fastest set, as the times of kernels predict it and as measurement of the whole corrects them."""
@@ -319,13 +328,20 @@ class Search:
             return known
         names = [unit.name for unit in self.found.units]
         samples: list[Feeds] = list(itertools.islice(self.evaluation.feeds, _SWEEP_SAMPLES))
-        noise = noise_of_units(
-            self.model, names, self.calibration.ranges, self.kernels, samples,
-            weights=self.weights, threads=self.threads, progress=self.progress,
-            seconds=min(SECONDS, _SWEEP_SHARE * max(self.deadline - time.monotonic(), 0.0)),
-        )  # fmt: skip
-        self.memory.noise = noise
-        return noise
+        seconds = min(SECONDS, max(_SWEEP_SHARE * (self.deadline - time.monotonic()), _LEAST_SECONDS))
+        for company in (True, False):
+            try:
+                noise = noise_of_units(
+                    self.model, names, self.calibration.ranges, self.kernels, samples,
+                    weights=self.weights, company=company, threads=self.threads,
+                    seconds=seconds, most=_MOST_OVERRUN, progress=self.progress,
+                )  # fmt: skip
+            except SweepTooLongError:
+                continue
+            self.memory.noise = noise
+            return noise
+        # A unit as loud as the other: what saves most time goes first.
+        return Noise(dict.fromkeys(names, 1.0), {})
 
     def _enter_noise(self, noise: dict[str, float]) -> None:
         self.found.noise = noise
@@ -345,7 +361,7 @@ class Search:
         distinct = [chosen for chosen in distinct if chosen not in tried and self._promises(chosen)]
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
-            if first >= last or (self._is_late() and self.found.best is not None):
+            if first >= last or self._may_stop() or (self._is_late() and self.found.best is not None):
                 return
             if time.monotonic() > self.deadline:
                 # Nothing holds so far: small sets first.
@@ -358,7 +374,9 @@ class Search:
 
     def _promises(self, chosen: frozenset[str]) -> bool:
         """Whether a set may be faster than the best so far."""
-        return self.found.best is None or self._predicted(chosen) < self.found.best.milliseconds
+        best = self.found.best
+        least = self.rival * _OUTRUN if best is None else best.milliseconds
+        return self._predicted(chosen) < least
 
 
 def usable_units(

@@ -24,6 +24,10 @@ DEFAULT_METRIC = "sqnr"
 DEFAULT_DROP = 0.01
 LEAST_DECIBELS = 20.0
 HOPELESS_DECIBELS = 1.0
+_SURE = 3.0
+"""Standard errors by which some of the samples may differ from all of them."""
+_RESOLVED = 0.5
+"""Share of the budget up to which a standard error shows that the samples tell drops as small as the budget."""
 _FIRST = 8
 _GROUPS = 10
 CONTINUOUS = frozenset({"sqnr", "cosine", "f1"})
@@ -268,15 +272,35 @@ class Evaluation:
         return rows * self.allowed < 1
 
     def judge_while_hopeful(self, run: Callable[[Feeds], Feeds]) -> Judgement:
-        """As :meth:`judge`; a model that makes little but noise of some samples is not run on the others."""
+        """As :meth:`judge`; a model that has no chance on some samples is not run on the others."""
         step = max(1, len(self.feeds) // _FIRST)
         outputs = {index: run(self.feeds[index]) for index in range(0, len(self.feeds), step)}
         decibels = _decibels(list(outputs.values()), [self.references[index] for index in outputs])
         if decibels < HOPELESS_DECIBELS:
             return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
+        if len(outputs) < len(self.feeds):
+            some = self._on_some(outputs)
+            if some is not None:
+                return some
         rest = (index for index in range(len(self.feeds)) if index not in outputs)
         outputs.update({index: run(self.feeds[index]) for index in rest})
         return self.judge([outputs[index] for index in range(len(self.feeds))])
+
+    def _on_some(self, outputs: Mapping[int, Feeds]) -> Judgement | None:
+        """What a model loses on the samples of these indices, where it is far beyond the budget; else None."""
+        kept = list(outputs)
+        results = list(outputs.values())
+        try:
+            some = Evaluation(
+                [self.feeds[index] for index in kept], [self.references[index] for index in kept],
+                [self.labels[index] for index in kept], self.metric, self.allowed, self.held_out,
+            )  # fmt: skip
+            judgement = some.judge(results)
+        except UsageError:
+            # A metric that needs all samples.
+            return None
+        spread = _SURE * some._error(results) if self.metric.counts else _SURE * self.allowed
+        return judgement if judgement.drop - spread > self.allowed else None
 
     def judge(self, outputs: Sequence[Feeds]) -> Judgement:
         """What a model that makes these outputs loses."""
@@ -286,8 +310,9 @@ class Evaluation:
         value = self.metric.score(outputs, self.references, self.labels)
         drop = float((self.original - value) / (abs(self.original) or 1.0))
         error = self._error(outputs) if self.metric.counts and drop <= self.allowed else 0.0
-        # Also where the error is no number.
-        needed = LEAST_DECIBELS if self.is_coarse or not error <= self.allowed else 0.0
+        # Without any difference there is no error either: then rows are counted. An error that is no number is none.
+        coarse = self.is_coarse and not 0 < error <= _RESOLVED * self.allowed
+        needed = LEAST_DECIBELS if coarse or not error <= self.allowed else 0.0
         return Judgement(float(value), self.original, drop, self.allowed, decibels, needed, error)
 
     def _error(self, outputs: Sequence[Feeds]) -> float:
