@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from graphopt import artifact, catalog
+from graphopt import artifact, catalog, interrupt
 from graphopt._version import __version__
 from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
@@ -564,6 +564,7 @@ class Compilation:
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
+        interrupt.check()
         self.progress.stage(name)
         started = time.monotonic()
         try:

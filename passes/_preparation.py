@@ -26,6 +26,8 @@ _WORK = 10 << 30
 """Work of calibrating by default, in bytes of activations."""
 _SECONDS = 10.0
 _QUICK_SAMPLES = 8
+_MOST_OTHERS = 0.1
+"""Share of products that may be another target's alone, for what prepares the graph to be taken over."""
 _SHARE = 0.45
 """Of the time that is left, for preparing; the rest is for the search."""
 
@@ -93,6 +95,7 @@ class CalibrationOptions:
     ) -> Prepared:  # fmt: skip
         """The graph after these steps, each kept where it helps."""
 
+        products = frozenset(unit.name for unit in units_of(model, kernels)[0] if unit.kind == "compute")
         key = (
             self,
             steps,
@@ -102,9 +105,12 @@ class CalibrationOptions:
             kernels.weight_bits,
             graph_key(model),
         )
-        known: Prepared | None = context.shared.get(key) if context.weights.is_empty else None
-        if known is not None:
-            # Another target with such kernels was prepared for before; its units may read other tensors.
+        # Weights that an earlier pass found are this target's own.
+        own = not context.weights.is_empty
+        before: tuple[Prepared, frozenset[str]] | None = None if own else context.shared.get(key)
+        if before is not None and len(products - before[1]) <= _MOST_OTHERS * len(products):
+            # Another target with such kernels was prepared for; its units may read other tensors.
+            known = before[0]
             seen = self.observe(known.model, kernels, context, known.calibration.observed)
             return replace(known, calibration=known.ranged(seen))
         now = time.monotonic()
@@ -118,8 +124,9 @@ class CalibrationOptions:
             steps=steps, rules=rules, weights=context.weights, threads=context.threads,
             deadline=deadline, progress=context.progress,
         )  # fmt: skip
-        if context.weights.is_empty:
-            context.shared[key] = prepared
+        prepared.target = context.target
+        if not own:
+            context.shared[key] = prepared, products
         return prepared
 
 
@@ -133,6 +140,7 @@ def preparation_details(prepared: Prepared) -> dict[str, Any]:
             "warnings": list(prepared.calibration.warnings),
         },
         "steps": [vars(step) for step in prepared.steps],
+        "prepared_for": prepared.target,
         "equalized": [{**vars(entry), "readers": list(entry.readers)} for entry in prepared.equalized],
     }
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt import interrupt
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.passes._precisions import (
     dynamic_int8,
@@ -105,6 +106,7 @@ class Quantize(LossyPass):
             except KeyboardInterrupt:
                 if not quick.candidates:
                     raise
+                interrupt.taken()
                 quick.details["static"] = "stopped"
                 proposal = quick
         if tables:
@@ -140,9 +142,9 @@ class Quantize(LossyPass):
                 [self._candidate(point, found, search) for point in held[:_MOST_CANDIDATES]],
                 details,
                 warnings=warnings,
-                milliseconds=found.best.milliseconds,
+                milliseconds=found.times.get(found.best.chosen, (0.0, float("inf")))[1],
             )
-        if not found.points and found.fastest > context.rival:
+        if not found.points and context.rival < found.fastest < float("inf"):
             return Proposal(
                 reason=f"the fastest mix takes {found.fastest:.2f} ms, and {context.rival:.2f} ms on another target",
                 details=details,
@@ -225,7 +227,7 @@ def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[
                 "reason": "" if unit.name in chosen else _why_float(unit, found),
                 "float_ms": costs.floats.get(unit.name),
                 "int8_ms": costs.integers.get(unit.name),
-                "noise": found.noise.get(unit.name),
+                "noise": None if found.guessed else found.noise.get(unit.name),
             }
         )
     for name, reason in {**found.refused, **found.slow}.items():

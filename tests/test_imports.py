@@ -18,7 +18,7 @@ PACKAGE = ROOT / "graphopt"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("install",),
-    ("errors", "_version", "machine", "cache"),
+    ("errors", "_version", "machine", "cache", "interrupt"),
     ("ir",),
     ("rewrite", "data", "capture"),
     ("verify", "models"),
@@ -46,7 +46,17 @@ HEAVY = {
 }
 PASSES_MAY_IMPORT = tuple(
     f"graphopt.{name}"
-    for name in ("errors", "ir", "rewrite", "pipeline.base", "data.interface", "lossy", "quant", "passes._")
+    for name in (
+        "errors",
+        "interrupt",
+        "ir",
+        "rewrite",
+        "pipeline.base",
+        "data.interface",
+        "lossy",
+        "quant",
+        "passes._",
+    )
 )
 
 

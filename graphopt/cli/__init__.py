@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from graphopt import interrupt
 from graphopt.cli._options import Settings, debug_option
 from graphopt.errors import GraphoptError, UnknownNameError
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read here as well: a command line that cannot be parsed never comes to its options.
     settings = Settings(debug="--debug" in args, json="--json" in args)
     try:
-        with _termination_unwinds(), _quiet_warnings():
+        with _termination_unwinds(), interrupt.noted(), _quiet_warnings():
             try:
                 code = app.main(args, prog_name="graphopt", standalone_mode=False, obj=settings)
                 sys.stdout.flush()

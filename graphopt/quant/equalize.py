@@ -73,7 +73,7 @@ def equalize(
     operators: frozenset[str] = CONVOLUTIONS | PRODUCTS,
     only: Collection[str] | None = None,
     least_gain: float = LEAST_GAIN,
-    seen: dict[str, Channels] | None = None,
+    seen: dict[tuple[str, int], Channels] | None = None,
     seconds: float = math.inf,
     threads: int = 0,
 ) -> list[Equalized]:
@@ -84,7 +84,7 @@ def equalize(
         operators: Readers of the tensors that may be scaled.
         only: Names of the tensors that may be scaled; None for all.
         least_gain: How many times less noise is to be expected.
-        seen: Channels that were observed before, by tensor; what it lacks is observed and added.
+        seen: Channels that were observed before, by tensor and axis; what it lacks is observed and added.
         seconds: For observing.
     """
     units = [unit for unit in units_of(model, kernels)[0] if unit.node.op_type in operators]
@@ -94,21 +94,19 @@ def equalize(
     if not groups:
         return []
     seen = {} if seen is None else seen
-    axes = {
-        name: channel_dim(units[0].node)
-        for value, units in groups.items()
-        if (name := value.name or "") not in seen
-    }
-    if axes:
-        seen |= observe_channels(model, axes, samples, threads=threads, seconds=seconds)
+    axes = {value.name or "": channel_dim(units[0].node) for value, units in groups.items()}
+    fresh = {name: axis for name, axis in axes.items() if (name, axis) not in seen}
+    if fresh:
+        found = observe_channels(model, fresh, samples, threads=threads, seconds=seconds)
+        seen |= {(name, fresh[name]): channels for name, channels in found.items()}
     done: list[Equalized] = []
     for value, units in groups.items():
-        channels = seen.get(value.name or "")
-        found = None if channels is None else _best(units, channels)
+        channels = seen.get((value.name or "", axes[value.name or ""]))
+        best = None if channels is None else _best(units, channels)
         # A gain that is no number is none.
-        if found is None or not found[2] >= least_gain:
+        if best is None or not best[2] >= least_gain:
             continue
-        share, factors, gain = found
+        share, factors, gain = best
         changed = _apply(model.graph, value, units, factors)
         readers = tuple(unit.name for unit in units)
         done.append(Equalized(value.name or "", readers, share, gain, bool(changed), changed))

@@ -28,7 +28,7 @@ from graphopt.quant.ranges import Range
 from graphopt.quant.sweep import Noise
 from graphopt.verify.budget import Evaluation, Judgement
 
-_FORMAT = 2
+_FORMAT = 3
 _MOST_FILES = 200
 
 
@@ -101,7 +101,9 @@ class Memory:
         return Judgement(**{**found, "allowed": allowed})
 
     def judged(self, chosen: frozenset[str], judgement: Judgement) -> None:
-        """Keep what a set of units scored."""
+        """Keep what a set of units scored; on all samples, for another budget may need them."""
+        if judgement.some:
+            return
         self._content.setdefault("judged", {})[_name(chosen)] = asdict(judgement)
         self._write()
 

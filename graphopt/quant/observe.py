@@ -47,8 +47,6 @@ _WORK_OF_TENSOR = 1 << 19
 """Counting a tensor takes as long as so many bytes, however small it is."""
 _SAVED_EVERY = 15.0
 _WORTH_KEEPING = 2.0
-_PACED_BY = 2
-"""The sample whose time stands for that of all: the first one allocates."""
 _MOST_NAMED = 3
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _UNITS = ("", "K", "M", "G", "T")
@@ -303,12 +301,15 @@ class _Observation:
     work: int = 0
     seconds: float = math.inf
     stride: int = 1
+    paced: bool = False
+    looked: int = 0
+    kept: Seen = field(default_factory=dict)
     seen: Seen = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> Observed:
-        kept = self.store.load()
-        self.seen = {name: kept.get(name, (Histogram(), 0)) for name in self.names}
+        self.kept = self.store.load()
+        self.seen = {name: self.kept.get(name, (Histogram(), 0)) for name in self.names}
         todo = [name for name in self.names if self._done(name) < self.survey.count]
         sizes = self._sizes() if todo or self.work else {}
         if self.work:
@@ -327,10 +328,10 @@ class _Observation:
             if groups:
                 self._keep(started)
         histograms = {name: self.seen[name][0] for name in self.names}
-        taken = -(-self.survey.count // self.stride)
+        taken = self.looked if self.paced else -(-self.survey.count // self.stride)
         if self.stride > 1:
             self.notes.append(
-                f"{taken} of {self.survey.count} samples were looked at, every {self.stride}th: "
+                f"{taken} of {self.survey.count} samples were looked at, evenly spread: "
                 "the option 'samples' takes more"
             )
         return Observed(histograms, taken, self.notes, self.survey.warnings, max(1, len(groups)))
@@ -360,11 +361,10 @@ class _Observation:
         done = min(map(self._done, group))
         taps = Taps(self.model, group, threads=self.threads)
         saved = time.monotonic()
-        taken = 0
+        taken, began = 0, saved
         for index, feeds in enumerate(itertools.islice(self.data, done, self.survey.count), done + 1):
             if (index - 1) % self.stride:
                 continue
-            began = time.monotonic()
             for name, array in taps.run(feeds):
                 histogram, samples = self.seen[name]
                 if samples < index:
@@ -373,8 +373,13 @@ class _Observation:
                     counted.add(array)
                     self.seen[name] = (counted, index)
             taken += 1
-            if taken == _PACED_BY and clock.group == 0:
-                self._pace((time.monotonic() - began) * clock.groups)
+            if clock.group == 0:
+                # Reading a sample and passing others over takes time too; the first one allocates.
+                if taken == 1:
+                    began = time.monotonic()
+                else:
+                    self._pace((time.monotonic() - began) / (taken - 1) * clock.groups)
+                self.looked = taken
             clock.tick(index - done, self.survey.count - done)
             if time.monotonic() - saved > _SAVED_EVERY:
                 self._keep(started)
@@ -388,10 +393,12 @@ class _Observation:
             if self.survey.count // (2 * self.stride) < _LEAST_IN_TIME:
                 return
             self.stride *= 2
+            self.paced = True
 
     def _keep(self, started: float) -> None:
-        if time.monotonic() - started > _WORTH_KEEPING:
-            problem = self.store.save(self.seen)
+        # With more time more would be looked at: what was paced is not kept as if it were all.
+        if time.monotonic() - started > _WORTH_KEEPING and not self.paced:
+            problem = self.store.save({**self.kept, **self.seen})
             if problem and problem not in self.notes:
                 self.notes.append(problem)
 

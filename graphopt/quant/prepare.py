@@ -10,6 +10,7 @@ integers, on calibration samples, by the noise in what goes into the outputs.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from graphopt.quant.observe import Calibration, Observed, tapped
 from graphopt.quant.place import Weights, place
 from graphopt.quant.ranges import Range
 from graphopt.quant.rounding import round_weight, rounded_weights
-from graphopt.quant.sweep import SweepTooLongError, noise_of_units, ranges_by_tensor
+from graphopt.quant.sweep import Noise, SweepTooLongError, noise_of_units, ranges_by_tensor
 from graphopt.quant.switched import smooth_outputs
 from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import noise_share
@@ -103,6 +104,7 @@ class Prepared:
         steps: What was tried.
         rule: By which ranges are taken; None for the one that they were taken by first.
         own: Ranges that were found for single tensors.
+        target: On whose kernels the steps were measured; others with such kernels take them over.
     """
 
     model: ir.Model
@@ -112,6 +114,7 @@ class Prepared:
     steps: list[Step] = field(default_factory=list)
     rule: Rule | None = None
     own: Mapping[str, Range] = field(default_factory=dict)
+    target: str = ""
 
     def ranged(self, calibration: Calibration) -> Calibration:
         """What was observed with ranges as they were found to be best."""
@@ -165,7 +168,7 @@ class _Preparation:
         self.samples = self.noise.samples[:_LEAST_SAMPLES]
         self.prepared = prepared
         self.decibels = self.noise.of(prepared)
-        self.channels: dict[str, Channels] = {}
+        self.channels: dict[tuple[str, int], Channels] = {}
 
     def run(self, steps: Sequence[StepName], rules: Sequence[Rule]) -> Prepared:
         self.prepared.rule = rules[0] if rules else None
@@ -180,10 +183,10 @@ class _Preparation:
         by_tensor = len(rules) > 1
         if (scaling or by_tensor) and self.decibels < _QUIET and not self._is_late():
             noisy = self._noisy()
-            if by_tensor:
+            if by_tensor and noisy and not self._is_late():
                 self._choose_ranges(noisy, rules)
             for name in scaling:
-                if not self._is_late():
+                if noisy and not self._is_late():
                     self._equalize(name, noisy)
         if "round-weights" in steps and not self._is_late():
             self._round()
@@ -202,26 +205,31 @@ class _Preparation:
             self.prepared, self.decibels = candidate, found
         return kept
 
-    def _sweep(self, prepared: Prepared, names: Sequence[str]) -> dict[str, float]:
+    def _sweep(self, prepared: Prepared, names: Sequence[str], samples: int = 0) -> Noise:
         """Noise of each unit alone.
+
+        Args:
+            samples: As many, to be compared with an earlier sweep; 0 for as many as there is time for.
 
         Raises:
             SweepTooLongError: There is no time for it.
         """
         left = max(self.deadline - time.monotonic(), 0.0)
+        seconds, most = (math.inf, math.inf) if samples else (min(_SWEEP_SECONDS, left / 4), _MOST_OVERRUN)
         return noise_of_units(
-            prepared.model, names, prepared.calibration.ranges, self.kernels, self.samples,
-            company=False, threads=self.threads, seconds=min(_SWEEP_SECONDS, left / 4), most=_MOST_OVERRUN,
-        ).alone  # fmt: skip
+            prepared.model, names, prepared.calibration.ranges, self.kernels,
+            self.samples[:samples] if samples else self.samples,
+            company=False, threads=self.threads, seconds=seconds, most=most,
+        )  # fmt: skip
 
     def _noisy(self) -> list[str]:
-        """Units that make most of the noise; all where there is no time to find out."""
+        """Units that make most of the noise; none where there is no time to find out."""
         self.progress("noise of each unit")
         names = [unit.name for unit in self._units()]
         try:
-            found = self._sweep(self.prepared, names)
+            found = self._sweep(self.prepared, names).alone
         except SweepTooLongError:
-            return names
+            return []
         least = sum(found.values()) * _LEAST_SHARE
         loudest = sorted(found, key=lambda name: found[name], reverse=True)[:_MOST_NOISY]
         return [name for name in loudest if found[name] >= least]
@@ -256,26 +264,27 @@ class _Preparation:
         found, everything = self._scaled(operators, set(readers.values()), quick=True)
         if not found:
             return
-        helped = self._helped({entry.tensor for entry in found}, readers, everything)
+        helped = self._helped(found, readers, everything)
         if not helped:
             self.prepared.steps.append(Step(name, self.noise.of(everything), self.decibels, False))
             return
         found, everything = self._scaled(operators, helped)
         if self._try(name, everything):
-            for entry in found:
-                for tensor in entry.changed:
-                    self.channels.pop(tensor, None)
+            changed = {tensor for entry in found for tensor in entry.changed}
+            self.channels = {key: seen for key, seen in self.channels.items() if key[0] not in changed}
 
-    def _helped(self, scaled: set[str], readers: Mapping[str, str], everything: Prepared) -> set[str]:
-        """Tensors the readers of which make less noise; all where there is no time to find out."""
+    def _helped(
+        self, found: Sequence[Equalized], readers: Mapping[str, str], everything: Prepared
+    ) -> set[str]:
+        """Tensors the readers of which make less noise; where there is no time to find out, those without a Mul."""
         try:
-            before = self._sweep(self.prepared, list(readers))
-            after = self._sweep(everything, list(readers))
+            first = self._sweep(self.prepared, list(readers))
+            before, after = first.alone, self._sweep(everything, list(readers), first.samples).alone
         except SweepTooLongError:
-            return scaled
+            return {entry.tensor for entry in found if entry.folded}
         return {
             tensor
-            for tensor in scaled
+            for tensor in {entry.tensor for entry in found}
             if sum(after.get(unit, 0.0) for unit, read in readers.items() if read == tensor)
             < sum(before[unit] for unit, read in readers.items() if read == tensor) * _HELPED
         }

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import interrupt
 from graphopt.data.interface import Feeds
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
@@ -87,6 +88,7 @@ class Found:
         integer: Units that an integer kernel really formed for, with all on integers.
         interrupted: Whether it was stopped before its end.
         fastest: Milliseconds of the fastest set, whether it holds or not.
+        guessed: Whether there was no time to measure noise, and all units count alike.
         times: Milliseconds of sets that were measured as a whole: as predicted before, and as measured.
     """
 
@@ -101,6 +103,7 @@ class Found:
     interrupted: bool = False
     times: dict[frozenset[str], tuple[float, float]] = field(default_factory=dict)
     fastest: float = float("inf")
+    guessed: bool = False
 
 
 @dataclass
@@ -147,6 +150,7 @@ class Search:
         except KeyboardInterrupt:
             if self.found.best is None:
                 raise
+            interrupt.taken()
             self.found.interrupted = True
         return self.found
 
@@ -184,7 +188,9 @@ class Search:
             if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):
                 self._try(chosen)
         best = self.found.best
-        if self._may_stop() or (best is not None and (best.chosen == sets[0] or self._is_late())):
+        if best is not None and (best.chosen == sets[0] or self._is_late()):
+            return
+        if self.rival < float("inf") and time.monotonic() > self.deadline:
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.
@@ -198,8 +204,8 @@ class Search:
         return time.monotonic() > self._late
 
     def _may_stop(self) -> bool:
-        """Whether the time is up, and something holds, here or on another target."""
-        holds = self.found.best is not None or self.rival < float("inf")
+        """Whether the time is up, and nothing is known that would be faster than what holds here or elsewhere."""
+        holds = self.found.best is not None or self.found.fastest >= self.rival
         return holds and time.monotonic() > self.deadline
 
     def _cuts(self) -> list[frozenset[str]]:
@@ -338,9 +344,11 @@ class Search:
                 )  # fmt: skip
             except SweepTooLongError:
                 continue
-            self.memory.noise = noise
+            if company:
+                self.memory.noise = noise
             return noise
-        # A unit as loud as the other: what saves most time goes first.
+        # One unit counts as much as the other: what saves most time goes first.
+        self.found.guessed = True
         return Noise(dict.fromkeys(names, 1.0), {})
 
     def _enter_noise(self, noise: dict[str, float]) -> None:
@@ -361,7 +369,9 @@ class Search:
         distinct = [chosen for chosen in distinct if chosen not in tried and self._promises(chosen)]
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
-            if first >= last or self._may_stop() or (self._is_late() and self.found.best is not None):
+            if first >= last or (
+                self._is_late() and (self.found.best is not None or self.rival < float("inf"))
+            ):
                 return
             if time.monotonic() > self.deadline:
                 # Nothing holds so far: small sets first.

@@ -37,10 +37,12 @@ class Noise:
     Attributes:
         alone: With this unit on integers and no other.
         company: How much less it is without this unit, all others on integers; 0 where it is not less.
+        samples: Number of samples that each unit ran.
     """
 
     alone: dict[str, float]
     company: dict[str, float]
+    samples: int = 0
 
 
 class SweepTooLongError(Exception):
@@ -92,7 +94,7 @@ def noise_of_units(
         if company:
             together[unit.name] = max(everything - _typical(shares(~switches)), 0.0)
         progress(f"unit {index + 1} of {len(off)}")
-    return Noise(alone, together)
+    return Noise(alone, together, len(samples))
 
 
 def _typical(shares: Sequence[float]) -> float:
@@ -127,13 +129,13 @@ def ranges_by_tensor(
     Returns:
         The ranges that changed.
     """
+    started = time.monotonic()
     switched = Switched(model, names, ranges, kernels, weights or Weights(), threads)
     references = [switched.run(feeds, switched.off) for feeds in samples]
-    started = time.monotonic()
     best = _typical(switched.shares(samples, references, ~switched.off))
     found: dict[str, Range] = {}
     for name, others in choices.items():
-        for choice in others:
+        for choice in others if name in switched.tensors else ():
             if time.monotonic() - started > seconds:
                 return found
             before = switched.set_range(name, choice)

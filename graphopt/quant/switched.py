@@ -42,6 +42,7 @@ class Switched:
     Attributes:
         units: In the order of their switches.
         off: bool [units], all switches off.
+        tensors: Place of each tensor that is quantized among the scales, by name.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class Switched:
         switches = _Switches(copy, self.units, ranges, kernels, weights)
         switches.run()
         self._ranges = dict(ranges)
-        self._tensors = switches.tensors
-        self._scales = np.ones(len(self._tensors), np.float32)
-        self._zeros = np.zeros(len(self._tensors), kernels.activation.numpy())
-        for name in self._tensors:
+        self.tensors = switches.tensors
+        self._scales = np.ones(len(self.tensors), np.float32)
+        self._zeros = np.zeros(len(self.tensors), kernels.activation.numpy())
+        for name in self.tensors:
             self.set_range(name, ranges[name])
         self._observed = smooth_outputs(copy)
         self._session = Session(tapped(copy, self._observed), optimize="all", threads=threads)
@@ -66,10 +67,10 @@ class Switched:
     def set_range(self, name: str, given: Range) -> Range:
         """Quantize a tensor by another range; returns the one before."""
         before, self._ranges[name] = self._ranges[name], given
-        if name in self._tensors:
+        if name in self.tensors:
             found = affine(given, self.kernels.limits, symmetric=self.kernels.symmetric)
-            self._scales[self._tensors[name]] = found.scale
-            self._zeros[self._tensors[name]] = found.zero_point
+            self._scales[self.tensors[name]] = found.scale
+            self._zeros[self.tensors[name]] = found.zero_point
         return before
 
     def run(self, feeds: Feeds, switches: Array) -> Feeds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -204,6 +204,7 @@ class Judgement:
         needed: Decibels that are asked for besides, where the samples are too few to show a drop as small as the
             budget: on 24 lines of text a metric moves in steps of 4 %, and a budget of 1 % would hold by luck.
         error: Standard error of the drop over the samples, where the metric counts.
+        some: Number of samples, where not all were run since these were enough to tell; else 0.
     """
 
     value: float
@@ -213,11 +214,13 @@ class Judgement:
     decibels: float
     needed: float = 0.0
     error: float = 0.0
+    some: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether the budget holds."""
-        return bool(self.drop <= self.allowed and np.isfinite(self.value) and self.decibels >= self.needed)
+        holds = self.drop <= self.allowed and np.isfinite(self.value) and self.decibels >= self.needed
+        return bool(holds and not self.some)
 
     def describe(self) -> str:
         """For people."""
@@ -225,7 +228,8 @@ class Judgement:
             return f"no usable outputs, {self.decibels:.1f} dB"
         spread = f" (standard error {self.error:.2%})" if self.error and np.isfinite(self.error) else ""
         also = f" (of {self.needed:.0f}, since the samples are few)" if self.needed else ""
-        return f"drop {self.drop:.2%} of {self.allowed:.2%}{spread}, {self.decibels:.1f} dB{also}"
+        on = f" on {self.some} samples" if self.some else ""
+        return f"drop {self.drop:.2%} of {self.allowed:.2%}{spread}{on}, {self.decibels:.1f} dB{also}"
 
 
 @dataclass
@@ -300,7 +304,8 @@ class Evaluation:
             # A metric that needs all samples.
             return None
         spread = _SURE * some._error(results) if self.metric.counts else _SURE * self.allowed
-        return judgement if judgement.drop - spread > self.allowed else None
+        far = judgement.drop - spread > self.allowed
+        return replace(judgement, some=len(kept)) if far else None
 
     def judge(self, outputs: Sequence[Feeds]) -> Judgement:
         """What a model that makes these outputs loses."""

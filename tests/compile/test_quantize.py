@@ -13,9 +13,11 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
+from graphopt import catalog
 from graphopt.errors import DataError, UnknownNameError, UsageError, VerificationError
 from graphopt.machine import Form
 from graphopt.models import builders
+from graphopt.passes import _preparation
 from graphopt.tune.kernels import kernels_of
 
 QUICK: dict[str, Any] = {"threads": 1, "tune": "3s", "target": "ort-cpu", "passes": "fuse,quantize"}
@@ -267,3 +269,27 @@ def test_a_lossy_form_that_is_not_faster_than_a_float_one_is_not_handed_out(net:
     again = next(form for form in report["forms"] if form["label"] == "the same again")
     assert again["verified"]
     assert report["optimized"]["form"] != "the same again" or again["speedup"] > 1.02
+
+
+def test_targets_with_like_kernels_share_what_prepares_for_them(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+
+    made: list[object] = []
+    real = _preparation.prepare
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(args)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(_preparation, "prepare", counted)
+    compiled = graphopt.compile(net, data=samples(12), **QUICK | {"target": "cpu"})
+    records = [record for record in compiled.report.as_dict()["passes"] if record["numerics"] == "lossy"]
+    assert [record["details"]["target"] for record in records] == ["ort-cpu", "openvino"]
+    found = [catalog.targets_of(name)[0].integer_kernels() for name in ("ort-cpu", "openvino")]  # type: ignore[attr-defined]
+    alike = len({(entry.limits, entry.symmetric, entry.weight_bits) for entry in found}) == 1
+    assert len(made) == (1 if alike else 2)
+    if alike:
+        assert records[0]["details"]["steps"] == records[1]["details"]["steps"]
+    assert compiled.save(tmp_path / "net.gopt").is_dir()

@@ -131,3 +131,28 @@ def test_a_damaged_file_is_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "k.json").write_text(content)
     memory = Memory(tmp_path, "k")
     assert memory.noise is None and memory.measured is None
+
+
+def test_a_target_that_is_outrun_judges_nothing(model: ir.Model, tmp_path: Path) -> None:
+    calls: list[str] = []
+    looking = search(model, tmp_path, 0.5, calls)
+    looking.rival = 1e-3
+    found = looking.run()
+    assert calls.count("judge") == 0 and found.best is None and not found.points
+    assert found.fastest > 1e-3
+    equal = search(model, tmp_path, 0.5, calls)
+    equal.rival = found.fastest
+    assert equal.run().best is not None
+
+
+def test_a_search_whose_time_is_up_still_finds_what_holds(model: ir.Model, tmp_path: Path) -> None:
+    calls: list[str] = []
+    late = search(model, tmp_path, 0.5, calls)
+    late.deadline = 0.0
+    found = late.run()
+    assert found.best is not None and found.best.judgement is not None and found.best.judgement.ok
+    # With something that holds on another target only what is faster is looked at.
+    for rival, judged in ((1e9, True), (found.fastest, False)):
+        other = search(model, tmp_path / f"{rival}", 0.5, calls)
+        other.deadline, other.rival = 0.0, rival
+        assert bool(other.run().points) == judged

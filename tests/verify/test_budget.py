@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,41 @@ def test_noise_is_that_of_the_worst_output(share: float, outputs: int) -> None:
         for name, array in wanted.items()
     }
     assert noise_share([got], [wanted]) == pytest.approx(share, rel=0.15)
+
+
+def test_what_some_samples_show_to_be_far_beyond_the_budget_is_not_run_on_the_others() -> None:
+    references = logits(80)
+    held = evaluation(references, "sqnr", 0.01)
+    calls: list[int] = []
+
+    def worse(share: float) -> Any:
+        def run(given: Feeds) -> Feeds:
+            calls.append(int(given["x"][0]))
+            wanted = references[calls[-1]]["y"]
+            return {"y": (wanted * (1 + share)).astype(np.float32)}
+
+        return run
+
+    far = held.judge_while_hopeful(worse(0.3))
+    assert 0 < far.some == len(calls) < 20 and not far.ok and f"on {far.some} samples" in far.describe()
+    calls.clear()
+    near = held.judge_while_hopeful(worse(0.12))
+    assert near.some == 0 and len(calls) == 80 and not near.ok
+    # Within another budget it would be, had all of them been run.
+    assert not dataclasses.replace(far, allowed=0.5).ok
+
+
+def test_a_count_that_moves_in_fine_steps_needs_no_decibels_on_few_samples() -> None:
+    """Forty pages of fifty boxes: one page is more than 1 %, one box is not."""
+    references: list[Feeds] = [{"y": RNG.standard_normal((1, 50, 10)).astype(np.float32)} for _ in range(40)]
+    outputs = [{"y": entry["y"].copy()} for entry in references]
+    for index in range(0, 40, 8):
+        row = outputs[index]["y"][0, index]
+        best, second = np.argsort(row)[-1], np.argsort(row)[-2]
+        row[best], row[second] = row[second], row[best]
+    held = evaluation(references, "top1", 0.02)
+    assert held.is_coarse
+    judged = held.judge(outputs)
+    assert 0 < judged.drop < 0.01 and 0 < judged.error < 0.01 and judged.needed == 0 and judged.ok
+    # Nothing moves at all: that says nothing about steps.
+    assert held.judge(references).needed == 20
