@@ -39,6 +39,7 @@ _EVALUATED_SECONDS = 2.0
 _SECONDS_TO_COUNT = 5.0
 _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
+_LEAST_TURN = 1.0
 _SHARE_OF_FIRST = 0.6
 """Of the time, for one of several targets: what prepares for it prepares for the others too."""
 
@@ -120,7 +121,10 @@ class Proposals:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             records.append(record)
             started = time.monotonic()
-            proposal = self._run(pass_, kept[-1], target, folder, legalize, record, deadline)
+            if self._deadline - now < _LEAST_TURN and self._fastest < float("inf"):
+                proposal = Proposal(reason="no time was left for this target: --tune gives more")
+            else:
+                proposal = self._run(pass_, kept[-1], target, folder, legalize, record, deadline)
             record.seconds = time.monotonic() - started
             self._fastest = min(self._fastest, proposal.milliseconds)
             record.details = {"target": target.name, **proposal.details}

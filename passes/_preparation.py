@@ -28,7 +28,7 @@ _SECONDS = 10.0
 _QUICK_SAMPLES = 8
 _MOST_OTHERS = 0.1
 """Share of products that may be another target's alone, for what prepares the graph to be taken over."""
-_SHARE = 0.45
+_SHARE = 0.5
 """Of the time that is left, for preparing; the rest is for the search."""
 
 
@@ -85,7 +85,7 @@ class CalibrationOptions:
             rule=self.rules(kernels)[0], memory=context.memory, threads=context.threads,
             cache=None if self.cache == "none" or quick else folder, known=known,
             work=0 if self.samples else _WORK,
-            seconds=math.inf if self.samples else min(_SECONDS, left / 4),
+            seconds=math.inf if self.samples else min(_SECONDS, left / 3),
             progress=lambda text: context.progress(f"calibrating, {text}"),
         )  # fmt: skip
 

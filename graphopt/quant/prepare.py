@@ -215,7 +215,7 @@ class _Preparation:
             SweepTooLongError: There is no time for it.
         """
         left = max(self.deadline - time.monotonic(), 0.0)
-        seconds, most = (math.inf, math.inf) if samples else (min(_SWEEP_SECONDS, left / 4), _MOST_OVERRUN)
+        seconds, most = (math.inf, math.inf) if samples else (min(_SWEEP_SECONDS, left / 2), _MOST_OVERRUN)
         return noise_of_units(
             prepared.model, names, prepared.calibration.ranges, self.kernels,
             self.samples[:samples] if samples else self.samples,
