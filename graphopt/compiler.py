@@ -289,6 +289,11 @@ class Compilation:
         """
         budget = self._budget()
         evaluation = evaluate(captured.original_model, dataset, budget, threads=self.request.threads)
+        if evaluation.original <= 0:
+            report.warnings.append(
+                f"the original scores {evaluation.original:g} by the metric {budget.metric.name!r}: "
+                "are the labels right?"
+            )
         seconds = budget.seconds
         if seconds is None:
             seconds = max(SEARCH_SECONDS, _WHOLE_SECONDS - (time.monotonic() - self._started))

@@ -26,7 +26,7 @@ from graphopt.quant.observe import MEMORY
 from graphopt.rewrite import Numerics
 from graphopt.target import Target
 from graphopt.tune.kernels import kernels_of
-from graphopt.verify.budget import Evaluation, Judgement, Metric
+from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
@@ -233,7 +233,7 @@ class Proposals:
         """
         if not kept and self._over_budget:
             raise VerificationError(
-                f"the budget of {self.budget.max_drop:.2%} ({self.budget.metric.name}) cannot be kept: "
+                f"the budget of {percent(self.budget.max_drop)} ({self.budget.metric.name}) cannot be kept: "
                 + "; ".join(self._over_budget),
                 hint="raise --max-drop, give more or better --data, or take the nearest with --best-effort",
             )

@@ -51,6 +51,10 @@ class CalibrationOptions:
     cache: str = ""
 
     def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise UsageError(
+                f"{self.samples} is no number of samples", hint="write samples=0 for all, or how many"
+            )
         if not 50 < self.percentile <= 100:
             raise UsageError(
                 f"the percentile of a range is {self.percentile:g}", hint="write one above 50 and up to 100"

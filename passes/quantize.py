@@ -14,6 +14,7 @@ Refuses (in the report, node by node):
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from graphopt.passes._preparation import CalibrationOptions, preparation_details
 from graphopt.quant import memory
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.memory import Memory, key_of
+from graphopt.quant.observe import suspicions
 from graphopt.quant.prepare import STEPS, Prepared, StepName
 from graphopt.quant.search import Found, Point, Search
 from graphopt.quant.units import Unit, integer_nodes, units_of
@@ -90,6 +92,7 @@ class Quantize(LossyPass):
         allowed = kept_by(options.ops, options.keep)
         if context.kernels is None:
             return without_integers(model, context, allowed)
+        unknown = _unknown(options, model)
         model, tables = with_small_tables(model, context, allowed)
         started = time.monotonic()
         quick = Proposal()
@@ -98,7 +101,7 @@ class Quantize(LossyPass):
         spent = time.monotonic() - started > _SHARE_OF_DYNAMIC * (context.deadline - started)
         if quick.candidates and spent and not weight_bytes(model, ("Conv", "ConvTranspose")):
             quick.details["static"] = "not tried: dynamic int8 holds, and the time is spent"
-            proposal = quick
+            proposal = replace(quick, warnings=suspicions(options.data(context)))
         else:
             try:
                 rival = min(context.rival, quick.milliseconds)
@@ -108,10 +111,10 @@ class Quantize(LossyPass):
                     raise
                 interrupt.taken()
                 quick.details["static"] = "stopped"
-                proposal = quick
+                proposal = replace(quick, warnings=suspicions(options.data(context)))
         if tables:
             proposal.details["tables"] = tables
-        return proposal
+        return replace(proposal, warnings=[*unknown, *proposal.warnings])
 
     def _static(self, model: ir.Model, context: Context, kernels: IntegerKernels) -> Proposal:
         units, refused = units_of(model, kernels)
@@ -182,6 +185,22 @@ class Quantize(LossyPass):
         options: QuantizeOptions = self.options
         # What moves or adds elements goes with the products around it.
         return kept_by(options.ops if unit.kind == "compute" else (), options.keep)(unit.node)
+
+
+def _unknown(options: QuantizeOptions, model: ir.Model) -> list[str]:
+    """What is named in the options and not in the graph."""
+    nodes = list(model.graph.all_nodes())
+    names, operators = [node.name or "" for node in nodes], {node.op_type for node in nodes}
+    found = [
+        f"the option 'keep' names no node: {pattern!r} (names are in the report; operators go into 'ops')"
+        for pattern in options.keep
+        if not fnmatch.filter(names, pattern)
+    ]
+    return found + [
+        f"the option 'ops' names {op!r}, which is not in the graph"
+        for op in options.ops
+        if op not in operators
+    ]
 
 
 def _both(static: Proposal, quick: Proposal) -> Proposal:

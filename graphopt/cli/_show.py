@@ -10,6 +10,7 @@ from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, tabl
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import NOT_RUN, FormTiming, Report, Verification
 from graphopt.rewrite import Numerics
+from graphopt.verify.budget import percent
 
 _LABEL = 12
 _WIDTH = 100
@@ -138,7 +139,7 @@ def _within_budget(found: Verification) -> str:
     budget = found.budget or {}
     held = "held-out" if budget["held_out"] else "calibration"
     scores = f"{budget['metric']} {budget['original']:.4g} -> {budget['value']:.4g}"
-    drop = f"drop {budget['drop']:.2%} of {budget['allowed']:.2%}"
+    drop = f"drop {percent(budget['drop'])} of {percent(budget['allowed'])}"
     text = f"{scores}, {drop}, {budget['decibels']:.1f} dB"
     style = good if found.status == "verified" else bad
     return f"{style(text)} on {budget['samples']} {held} samples, reloaded from disk"
@@ -185,7 +186,7 @@ def before_and_after(report: Report) -> str:
     found = report.verification
     if found.budget is not None:
         budget = found.budget
-        change = f"drop {budget['drop']:.2%}"
+        change = f"drop {percent(budget['drop'])}"
         rows.append([found.metric, f"{budget['original']:.4g}", f"{budget['value']:.4g}", change])
     elif found.value is not None:
         floor = f"noise floor {found.noise_floor or 0:.1e}"

@@ -209,6 +209,15 @@ def observe(
     return _Observation(model, names, data, survey, store, memory, threads, progress, work, seconds).run()
 
 
+def suspicions(data: Iterable[Feeds]) -> list[str]:
+    """What is suspicious about samples, without running anything; as in the warnings of :func:`calibrate`.
+
+    Raises:
+        DataError: There are no samples.
+    """
+    return _survey(data, hashed=False, progress=lambda text: None).warnings
+
+
 @dataclass
 class _Survey:
     count: int
@@ -521,5 +530,6 @@ __all__ = [
     "in_turns",
     "observe",
     "parse_memory",
+    "suspicions",
     "tapped",
 ]

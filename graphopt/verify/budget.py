@@ -30,6 +30,7 @@ _RESOLVED = 0.5
 """Share of the budget up to which a standard error shows that the samples tell drops as small as the budget."""
 _FIRST = 8
 _GROUPS = 10
+_READABLE = 5e-4
 CONTINUOUS = frozenset({"sqnr", "cosine", "f1"})
 """Metrics that move with every element of an output."""
 
@@ -138,7 +139,7 @@ class Metric:
             takes_labels = len(inspect.signature(self.task).parameters) > 1
             value = self.task(outputs, _stacked(labels)) if takes_labels else self.task(outputs)
             return float(value)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"the metric {self.name!r} fails: {type(error).__name__}: {error}",
                 hint="it is called with a list of outputs by name and, if it takes two arguments, the labels by name",
@@ -187,6 +188,11 @@ def parse_drop(given: str | float | None) -> float:
     return share
 
 
+def percent(share: float) -> str:
+    """A share for people: two places, or two digits where that would read as nothing."""
+    return f"{share:.2%}" if share == 0 or not abs(share) < _READABLE else f"{100 * share:.2g}%"
+
+
 def _share(text: str) -> float:
     return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
@@ -226,10 +232,12 @@ class Judgement:
         """For people."""
         if not np.isfinite(self.drop):
             return f"no usable outputs, {self.decibels:.1f} dB"
-        spread = f" (standard error {self.error:.2%})" if self.error and np.isfinite(self.error) else ""
+        spread = f" (standard error {percent(self.error)})" if self.error and np.isfinite(self.error) else ""
         also = f" (of {self.needed:.0f}, since the samples are few)" if self.needed else ""
         on = f" on {self.some} samples" if self.some else ""
-        return f"drop {self.drop:.2%} of {self.allowed:.2%}{spread}{on}, {self.decibels:.1f} dB{also}"
+        return (
+            f"drop {percent(self.drop)} of {percent(self.allowed)}{spread}{on}, {self.decibels:.1f} dB{also}"
+        )
 
 
 @dataclass

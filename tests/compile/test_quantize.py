@@ -293,3 +293,48 @@ def test_targets_with_like_kernels_share_what_prepares_for_them(
     if alike:
         assert records[0]["details"]["steps"] == records[1]["details"]["steps"]
     assert compiled.save(tmp_path / "net.gopt").is_dir()
+
+
+def test_names_and_numbers_that_make_no_sense_are_said(net: Path) -> None:
+    with pytest.raises(UsageError, match="-1 is no number of samples"):
+        graphopt.compile(net, data=samples(8), **QUICK | {"passes": "fuse,quantize{samples=-1}"})
+    passes = "fuse,quantize{keep=[nowhere],ops=[Conv,Gru]}"
+    warnings = graphopt.compile(net, data=samples(8), **QUICK | {"passes": passes}).report.warnings
+    assert any("'keep' names no node: 'nowhere'" in text for text in warnings)
+    assert any("'ops' names 'Gru'" in text for text in warnings)
+    assert not any("'ops' names 'Conv'" in text for text in warnings)
+
+
+def test_a_metric_that_ends_the_program_or_scores_nothing_is_said(net: Path) -> None:
+    def ends(outputs: Any) -> float:
+        raise SystemExit(3)
+
+    with pytest.raises(UsageError, match="the metric 'ends' fails: SystemExit: 3"):
+        graphopt.compile(net, data=samples(8), metric=ends, **QUICK)
+    compiled = graphopt.compile(net, data=samples(8), metric=lambda outputs: 0.0, **QUICK)
+    assert any("the original scores 0" in text for text in compiled.report.warnings)
+
+
+def test_data_that_never_change_are_warned_about_whatever_is_proposed(tmp_path: Path) -> None:
+    """Products alone: dynamic int8 is proposed first, and may be all there is time for."""
+    path = tmp_path / "mlp.onnx"
+    onnx.save(_mlp(np.random.default_rng(0)), path)
+    data = [{"x": np.zeros((4, 256), np.float32)} for _ in range(12)]
+    warnings = graphopt.compile(path, data=data, **QUICK | {"tune": "1s"}).report.warnings
+    assert any("samples of the calibration data are the same" in text for text in warnings)
+
+
+def _mlp(rng: np.random.Generator) -> onnx.ModelProto:
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal((256, 256)).astype(np.float32) / 16, f"w{index}")
+        for index in range(3)
+    ]
+    names = ["x", "a", "b", "y"]
+    nodes = [
+        onnx.helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], name=f"m{i}") for i in range(3)
+    ]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 256]) for name in ("x", "y")
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])

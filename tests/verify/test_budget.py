@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.data.interface import Feeds
-from graphopt.verify.budget import METRICS, Evaluation, find_metric, noise_share
+from graphopt.verify.budget import METRICS, Evaluation, find_metric, noise_share, percent
 
 RNG = np.random.default_rng(0)
 
@@ -150,3 +150,9 @@ def test_a_count_that_moves_in_fine_steps_needs_no_decibels_on_few_samples() -> 
     assert 0 < judged.drop < 0.01 and 0 < judged.error < 0.01 and judged.needed == 0 and judged.ok
     # Nothing moves at all: that says nothing about steps.
     assert held.judge(references).needed == 20
+
+
+def test_a_small_share_does_not_read_as_none() -> None:
+    assert [percent(share) for share in (0.0, 0.01, -0.0014, 1e-5, -2.5e-4, float("inf"))] == [
+        "0.00%", "1.00%", "-0.14%", "0.001%", "-0.025%", "inf%",
+    ]  # fmt: skip
