@@ -33,7 +33,6 @@ from graphopt.pipeline.base import Pass
 from graphopt.pipeline.manager import Limits, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
-from graphopt.proposals import SECONDS as SEARCH_SECONDS
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
 from graphopt.report import NOT_RUN, FormTiming, Report
 from graphopt.rewrite import Numerics
@@ -48,6 +47,7 @@ _LARGE_BYTES = 1 << 30
 _HEAVY_BYTES = 256 << 20
 _WHOLE_SECONDS = 41.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
+_LEAST_SEARCH_SECONDS = 20.0
 _CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
@@ -296,7 +296,7 @@ class Compilation:
             )
         seconds = budget.seconds
         if seconds is None:
-            seconds = max(SEARCH_SECONDS, _WHOLE_SECONDS - (time.monotonic() - self._started))
+            seconds = max(_LEAST_SEARCH_SECONDS, _WHOLE_SECONDS - (time.monotonic() - self._started))
         proposals = Proposals(
             lossy, budget, dataset, evaluation, seconds, len(targets),
             self.request.threads, self.request.seed, self.progress.stage,

@@ -10,25 +10,36 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _pending = False
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[None]:
-    """Note SIGINT while this lasts; it raises ``KeyboardInterrupt`` as ever."""
-    # Ignored, as in the background of a shell, or handled by others: then it is theirs.
-    own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not own or threading.current_thread() is not threading.main_thread():
+def handling(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle a signal while this lasts; not in a thread other than the main one, which cannot."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, _note)
+    previous = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Note SIGINT while this lasts; it raises ``KeyboardInterrupt`` as ever."""
+    # Ignored, as in the background of a shell, or handled by others: then it is theirs.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    try:
+        with handling(signal.SIGINT, _note):
+            yield
+    finally:
         taken()
 
 
@@ -55,4 +66,4 @@ def _note(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-__all__ = ["check", "noted", "taken"]
+__all__ = ["check", "handling", "noted", "taken"]

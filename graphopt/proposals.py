@@ -30,8 +30,6 @@ from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
-SECONDS = 20.0
-"""For searching, where nothing else is said; more where the compilation has been quick so far."""
 EVALUATED = 48
 EVALUATED_TO_COUNT = 1024
 _EVALUATED_BYTES = 256 << 20
@@ -87,7 +85,7 @@ class Proposals:
     budget: Budget
     dataset: Dataset
     evaluation: Evaluation
-    seconds: float = SECONDS
+    seconds: float
     targets: int = 1
     threads: int = 0
     seed: int = 0

@@ -100,8 +100,7 @@ class Quantize(LossyPass):
             quick = dynamic_int8(model, context, allowed)
         spent = time.monotonic() - started > _SHARE_OF_DYNAMIC * (context.deadline - started)
         if quick.candidates and spent and not weight_bytes(model, ("Conv", "ConvTranspose")):
-            quick.details["static"] = "not tried: dynamic int8 holds, and the time is spent"
-            proposal = replace(quick, warnings=suspicions(options.data(context)))
+            proposal = self._alone(quick, "not tried: dynamic int8 holds, and the time is spent", context)
         else:
             try:
                 rival = min(context.rival, quick.milliseconds)
@@ -110,11 +109,16 @@ class Quantize(LossyPass):
                 if not quick.candidates:
                     raise
                 interrupt.taken()
-                quick.details["static"] = "stopped"
-                proposal = replace(quick, warnings=suspicions(options.data(context)))
+                proposal = self._alone(quick, "stopped", context)
         if tables:
             proposal.details["tables"] = tables
         return replace(proposal, warnings=[*unknown, *proposal.warnings])
+
+    def _alone(self, quick: Proposal, why: str, context: Context) -> Proposal:
+        """Dynamic int8 without static int8 beside it, which would have looked at the data."""
+        options: QuantizeOptions = self.options
+        details = {**quick.details, "static": why}
+        return replace(quick, details=details, warnings=suspicions(options.data(context)))
 
     def _static(self, model: ir.Model, context: Context, kernels: IntegerKernels) -> Proposal:
         units, refused = units_of(model, kernels)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read here as well: a command line that cannot be parsed never comes to its options.
     settings = Settings(debug="--debug" in args, json="--json" in args)
     try:
-        with _termination_unwinds(), interrupt.noted(), _quiet_warnings():
+        with interrupt.handling(signal.SIGTERM, _terminate), interrupt.noted(), _quiet_warnings():
             try:
                 code = app.main(args, prog_name="graphopt", standalone_mode=False, obj=settings)
                 sys.stdout.flush()
@@ -110,22 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-@contextlib.contextmanager
-def _termination_unwinds() -> Iterator[None]:
+def _terminate(number: int, frame: FrameType | None) -> None:
     """Let SIGTERM unwind the stack, so that nothing half-written is left behind."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise SystemExit(TERMINATED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    del number, frame
+    raise SystemExit(TERMINATED)
 
 
 @contextlib.contextmanager

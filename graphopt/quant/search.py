@@ -335,21 +335,19 @@ class Search:
         names = [unit.name for unit in self.found.units]
         samples: list[Feeds] = list(itertools.islice(self.evaluation.feeds, _SWEEP_SAMPLES))
         seconds = min(SECONDS, max(_SWEEP_SHARE * (self.deadline - time.monotonic()), _LEAST_SECONDS))
-        for company in (True, False):
-            try:
-                noise = noise_of_units(
-                    self.model, names, self.calibration.ranges, self.kernels, samples,
-                    weights=self.weights, company=company, threads=self.threads,
-                    seconds=seconds, most=_MOST_OVERRUN, progress=self.progress,
-                )  # fmt: skip
-            except SweepTooLongError:
-                continue
-            if company:
-                self.memory.noise = noise
-            return noise
-        # One unit counts as much as the other: what saves most time goes first.
-        self.found.guessed = True
-        return Noise(dict.fromkeys(names, 1.0), {})
+        try:
+            noise = noise_of_units(
+                self.model, names, self.calibration.ranges, self.kernels, samples,
+                weights=self.weights, threads=self.threads,
+                seconds=seconds, most=_MOST_OVERRUN, progress=self.progress,
+            )  # fmt: skip
+        except SweepTooLongError:
+            # One unit counts as much as the other: what saves most time goes first.
+            self.found.guessed = True
+            return Noise(dict.fromkeys(names, 1.0), {})
+        if noise.company:
+            self.memory.noise = noise
+        return noise
 
     def _enter_noise(self, noise: dict[str, float]) -> None:
         self.found.noise = noise

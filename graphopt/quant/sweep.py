@@ -69,7 +69,7 @@ def noise_of_units(
         model: The float graph; left as it was.
         names: Of units.
         samples: Few: each unit runs all of them.
-        company: Whether the noise in company is measured as well.
+        company: Whether the noise in company is measured as well, where there is time for both.
         seconds: As many of the samples as run in this time for all units; at least one.
         most: How many times ``seconds`` one sample may take at most.
 
@@ -78,7 +78,13 @@ def noise_of_units(
     """
     switched = Switched(model, names, ranges, kernels, weights or Weights(), threads)
     off = switched.off
-    samples = _affordable(switched, samples, seconds / (2 if company else 1), most)
+    each = _seconds_of_a_sample(switched, samples[0])
+    company = company and each <= seconds / 2 * most
+    if company:
+        seconds /= 2
+    if each > seconds * most:
+        raise SweepTooLongError
+    samples = samples[: max(1, int(min(seconds / each, len(samples))))]
     references = [switched.run(feeds, off) for feeds in samples]
 
     def shares(switches: Array) -> list[float]:
@@ -147,15 +153,12 @@ def ranges_by_tensor(
     return found
 
 
-def _affordable(switched: Switched, samples: Sequence[Feeds], seconds: float, most: float) -> Sequence[Feeds]:
-    """As many of the samples as a sweep over all units may run within its time; at least one."""
-    switched.run(samples[0], switched.off)
+def _seconds_of_a_sample(switched: Switched, sample: Feeds) -> float:
+    """That a sweep over all units takes for one sample."""
+    switched.run(sample, switched.off)
     started = time.monotonic()
-    switched.run(samples[0], switched.off)
-    each = max((time.monotonic() - started) * max(1, len(switched.off)), 1e-6)
-    if each > seconds * most:
-        raise SweepTooLongError
-    return samples[: max(1, int(min(seconds / each, len(samples))))]
+    switched.run(sample, switched.off)
+    return max((time.monotonic() - started) * max(1, len(switched.off)), 1e-6)
 
 
 __all__ = ["SECONDS", "Noise", "SweepTooLongError", "noise_of_units", "ranges_by_tensor"]

@@ -65,12 +65,11 @@ class Switched:
         self._session = Session(tapped(copy, self._observed), optimize="all", threads=threads)
 
     def set_range(self, name: str, given: Range) -> Range:
-        """Quantize a tensor by another range; returns the one before."""
+        """Quantize one of ``tensors`` by another range; returns the one before."""
         before, self._ranges[name] = self._ranges[name], given
-        if name in self.tensors:
-            found = affine(given, self.kernels.limits, symmetric=self.kernels.symmetric)
-            self._scales[self.tensors[name]] = found.scale
-            self._zeros[self.tensors[name]] = found.zero_point
+        found = affine(given, self.kernels.limits, symmetric=self.kernels.symmetric)
+        self._scales[self.tensors[name]] = found.scale
+        self._zeros[self.tensors[name]] = found.zero_point
         return before
 
     def run(self, feeds: Feeds, switches: Array) -> Feeds:
