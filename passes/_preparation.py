@@ -14,9 +14,11 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.errors import UsageError
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.quant import decisions
 from graphopt.quant.clipping import AUTO, PERCENTILE, Rule
+from graphopt.quant.decisions import Decisions
 from graphopt.quant.kernels import IntegerKernels
-from graphopt.quant.observe import Calibration, Observed, calibrate, graph_key
+from graphopt.quant.observe import Calibration, Observed, calibrate, data_key, graph_key
 from graphopt.quant.place import tensors_to_observe
 from graphopt.quant.prepare import Prepared, StepName, prepare
 from graphopt.quant.store import default_folder
@@ -99,27 +101,34 @@ class CalibrationOptions:
     ) -> Prepared:  # fmt: skip
         """The graph after these steps, each kept where it helps."""
 
-        products = frozenset(unit.name for unit in units_of(model, kernels)[0] if unit.kind == "compute")
-        key = (
-            self,
-            steps,
-            tuple(rules),
-            kernels.limits,
-            kernels.symmetric,
-            kernels.weight_bits,
-            graph_key(model),
-        )
-        # Weights that an earlier pass found are this target's own.
-        own = not context.weights.is_empty
-        before: tuple[Prepared, frozenset[str]] | None = None if own else context.shared.get(key)
-        if before is not None and len(products - before[1]) <= _MOST_OTHERS * len(products):
-            # Another target with such kernels was prepared for; its units may read other tensors.
-            known = before[0]
-            seen = self.observe(known.model, kernels, context, known.calibration.observed)
-            return replace(known, calibration=known.ranged(seen))
         now = time.monotonic()
-        deadline = now + _SHARE * max(context.deadline - now, 0.0)
+        seconds = _SHARE * max(context.deadline - now, 0.0)
+        if not context.weights.is_empty:
+            # Weights that an earlier pass found are this target's own.
+            return self._measured(model, kernels, context, steps, rules, now + seconds)
+        limits = (kernels.limits, kernels.symmetric, kernels.weight_bits)
+        key = (self, steps, tuple(rules), limits, graph_key(model))
+        kept = self._decisions((context.target, *key), context)
+        prepared = kept.replayed(model, kernels, seconds)
+        products = frozenset(unit.name for unit in units_of(model, kernels)[0] if unit.kind == "compute")
+        if prepared is None:
+            before: tuple[Prepared, frozenset[str]] | None = context.shared.get(key)
+            if before is not None and len(products - before[1]) <= _MOST_OTHERS * len(products):
+                # Another target with such kernels was prepared for; its units may read other tensors.
+                known = before[0]
+                seen = self.observe(known.model, kernels, context, known.calibration.observed)
+                prepared = replace(known, calibration=known.ranged(seen))
+                kept.keep(prepared, seconds)
+                return prepared
+            prepared = self._measured(model, kernels, context, steps, rules, now + seconds)
+            kept.keep(prepared, seconds)
+        context.shared[key] = prepared, products
+        return prepared
 
+    def _measured(
+        self, model: ir.Model, kernels: IntegerKernels, context: Context, steps: tuple[StepName, ...],
+        rules: list[Rule], deadline: float,
+    ) -> Prepared:  # fmt: skip
         def observe(graph: ir.Model, known: Observed | None = None, quick: bool = False) -> Calibration:
             return self.observe(graph, kernels, context, known, quick=quick)
 
@@ -129,9 +138,14 @@ class CalibrationOptions:
             deadline=deadline, progress=context.progress,
         )  # fmt: skip
         prepared.target = context.target
-        if not own:
-            context.shared[key] = prepared, products
         return prepared
+
+    def _decisions(self, key: tuple[object, ...], context: Context) -> Decisions:
+        if self.cache == "none":
+            return Decisions(None, "")
+        data = data_key(context.dataset.calibration(self.samples), context.progress)
+        folder = Path(self.cache) if self.cache else decisions.default_folder()
+        return Decisions(folder, decisions.key_of(*key, data))
 
 
 def preparation_details(prepared: Prepared) -> dict[str, Any]:
@@ -145,7 +159,8 @@ def preparation_details(prepared: Prepared) -> dict[str, Any]:
         },
         "steps": [vars(step) for step in prepared.steps],
         "prepared_for": prepared.target,
-        "equalized": [{**vars(entry), "readers": list(entry.readers)} for entry in prepared.equalized],
+        "replayed": prepared.replayed,
+        "equalized": [entry.describe() for entry in prepared.equalized],
     }
 
 

@@ -1,8 +1,25 @@
-"""What an older ONNX Runtime cannot run is skipped, by name of the version that can."""
+"""A cache of the tests' own, and what an older ONNX Runtime cannot run is skipped, by name of the version that can."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+from graphopt.cache import cache_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What an earlier run has measured decides nothing here; only real models, fetched once, are the user's."""
+    models = cache_folder("zoo")
+    folder = tmp_path_factory.mktemp("cache")
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "zoo").symlink_to(models, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRAPHOPT_CACHE", str(folder))
+        yield folder
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

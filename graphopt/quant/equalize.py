@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,6 +56,7 @@ class Equalized:
         gain: Expected noise of rounding before over after.
         folded: Whether the factor went into what makes the tensor; else it is a Mul of its own.
         changed: Tensors that hold other numbers than before.
+        factors: What each channel was multiplied by, float64 [channels].
     """
 
     tensor: str
@@ -63,6 +65,12 @@ class Equalized:
     gain: float
     folded: bool
     changed: tuple[str, ...] = ()
+    factors: Array = field(default_factory=lambda: np.ones(0), repr=False, compare=False)
+
+    def describe(self) -> dict[str, Any]:
+        """All but the factors, as plain JSON."""
+        told = {name: value for name, value in vars(self).items() if name != "factors"}
+        return {**told, "readers": list(self.readers), "changed": list(self.changed)}
 
 
 def equalize(
@@ -109,8 +117,18 @@ def equalize(
         share, factors, gain = best
         changed = _apply(model.graph, value, units, factors)
         readers = tuple(unit.name for unit in units)
-        done.append(Equalized(value.name or "", readers, share, gain, bool(changed), changed))
+        done.append(Equalized(value.name or "", readers, share, gain, bool(changed), changed, factors))
     return done
+
+
+def scale_again(model: ir.Model, kernels: IntegerKernels, done: Sequence[Equalized]) -> None:
+    """Scale the channels of a graph that was not scaled yet by the factors that were found for it, in place."""
+    nodes = {unit.name: unit for unit in units_of(model, kernels)[0]}
+    for entry in done:
+        units = [nodes[name] for name in entry.readers]
+        value = units[0].node.inputs[0]
+        assert value is not None
+        _apply(model.graph, value, units, entry.factors)
 
 
 def _groups(units: Sequence[Unit]) -> dict[ir.Value, list[Unit]]:
@@ -320,4 +338,4 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return ir_model.add_constant(graph, fresh, ir.tensor(np.ascontiguousarray(array)))
 
 
-__all__ = ["LEAST_GAIN", "MAKER", "Equalized", "equalize", "expected_noise"]
+__all__ = ["LEAST_GAIN", "MAKER", "Equalized", "equalize", "expected_noise", "scale_again"]

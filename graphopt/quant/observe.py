@@ -209,6 +209,15 @@ def observe(
     return _Observation(model, names, data, survey, store, memory, threads, progress, work, seconds).run()
 
 
+def data_key(data: Iterable[Feeds], progress: Callable[[str], None] = lambda text: None) -> str:
+    """Hexadecimal digits of the content of all samples.
+
+    Raises:
+        DataError: There are no samples.
+    """
+    return _survey(data, hashed=True, progress=progress).digest
+
+
 def suspicions(data: Iterable[Feeds]) -> list[str]:
     """What is suspicious about samples, without running anything; as in the warnings of :func:`calibrate`.
 
@@ -526,6 +535,7 @@ __all__ = [
     "Taps",
     "activation_bytes",
     "calibrate",
+    "data_key",
     "graph_key",
     "in_turns",
     "observe",

@@ -105,6 +105,7 @@ class Prepared:
         rule: By which ranges are taken; None for the one that they were taken by first.
         own: Ranges that were found for single tensors.
         target: On whose kernels the steps were measured; others with such kernels take them over.
+        replayed: Whether this is what an earlier run decided, done again without measuring.
     """
 
     model: ir.Model
@@ -115,6 +116,7 @@ class Prepared:
     rule: Rule | None = None
     own: Mapping[str, Range] = field(default_factory=dict)
     target: str = ""
+    replayed: bool = False
 
     def ranged(self, calibration: Calibration) -> Calibration:
         """What was observed with ranges as they were found to be best."""

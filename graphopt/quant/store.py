@@ -77,7 +77,7 @@ class Store:
                 except BaseException:
                     Path(file.name).unlink(missing_ok=True)
                     raise
-            _prune(folder)
+            prune(folder)
         except OSError as error:
             return f"what was observed cannot be kept in {folder}: {error.strerror or error}"
         return ""
@@ -114,7 +114,8 @@ def _unpack(archive: Mapping[str, Any]) -> Seen:
     return found
 
 
-def _prune(folder: Path) -> None:
+def prune(folder: Path) -> None:
+    """Leave the files of a folder that were used last, as far as they take 500 MB together."""
     files = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for file in files:
@@ -123,4 +124,4 @@ def _prune(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-__all__ = ["Seen", "Store", "default_folder"]
+__all__ = ["Seen", "Store", "default_folder", "prune"]

@@ -284,7 +284,9 @@ def test_targets_with_like_kernels_share_what_prepares_for_them(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(_preparation, "prepare", counted)
-    compiled = graphopt.compile(net, data=samples(12), **QUICK | {"target": "cpu"})
+    given: dict[str, Any] = {"data": list(samples(12)), **QUICK, "target": "cpu", "tune": "20s"}
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path / "cache"))
+    compiled = graphopt.compile(net, **given)
     records = [record for record in compiled.report.as_dict()["passes"] if record["numerics"] == "lossy"]
     assert [record["details"]["target"] for record in records] == ["ort-cpu", "openvino"]
     found = [catalog.targets_of(name)[0].integer_kernels() for name in ("ort-cpu", "openvino")]  # type: ignore[attr-defined]
@@ -293,6 +295,17 @@ def test_targets_with_like_kernels_share_what_prepares_for_them(
     if alike:
         assert records[0]["details"]["steps"] == records[1]["details"]["steps"]
     assert compiled.save(tmp_path / "net.gopt").is_dir()
+
+    # The next time both are prepared as before, and nothing is measured for it.
+    made.clear()
+    again = [
+        record["details"]
+        for record in graphopt.compile(net, **given).report.as_dict()["passes"]
+        if record["numerics"] == "lossy"
+    ]
+    assert not made and all(details["replayed"] for details in again)
+    for name in ("steps", "equalized", "calibration"):
+        assert [details[name] for details in again] == [record["details"][name] for record in records]
 
 
 def test_names_and_numbers_that_make_no_sense_are_said(net: Path) -> None:
