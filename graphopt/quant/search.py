@@ -14,6 +14,7 @@ It can be stopped at any time: what was found to hold so far stands.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,7 @@ from graphopt.quant.place import Weights, place
 from graphopt.quant.ranges import Range
 from graphopt.quant.sweep import SECONDS, Noise, SweepTooLongError, noise_of_units
 from graphopt.quant.units import Unit, units_of
-from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.budget import Evaluation, Judgement, TooSlowError
 from graphopt.verify.session import Session
 
 _SWEEP_SAMPLES = 6
@@ -46,6 +47,8 @@ _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
 _LEAST_NOISE = 1e-6
+_GRACE = 4.0
+"""Seconds that the last judgement may take after the time is up."""
 _IMPROVING = 0.7
 """Share of the time after which what holds is not improved any more; the rest is for finding something that does."""
 _CORRECTIONS = 3
@@ -145,7 +148,9 @@ class Search:
         now = time.monotonic()
         self._late = now + _IMPROVING * max(self.deadline - now, 0.0)
         try:
-            self._run()
+            # What is too slow to be judged in time is left unjudged, and the search ends with what it has.
+            with contextlib.suppress(TooSlowError):
+                self._run()
             self.memory.finish()
         except KeyboardInterrupt:
             if self.found.best is None:
@@ -163,7 +168,10 @@ class Search:
     def judge(self, chosen: Iterable[str]) -> Judgement:
         """What the graph with these units on integers loses on the held-out samples."""
         session = Session(self.legalize(self.quantized(chosen)), optimize="all", threads=self.threads)
-        return self.evaluation.judge_while_hopeful(session.run)
+        # Where nothing holds, here or elsewhere, it may take as long as it wants.
+        held = self.found.best is not None or self.rival < float("inf")
+        deadline = max(self.deadline, time.monotonic()) + _GRACE if held else float("inf")
+        return self.evaluation.judge_while_hopeful(session.run, deadline)
 
     def _run(self) -> None:
         self.found.units, self.found.refused = usable_units(

@@ -8,6 +8,7 @@ and its drop is relative to what the original scores.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -104,6 +105,10 @@ METRICS: Mapping[str, Agreement] = {
     "f1": f1,
 }
 """Agreement with the original, by name."""
+
+
+class TooSlowError(Exception):
+    """Judging a model would take longer than there is time for; told to the search, never to a user."""
 
 
 @dataclass(frozen=True)
@@ -283,10 +288,19 @@ class Evaluation:
         )
         return rows * self.allowed < 1
 
-    def judge_while_hopeful(self, run: Callable[[Feeds], Feeds]) -> Judgement:
-        """As :meth:`judge`; a model that has no chance on some samples is not run on the others."""
+    def judge_while_hopeful(self, run: Callable[[Feeds], Feeds], deadline: float = float("inf")) -> Judgement:
+        """As :meth:`judge`; a model that has no chance on some samples is not run on the others.
+
+        Args:
+            deadline: ``time.monotonic()`` by which it is to end.
+
+        Raises:
+            TooSlowError: The first samples show that it would end later.
+        """
         step = max(1, len(self.feeds) // _FIRST)
+        started = time.monotonic()
         outputs = {index: run(self.feeds[index]) for index in range(0, len(self.feeds), step)}
+        seconds = (time.monotonic() - started) / len(outputs)
         decibels = _decibels(list(outputs.values()), [self.references[index] for index in outputs])
         if decibels < HOPELESS_DECIBELS:
             return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
@@ -294,7 +308,9 @@ class Evaluation:
             some = self._on_some(outputs)
             if some is not None:
                 return some
-        rest = (index for index in range(len(self.feeds)) if index not in outputs)
+        rest = [index for index in range(len(self.feeds)) if index not in outputs]
+        if time.monotonic() + seconds * len(rest) > deadline:
+            raise TooSlowError("there is no time to judge it")
         outputs.update({index: run(self.feeds[index]) for index in rest})
         return self.judge([outputs[index] for index in range(len(self.feeds))])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.data.interface import Feeds
-from graphopt.verify.budget import METRICS, Evaluation, find_metric, noise_share, percent
+from graphopt.verify.budget import METRICS, Evaluation, TooSlowError, find_metric, noise_share, percent
 
 RNG = np.random.default_rng(0)
 
@@ -134,6 +135,22 @@ def test_what_some_samples_show_to_be_far_beyond_the_budget_is_not_run_on_the_ot
     assert near.some == 0 and len(calls) == 80 and not near.ok
     # Within another budget it would be, had all of them been run.
     assert not dataclasses.replace(far, allowed=0.5).ok
+
+
+def test_what_cannot_be_judged_in_time_is_not_judged() -> None:
+    references = logits(80)
+    held = evaluation(references, "sqnr", 0.01)
+    calls: list[int] = []
+
+    def run(given: Feeds) -> Feeds:
+        calls.append(int(given["x"][0]))
+        time.sleep(0.01)
+        return references[calls[-1]]
+
+    with pytest.raises(TooSlowError):
+        held.judge_while_hopeful(run, time.monotonic() + 0.3)
+    assert 0 < len(calls) < 20
+    assert held.judge_while_hopeful(run, time.monotonic() + 60).ok
 
 
 def test_a_count_that_moves_in_fine_steps_needs_no_decibels_on_few_samples() -> None:
