@@ -27,11 +27,13 @@ TARGETS: Mapping[str, str] = {
     "ort-cpu": "graphopt.targets.ort.target:OrtTarget",
     "ort-cuda": "graphopt.targets.ort.target:OrtTarget",
     "openvino": "graphopt.targets.openvino.target:OpenVinoTarget",
+    "tvm-llvm": "graphopt.targets.tvm.target:TvmTarget",
 }
 RUNTIMES: Mapping[str, str] = {
     "ort-cpu": "graphopt.targets.ort.executable:OrtRuntime",
     "ort-cuda": "graphopt.targets.ort.executable:OrtRuntime",
     "openvino": "graphopt.targets.openvino.executable:OpenVinoRuntime",
+    "tvm-llvm": "graphopt.targets.tvm.executable:TvmRuntime",
 }
 """What loads a bundle, without the compiler."""
 

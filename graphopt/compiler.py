@@ -479,7 +479,13 @@ class Compilation:
         changed = any(record.status in _CHANGED for record in records)
         exact = all(record.numerics is Numerics.EXACT for record in records if record.status in _CHANGED)
         if not changed or not (self._large or exact):
-            self._add_form(prefix + "optimized", target, optimized, base / "optimized", forms)
+            try:
+                self._add_form(prefix + "optimized", target, optimized, base / "optimized", forms)
+            except TargetError as error:
+                # What the target lacks may be what legalisation has replaced.
+                if not changed:
+                    raise
+                self._left_out.append(FormTiming(prefix + "optimized", note=error.message))
         if changed:
             self._add_form(prefix + "legalized", target, legal, base / "legalized", forms)
         return records

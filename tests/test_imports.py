@@ -44,6 +44,9 @@ HEAVY = {
     *("torch", "transformers", "tvm", "openvino", "ray", "networkx"),
     *("onnx", "onnxruntime", "onnxsim", "onnxscript"),
 }
+ADAPTER = Path("targets/tvm/adapter.py")
+"""The one module that imports TVM's compiler, at its top; only the process that compiles imports it."""
+
 PASSES_MAY_IMPORT = tuple(
     f"graphopt.{name}"
     for name in (
@@ -132,6 +135,8 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
+    if path.relative_to(PACKAGE) == ADAPTER:
+        return
     wrong = [
         f"line {entry.line}: {entry.name} at the top of the module"
         for entry in imports_of(path)
@@ -158,6 +163,25 @@ def test_targets_import_no_pass_capture_or_command(path: Path) -> None:
         if entry.name.startswith(("graphopt.passes", "graphopt.capture", "graphopt.cli", "graphopt.compiler"))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_process_that_compiles_loads_the_compiler_of_tvm() -> None:
+    """Modules that import the adapter at their top are imported by each other and, in a function, by the worker."""
+    inside = {ADAPTER, *(path.relative_to(PACKAGE) for path in modules() if path.parent.name == "lower")}
+    above = {f"graphopt.{'.'.join(path.with_suffix('').parts)}" for path in inside}
+    for path in modules():
+        if path.relative_to(PACKAGE) in inside:
+            continue
+        for entry in imports_of(path):
+            if entry.name in above or entry.name.rpartition(".")[0] in above:
+                assert path.relative_to(PACKAGE) == Path("targets/tvm/worker.py") and entry.lazy
+    names = {
+        entry.name.split(".")[0]
+        for path in modules()
+        for entry in imports_of(path)
+        if path.relative_to(PACKAGE) != ADAPTER
+    }
+    assert "tvm" not in names
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

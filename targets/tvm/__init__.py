@@ -1,0 +1,1 @@
+"""TVM as a backend: kernels for CPUs through LLVM."""

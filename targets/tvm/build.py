@@ -1,0 +1,71 @@
+"""An ONNX file  ==>  a library, in a process of its own: a compiler that crashes or hangs takes nobody with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import TargetError
+
+_SECONDS = 900.0
+_MEMORY = 24 << 30
+"""Bytes of address space; TVM's own library and what it maps count too."""
+
+
+def build(
+    source: Path, library: Path, target: Mapping[str, Any], *, seconds: float = _SECONDS
+) -> dict[str, Any]:
+    """Write the library of an ONNX file.
+
+    Args:
+        source: The ONNX file.
+        library: The file to write.
+        target: What to compile for: ``kind``, ``vectors``.
+        seconds: After which the compiler is stopped.
+
+    Returns:
+        What the compiler says of it.
+
+    Raises:
+        TargetError: It cannot be compiled; names the node where it is one.
+    """
+    with tempfile.TemporaryDirectory(prefix="graphopt-tvm-") as temporary:
+        answer = Path(temporary) / "answer.json"
+        job = {"source": str(source), "library": str(library), "target": dict(target), "memory": _MEMORY}
+        command = [sys.executable, "-m", "graphopt.targets.tvm.worker", json.dumps(job), str(answer)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", env=_environment(),
+                timeout=seconds, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise TargetError(f"TVM did not compile the model within {seconds:g} s", hint=_OTHER) from error
+        if answer.is_file():
+            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            if "error" in found:
+                raise TargetError(f"TVM cannot compile the model: {found['error']}", hint=_OTHER)
+            return found
+        raise TargetError(f"TVM {_end(done.returncode)}{_tail(done.stderr.splitlines())}", hint=_OTHER)
+
+
+_OTHER = "compile it for another target: --target ort-cpu"
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**os.environ, "PYTHONPATH": path, "TVM_BIND_THREADS": "0"}
+
+
+def _end(code: int) -> str:
+    return f"crashed with signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _tail(lines: Sequence[str]) -> str:
+    words = [line.strip() for line in lines if line.strip()]
+    return f": {words[-1][:300]}" if words else ""

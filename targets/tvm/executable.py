@@ -1,0 +1,194 @@
+"""Loads and runs a library that TVM made, with TVM's runtime alone: no compiler, and not the package ``tvm``."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.errors import MissingExtraError, TargetError
+from graphopt.machine import Probe, cpu_flags
+
+LLVM = "tvm-llvm"
+LIBRARY = "model.so"
+_CPU, _POOLED = 1, 2
+_ALIGNMENT = 64
+_RUNTIMES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
+_FLAGS = {
+    "avx512f": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "avx2": ("avx2", "fma"),
+    "neon": ("asimd",),
+}
+"""What vector registers go by, widest first, and the processor's flags that they need."""
+
+
+def vector_extension() -> str:
+    """The widest vector registers of this processor that kernels are made for; "" for the least there are."""
+    flags = cpu_flags()
+    return next((name for name, needed in _FLAGS.items() if flags.issuperset(needed)), "")
+
+
+def import_runtime() -> Any:
+    """The module ``tvm_ffi``, with TVM's runtime library loaded.
+
+    The number of threads is read once by the library, before its first kernel runs, so it is said here; threads are not
+    bound to cores, since that would bind the caller's too.
+
+    Raises:
+        MissingExtraError: Not installed.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_NUM_THREADS", str(_cores()))
+    try:
+        import tvm_ffi
+    except ImportError as error:
+        raise MissingExtraError("apache-tvm", "tvm") from error
+    if "tvm" not in sys.modules:
+        ctypes.CDLL(str(_runtime_library()), mode=ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _runtime_library() -> Path:
+    spec = importlib.util.find_spec("tvm")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for name in _RUNTIMES:
+            path = Path(folder) / "lib" / name
+            if path.is_file():
+                return path
+    raise MissingExtraError("apache-tvm", "tvm")
+
+
+class TvmExecutable:
+    """A library that TVM made, in its virtual machine.
+
+    Args:
+        path: The shared library.
+        config: ``inputs`` and ``outputs``, names in the model's order.
+        threads: 0 takes all cores.
+
+    Raises:
+        TargetError: TVM's runtime rejects it.
+        MissingExtraError: TVM is not installed.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, threads: int = 0) -> None:
+        ffi = import_runtime()
+        try:
+            self._machine = ffi.load_module(str(path), keep_module_alive=False)["vm_load_executable"]()
+            self._machine["vm_initialization"](_CPU, 0, _POOLED)
+            self._main = self._machine["main"]
+        except Exception as error:  # tvm_ffi raises RuntimeError, AttributeError and others
+            raise TargetError(
+                f"TVM's runtime rejects {path.name}: {last_words(error)}",
+                hint=f"this is TVM {version()}: compile the model here",
+            ) from error
+        self._ffi = ffi
+        self._threads = int(config.get("threads", threads)) or _cores()
+        self._inputs = tuple(config["inputs"])
+        self.output_names = tuple(config["outputs"])
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
+        """Outputs by name, the caller's own.
+
+        Raises:
+            TargetError: TVM fails; its message is kept.
+        """
+        # Of the whole process, so said before every run.
+        self._ffi.get_global_func("runtime.config_threadpool")(0, self._threads)
+        arguments = [self._ffi.from_dlpack(_aligned(np.asarray(feeds[name]))) for name in self._inputs]
+        try:
+            made = self._main(*arguments)
+        except Exception as error:  # as above
+            raise TargetError(
+                f"TVM fails: {last_words(error)}",
+                hint="the model was compiled for fixed shapes: give it inputs of these",
+            ) from error
+        results = [made] if hasattr(made, "__dlpack__") else list(made)
+        return {
+            name: np.array(np.from_dlpack(result))
+            for name, result in zip(self.output_names, results, strict=True)
+        }
+
+
+def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same numbers where kernels may read whole vectors: in order, from an aligned address, in writable memory."""
+    ready = array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0
+    if ready and array.dtype.isnative:
+        return array
+    dtype = array.dtype.newbyteorder("=")
+    space = np.empty(array.size * dtype.itemsize + _ALIGNMENT, np.uint8)
+    start = -space.ctypes.data % _ALIGNMENT
+    found: npt.NDArray[Any] = space[start : start + array.size * dtype.itemsize].view(dtype)
+    found = found.reshape(array.shape)
+    found[...] = array
+    return found
+
+
+def version() -> str:
+    """Of the installed TVM.
+
+    Raises:
+        MissingExtraError: Not installed.
+    """
+    try:
+        return metadata.version("apache-tvm")
+    except metadata.PackageNotFoundError as error:
+        raise MissingExtraError("apache-tvm", "tvm") from error
+
+
+def last_words(error: BaseException) -> str:
+    """What an error of TVM says, on one line, without its trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("File ", "Traceback", "Stack trace", "[bt]"))]
+    return " ".join(kept[-3:])[:600] or type(error).__name__
+
+
+class TvmRuntime:
+    """What a bundle for TVM needs when it is loaded: nothing of the compiler.
+
+    Args:
+        name: ``tvm-llvm``.
+    """
+
+    def __init__(self, name: str = LLVM) -> None:
+        self.name = name
+
+    def probe(self) -> Probe:
+        """Whether TVM is there, and for which processor it compiles."""
+        try:
+            found = version()
+            _runtime_library()
+        except MissingExtraError as error:
+            return Probe(False, False, reason=str(error))
+        vectors = vector_extension()
+        machine = {"tvm": found, "machine": platform.machine(), "vectors": vectors}
+        return Probe(True, True, found, f"kernels use {vectors}" if vectors else "", machine)
+
+    def load(self, folder: Path, config: Mapping[str, Any], *, threads: int = 0) -> TvmExecutable:
+        """The library that the configuration names.
+
+        Raises:
+            TargetError: This processor lacks what it was made for.
+        """
+        needed = config.get("vectors", "")
+        if not cpu_flags().issuperset(_FLAGS.get(needed, ())):
+            raise TargetError(
+                f"{config['file']} was made for a processor with {needed}, which this one lacks",
+                hint="compile the model on this machine",
+            )
+        return TvmExecutable(folder / config["file"], config, threads=threads)

@@ -1,0 +1,9 @@
+"""Rewrites into what TVM computes right and fast, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from graphopt.rewrite import Rewrite
+from graphopt.targets.openvino.legalize.attention import LegalizeAttention
+from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeToDepth
+
+REWRITES: tuple[type[Rewrite], ...] = (LegalizeAttention, ConvTransposeToDepth)

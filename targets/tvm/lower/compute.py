@@ -1,0 +1,191 @@
+"""What products compute, as tensor expressions over weights that are packed for vector registers.
+
+A weight is cut into blocks of ``width`` output channels whose numbers for one element of the reduced axes lie side by
+side, so that the innermost loop reads whole vectors of it; the input stays as ONNX has it. The sums are made in the
+same packed order and unpacked next to where they are used (:mod:`graphopt.targets.tvm.lower.schedule`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.targets.tvm.adapter import te, tirx, topi
+from graphopt.targets.tvm.lower.tiles import Tile
+
+SUMS = "packed_sums"
+UNPACKED = "unpacked"
+PADDED = "padded"
+DEPTHWISE = "depthwise_sums"
+ROWS, RUNS_ON = "graphopt.rows", "graphopt.runs_on"
+"""Annotations of a block: its tile."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution's window moves over an image: (height, width) each; pads as ONNX: top, left, bottom, right.
+
+    A line [batch, channels, length] and a column [batch, channels, length, 1] are images of one row, as tensors lie.
+    """
+
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    dilations: tuple[int, int]
+    groups: int = 1
+    form: Literal["image", "line", "column"] = "image"
+
+    def sizes(self, data: Any) -> tuple[int, int]:
+        """Height and width of the image."""
+        sizes = [int(size) for size in data.shape[2:]]
+        return (sizes[0], sizes[1]) if self.form == "image" else (1, sizes[0])
+
+    def at(self, n: Any, c: Any, y: Any, x: Any) -> tuple[Any, ...]:
+        """Where an element of the image lies in the tensor; also the shape of a tensor of such an image."""
+        return {"image": (n, c, y, x), "line": (n, c, x), "column": (n, c, x, 0)}[self.form]
+
+    def shape(self, n: Any, c: Any, y: Any, x: Any) -> tuple[Any, ...]:
+        """Of the tensor."""
+        return {"image": (n, c, y, x), "line": (n, c, x), "column": (n, c, x, 1)}[self.form]
+
+    def output(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what it makes (ONNX specification, Conv)."""
+        extents = [dilation * (size - 1) + 1 for dilation, size in zip(self.dilations, kernel, strict=True)]
+        return (
+            (height + self.pads[0] + self.pads[2] - extents[0]) // self.strides[0] + 1,
+            (width + self.pads[1] + self.pads[3] - extents[1]) // self.strides[1] + 1,
+        )
+
+    def is_pointwise(self, kernel: tuple[int, int]) -> bool:
+        """Whether every output is made of the one input at its place."""
+        return kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
+
+
+def pack_kernel(weight: Array, groups: int, width: int) -> Array:
+    """Weights [outputs, inputs / groups, height, width] as [groups, blocks, inputs / groups, height, width, ``width``].
+
+    The last block of a group is filled up with zeros.
+    """
+    outputs, inputs, height, breadth = weight.shape
+    each = outputs // groups
+    blocks = -(-each // width)
+    padded = np.zeros((groups, blocks * width, inputs, height, breadth), weight.dtype)
+    padded[:, :each] = weight.reshape(groups, each, inputs, height, breadth)
+    packed = padded.reshape(groups, blocks, width, inputs, height, breadth).transpose(0, 1, 3, 4, 5, 2)
+    return np.ascontiguousarray(packed)
+
+
+def pack_matrix(weight: Array, width: int) -> Array:
+    """Weights [inputs, outputs] as [blocks, inputs, ``width``], filled up with zeros."""
+    inputs, outputs = weight.shape
+    blocks = -(-outputs // width)
+    padded = np.zeros((inputs, blocks * width), weight.dtype)
+    padded[:, :outputs] = weight
+    return np.ascontiguousarray(padded.reshape(inputs, blocks, width).transpose(1, 0, 2))
+
+
+def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: Tile) -> Any:
+    """Conv [batch, channels, height, width] by weights from :func:`pack_kernel`.
+
+    Args:
+        outputs: Number of output channels; where there are groups, each has a multiple of the tile's width.
+        tile: What lies behind the last column is computed in vain.
+    """
+    batch = data.shape[0]
+    groups, blocks, inputs, tall, broad, width = (int(size) for size in packed.shape)
+    made_high, made_wide = window.output(*window.sizes(data), (tall, broad))
+    columns = made_wide if tile.runs_on else -(-made_wide // tile.rows) * tile.rows
+    source = _padded(data, window, columns - made_wide)
+    channel = te.reduce_axis((0, inputs), "channel")
+    ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
+    (sy, sx), (dy, dx) = window.strides, window.dilations
+
+    def add_up(n: Any, block: Any, y: Any, x: Any, lane: Any) -> Any:
+        group = block // blocks
+        number = source[window.at(n, group * inputs + channel, y * sy + ky * dy, x * sx + kx * dx)]
+        return te.sum(number * packed[group, block % blocks, channel, ky, kx, lane], axis=[channel, ky, kx])
+
+    sums = te.compute(
+        (batch, groups * blocks, made_high, columns, width), add_up, name=SUMS, attrs=_attributes(tile)
+    )
+
+    def unpack(n: Any, o: Any, *place: Any) -> Any:
+        y, x = place if window.form == "image" else (0, place[0])
+        return sums[n, o // width, y, x, o % width]
+
+    return te.compute(window.shape(batch, outputs, made_high, made_wide), unpack, name=UNPACKED)
+
+
+def depthwise(data: Any, weight: Any, *, window: Window, lanes: int) -> Any:
+    """Conv whose every channel is convolved alone, by weights [channels * multiplier, 1, height, width].
+
+    Args:
+        lanes: Lines are computed in vectors of so many columns.
+    """
+    batch, channels = data.shape[:2]
+    outputs, _, tall, broad = (int(size) for size in weight.shape)
+    multiplier = outputs // int(channels)
+    made_high, made_wide = window.output(*window.sizes(data), (tall, broad))
+    columns = -(-made_wide // lanes) * lanes
+    source = _padded(data, window, columns - made_wide)
+    ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
+    (sy, sx), (dy, dx) = window.strides, window.dilations
+    sums = te.compute(
+        (batch, outputs, made_high, columns),
+        lambda n, o, y, x: te.sum(
+            source[window.at(n, o // multiplier, y * sy + ky * dy, x * sx + kx * dx)] * weight[o, 0, ky, kx],
+            axis=[ky, kx],
+        ),
+        name=DEPTHWISE,
+        attrs={ROWS: lanes},
+    )
+
+    def unpack(n: Any, o: Any, *place: Any) -> Any:
+        y, x = place if window.form == "image" else (0, place[0])
+        return sums[n, o, y, x]
+
+    return te.compute(window.shape(batch, outputs, made_high, made_wide), unpack, name=UNPACKED)
+
+
+def product(data: Any, packed: Any, *, outputs: int, tile: Tile) -> Any:
+    """MatMul [..., rows, inputs] by weights from :func:`pack_matrix`."""
+    shape = tuple(data.shape)
+    leading, inputs = shape[:-1], int(shape[-1])
+    blocks, _, width = (int(size) for size in packed.shape)
+    element = te.reduce_axis((0, inputs), "element")
+    rows = leading[-1]
+    made = rows if tile.runs_on else -(-int(rows) // tile.rows) * tile.rows
+
+    def add_up(*indices: Any) -> Any:
+        position, (row, block, lane) = indices[:-3], indices[-3:]
+        # Behind the last row the last one is computed again.
+        row = row if made is rows or made == int(rows) else tirx.min(row, int(rows) - 1)
+        place = (*position, row, element)
+        return te.sum(data[place] * packed[block, element, lane], axis=element)
+
+    sums = te.compute((*leading[:-1], made, blocks, width), add_up, name=SUMS, attrs=_attributes(tile))
+
+    def unpack(*indices: Any) -> Any:
+        place = (*indices[:-1], indices[-1] // width, indices[-1] % width)
+        return sums[place]
+
+    return te.compute((*leading, outputs), unpack, name=UNPACKED)
+
+
+def _padded(data: Any, window: Window, more_columns: int) -> Any:
+    top, left, bottom, right = window.pads
+    right += more_columns * window.strides[1]
+    if not (top or left or bottom or right):
+        return data
+    before, after = window.shape(0, 0, top, left), window.shape(0, 0, bottom, right)
+    if window.form == "column":
+        before, after = (*before[:3], 0), (*after[:3], 0)
+    return topi.nn.pad(data, before, after, name=PADDED)
+
+
+def _attributes(tile: Tile) -> dict[str, int]:
+    return {ROWS: tile.rows, RUNS_ON: int(tile.runs_on)}

@@ -1,0 +1,150 @@
+"""The ONNX graph  ==>  Relax, by TVM's frontend but for products with constant weights, which are packed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, relax
+from graphopt.targets.tvm.lower import compute
+from graphopt.targets.tvm.lower.compute import Array, Window
+from graphopt.targets.tvm.lower.tiles import Vectors, tile_of
+
+if TYPE_CHECKING:
+    import onnx
+
+_FUSES_EPILOGUE = 4
+"""TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
+
+
+def import_graph(proto: onnx.ModelProto, opset: int, vectors: Vectors | None) -> IRModule:
+    """The graph as a Relax module; inputs and outputs in the order of the graph.
+
+    Args:
+        vectors: Of the processor, for packing weights; None leaves products to TVM's own schedules.
+    """
+    importer = _Importer(vectors)
+    return importer.from_onnx(proto.graph, opset)
+
+
+class _Importer(ONNXGraphImporter):  # type: ignore[misc]
+    def __init__(self, vectors: Vectors | None) -> None:
+        super().__init__({}, {}, sanitize=True)
+        self.vectors = vectors
+
+    def _check_for_unsupported_ops(self, graph: Any) -> None:
+        """Done before, op by op (:mod:`graphopt.targets.tvm.operators`)."""
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
+        own = {"Conv": self._conv, "MatMul": self._matmul, "Gemm": self._gemm}.get(op_name)
+        if own is not None and self.vectors is not None:
+            made = own(list(inputs), attrs)
+            if made is not None:
+                return self.bb.normalize(made)
+        return super()._convert_operator(op_name, inputs, attrs, opset)
+
+    def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
+        assert self.vectors is not None
+        data, weight = self.bb.normalize(inputs[0]), _constant(inputs[1])
+        shape = _static(data)
+        if weight is None or shape is None or len(shape) not in (3, 4) or weight.dtype != np.float32:
+            return None
+        if attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+            return None
+        spatial = len(shape) - 2
+        pads = tuple(attrs.get("pads", (0,) * (2 * spatial)))
+        strides = tuple(attrs.get("strides", (1,) * spatial))
+        dilations = tuple(attrs.get("dilations", (1,) * spatial))
+        groups = int(attrs.get("group", 1))
+        form = "image"
+        if spatial == 1:
+            form, weight = "line", weight[:, :, None]
+            pads, strides, dilations = (0, pads[0], 0, pads[1]), (1, *strides), (1, *dilations)
+        elif shape[3] == weight.shape[3] == 1 and not (pads[1] or pads[3]):
+            form, weight = "column", weight.transpose(0, 1, 3, 2)
+            pads, strides, dilations = (0, pads[0], 0, pads[2]), (1, strides[0]), (1, dilations[0])
+        window = Window(strides, pads, dilations, groups, form)  # type: ignore[arg-type]
+        outputs = len(weight)
+        kernel = weight.shape[2:]
+        high, wide = window.output(*((shape[2], shape[3]) if form == "image" else (1, shape[2])), kernel)
+        if weight.shape[1] == 1 and groups == shape[1] and groups > 1:
+            lanes = min(self.vectors.lanes, _power_of_two(wide))
+            expression = partial(compute.depthwise, window=window, lanes=lanes)
+            made = self._kernel("depthwise", expression, data, np.ascontiguousarray(weight))
+        else:
+            each = outputs // groups
+            runs_on = window.is_pointwise(kernel)
+            tile = tile_of(high, wide, each, self.vectors, runs_on=runs_on)
+            if groups > 1 and each % tile.width:
+                return None
+            packed = compute.pack_kernel(weight, groups, tile.width)
+            expression = partial(compute.convolution, outputs=outputs, window=window, tile=tile)
+            made = self._kernel("convolution", expression, data, packed)
+        if len(inputs) < 3 or inputs[2] is None:
+            return made
+        bias = _shaped(inputs[2], (1, -1, *(1,) * spatial))
+        return relax.op.add(self.bb.emit(made), bias)
+
+    def _matmul(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
+        del attrs
+        weight = _constant(inputs[1])
+        return None if weight is None or weight.ndim != 2 else self._product(inputs[0], weight)
+
+    def _gemm(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
+        weight = _constant(inputs[1])
+        if weight is None or attrs.get("transA", 0):
+            return None
+        weight = weight.T if attrs.get("transB", 0) else weight
+        made = self._product(inputs[0], weight * np.asarray(attrs.get("alpha", 1.0), weight.dtype))
+        if made is None or len(inputs) < 3 or inputs[2] is None:
+            return made
+        bias = inputs[2]
+        if attrs.get("beta", 1.0) != 1.0:
+            bias = relax.op.multiply(bias, relax.const(attrs["beta"], "float32"))
+        return relax.op.add(self.bb.emit(made), bias)
+
+    def _product(self, data: Any, weight: Array) -> Any:
+        assert self.vectors is not None
+        data = self.bb.normalize(data)
+        shape = _static(data)
+        if shape is None or len(shape) < 2 or weight.dtype != np.float32:
+            return None
+        lines, length = int(np.prod(shape[:-2])), shape[-2]
+        tile = tile_of(lines, length, weight.shape[1], self.vectors, runs_on=True)
+        packed = compute.pack_matrix(weight, tile.width)
+        expression = partial(compute.product, outputs=weight.shape[1], tile=tile)
+        return self._kernel("product", expression, data, packed)
+
+    def _kernel(self, name: str, expression: Any, data: Any, weight: Array) -> Any:
+        return self.bb.call_te(
+            expression, data, relax.const(weight),
+            primfunc_name_hint=name, primfunc_attrs={"op_pattern": _FUSES_EPILOGUE},
+        )  # fmt: skip
+
+
+def _constant(value: Any) -> Array | None:
+    """The numbers of a Relax constant, looking through what only changes its form."""
+    return value.value.numpy() if isinstance(value, Constant) else None
+
+
+def _static(value: Any) -> tuple[int, ...] | None:
+    shape = getattr(value.ty, "shape", None)
+    if shape is None or not hasattr(shape, "values"):
+        return None
+    try:
+        return tuple(int(size) for size in shape.values)
+    except TypeError:
+        return None
+
+
+def _shaped(value: Any, shape: tuple[int, ...]) -> Any:
+    array = _constant(value)
+    return relax.op.reshape(value, shape) if array is None else relax.const(array.reshape(shape))
+
+
+def _power_of_two(size: int) -> int:
+    """The least that is not smaller."""
+    return 1 << max(size - 1, 0).bit_length()

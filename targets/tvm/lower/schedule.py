@@ -1,0 +1,316 @@
+"""Loops for processors without tuning: products in tiles that stay in registers, all else in lines over the cores.
+
+A function that :func:`scheduled` has no rule for keeps the loops that TVM made: right, and slow.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from graphopt.targets.tvm.adapter import IndexMap, IRModule, Schedule, ScheduleError, tirx
+from graphopt.targets.tvm.lower.compute import DEPTHWISE, PADDED, ROWS, RUNS_ON, SUMS
+from graphopt.targets.tvm.lower.tiles import Vectors
+
+_PARALLEL_FROM = 1 << 13
+"""Elements below which starting threads costs more than they save."""
+_MOST_UNROLLED = 64
+_MOST_ROWS = 8
+_PIECE = 4
+"""Vectors of a line that are one turn of an outer loop."""
+
+
+def scheduled(module: IRModule, vectors: Vectors) -> IRModule:
+    """Every loop nest of a module with loops for this processor."""
+    changed = {}
+    for name, function in module.functions_items():
+        if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled", 0):
+            changed[name] = _function(function, vectors)
+    for name, function in changed.items():
+        module[name] = function
+    return module
+
+
+def _function(function: Any, vectors: Vectors) -> Any:
+    for rule in (_product, _depthwise, _contraction, _lines):
+        schedule = Schedule(function)
+        try:
+            if rule(schedule, vectors):
+                return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+        except ScheduleError:
+            continue
+    return function
+
+
+def _blocks(schedule: Any) -> list[Any]:
+    return list(schedule.get_child_blocks(schedule.get_sblock("root")))
+
+
+def _name(schedule: Any, block: Any) -> str:
+    return str(schedule.get(block).name_hint)
+
+
+def _is_spatial(schedule: Any, block: Any) -> bool:
+    return all(var.iter_type == tirx.IterVar.DataPar for var in schedule.get(block).iter_vars)
+
+
+def _extent(schedule: Any, loop: Any) -> int:
+    """Of a loop; 0 where it is not known."""
+    extent = schedule.get(loop).extent
+    return int(extent) if isinstance(extent, tirx.IntImm) else 0
+
+
+def _find(schedule: Any, prefix: str) -> Any | None:
+    return next((block for block in _blocks(schedule) if _name(schedule, block).startswith(prefix)), None)
+
+
+def _inline(schedule: Any, keep: tuple[Any, ...]) -> Any:
+    """Put every elementwise block into its readers; returns the last block, which writes the result."""
+    kept = {_name(schedule, block) for block in keep}
+    blocks = _blocks(schedule)
+    for block in blocks[:-1]:
+        name = _name(schedule, block)
+        if name in kept or name.startswith(PADDED) or not _is_spatial(schedule, block):
+            continue
+        schedule.compute_inline(block)
+    return blocks[-1]
+
+
+def _product(schedule: Any, vectors: Vectors) -> bool:
+    """Packed sums of a convolution or a product, with what follows them computed tile by tile."""
+    sums = _find(schedule, SUMS)
+    if sums is None:
+        return False
+    about = schedule.get(sums).annotations
+    rows, runs_on = int(about[ROWS]), bool(int(about[RUNS_ON]))
+    last = _inline(schedule, (sums,))
+    count = _reduced(schedule, sums)
+    is_matrix = count == 1
+    if runs_on:
+        _join_lines(schedule, sums, last, is_matrix=is_matrix)
+    loops = schedule.get_loops(sums)
+    spatial, reduced = loops[:-count], loops[-count:]
+    if is_matrix:
+        *positions, block, lane = spatial
+        outer = [block]
+    else:
+        batch, block, *positions, lane = spatial
+        outer = [batch, block]
+    far, near = schedule.split(positions[-1], [None, rows])
+    schedule.reorder(*outer, *positions[:-1], far, *reduced, near, lane)
+    shared = schedule.fuse(*outer, *positions[:-1], far)
+    schedule.parallel(shared)
+    held = schedule.cache_write(sums, 0, "local")
+    schedule.reverse_compute_at(held, shared)
+    schedule.reverse_compute_at(last, shared)
+    schedule.unroll(near)
+    _vectorize(schedule, lane, vectors)
+    *_, row, line = schedule.get_loops(held)
+    schedule.unroll(row)
+    _vectorize(schedule, line, vectors)
+    first = schedule.decompose_reduction(sums, reduced[0])
+    *_, row, line = schedule.get_loops(first)
+    schedule.unroll(row)
+    _vectorize(schedule, line, vectors)
+    if is_matrix:
+        *_, line = schedule.get_loops(last)
+        if not _has_predicate(schedule, last):
+            _vectorize(schedule, line, vectors)
+    _pad(schedule)
+    return True
+
+
+def _join_lines(schedule: Any, sums: Any, last: Any, *, is_matrix: bool) -> None:
+    """Count positions through, so that a tile may lie on two lines: [..., lines, length, ...] to [..., length, ...]."""
+    first = 0 if is_matrix else 2
+    behind = 2 if is_matrix else 1
+    of_sums = [int(size) for size in schedule.get(sums).writes[0].source.shape]
+    lengths = of_sums[first : len(of_sums) - behind]
+    if len(lengths) < 2:
+        return
+    reduced = _reduced(schedule, sums)
+    schedule.transform_layout(sums, ("write", 0), _joining(first, lengths, behind))
+    schedule.transform_block_layout(sums, _joining(first, lengths, behind + reduced))
+    schedule.transform_block_layout(last, _joining(first, lengths, 1 if is_matrix else 0))
+
+
+def _joining(before: int, lengths: list[int], behind: int) -> Any:
+    """A map of indices that makes one index of those that count ``lengths``."""
+
+    def join(*indices: Any) -> list[Any]:
+        inside = indices[before : before + len(lengths)]
+        position = inside[0]
+        for index, length in zip(inside[1:], lengths[1:], strict=True):
+            position = position * length + index
+        return [*indices[:before], position, *indices[len(indices) - behind :]]
+
+    return IndexMap.from_func(join, ndim=before + len(lengths) + behind)
+
+
+def _depthwise(schedule: Any, vectors: Vectors) -> bool:
+    """Sums of each channel by itself, in vectors along lines."""
+    sums = _find(schedule, DEPTHWISE)
+    if sums is None:
+        return False
+    lanes = int(schedule.get(sums).annotations[ROWS])
+    last = _inline(schedule, (sums,))
+    batch, channel, y, x, ky, kx = schedule.get_loops(sums)
+    far, near = schedule.split(x, [None, lanes])
+    schedule.reorder(batch, channel, y, far, ky, kx, near)
+    shared = schedule.fuse(batch, channel)
+    schedule.parallel(shared)
+    schedule.unroll(kx)
+    schedule.vectorize(near)
+    schedule.set_scope(sums, 0, "local")
+    schedule.reverse_compute_at(last, far)
+    first = schedule.decompose_reduction(sums, ky)
+    schedule.vectorize(schedule.get_loops(first)[-1])
+    _pad(schedule)
+    return True
+
+
+def _contraction(schedule: Any, vectors: Vectors) -> bool:
+    """A product of two tensors that are both computed: [..., rows, columns], reduced over one axis."""
+    blocks = _blocks(schedule)
+    heavy = [block for block in blocks if not _is_spatial(schedule, block)]
+    if len(heavy) != 1 or _reduced(schedule, heavy[0]) != 1:
+        return False
+    (sums,) = heavy
+    loops = schedule.get_loops(sums)
+    extents = [_extent(schedule, loop) for loop in loops]
+    if len(loops) < 3 or not all(extents) or len(schedule.get(sums).reads) != 2:
+        return False
+    *_, rows, columns, _ = extents
+    width = next((wide * vectors.lanes for wide in (2, 1) if columns % (wide * vectors.lanes) == 0), 0)
+    if not width:
+        return False
+    last = _inline(schedule, (sums,))
+    tall = max(size for size in range(1, _MOST_ROWS + 1) if rows % size == 0)
+    *batch, row, column, element = schedule.get_loops(sums)
+    down, near = schedule.split(row, [None, tall])
+    across, lane = schedule.split(column, [None, width])
+    schedule.reorder(*batch, down, across, element, near, lane)
+    shared = schedule.fuse(*batch, down)
+    schedule.parallel(shared)
+    held = schedule.cache_write(sums, 0, "local")
+    schedule.reverse_compute_at(held, across)
+    if _name(schedule, last) != _name(schedule, sums):
+        schedule.reverse_compute_at(last, across)
+        _vectorize(schedule, schedule.get_loops(last)[-1], vectors)
+    schedule.unroll(near)
+    _vectorize(schedule, lane, vectors)
+    first = schedule.decompose_reduction(sums, element)
+    for block in (held, first):
+        *_, row, line = schedule.get_loops(block)
+        schedule.unroll(row)
+        _vectorize(schedule, line, vectors)
+    return True
+
+
+def _lines(schedule: Any, vectors: Vectors) -> bool:
+    """Whatever else: outer loops over the cores, the innermost one in vectors."""
+    for block in _blocks(schedule)[:-1]:
+        readers = schedule.get_consumers(block)
+        if len(readers) == 1 and _is_spatial(schedule, block) and _is_spatial(schedule, readers[0]):
+            schedule.compute_inline(block)
+    for block in _blocks(schedule):
+        if _is_spatial(schedule, block):
+            _spread(schedule, block, vectors)
+        else:
+            _reduce(schedule, block, vectors)
+    return True
+
+
+def _spread(schedule: Any, block: Any, vectors: Vectors) -> None:
+    """A block that reduces nothing."""
+    loops = schedule.get_loops(block)
+    extents = [_extent(schedule, loop) for loop in loops]
+    if not loops or not all(extents):
+        return
+    if len(loops) == 1:
+        loops = schedule.split(loops[0], [None, min(extents[0], _PIECE * vectors.lanes)])
+    outer, inner = schedule.fuse(*loops[:-1]), loops[-1]
+    if math.prod(extents) >= _PARALLEL_FROM:
+        schedule.parallel(outer)
+    if not _has_predicate(schedule, block):
+        _vectorize(schedule, inner, vectors)
+
+
+def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
+    """A block that reduces its last axes: along lines in as many sums as a vector has, else line by line."""
+    count = _reduced(schedule, block)
+    loops = schedule.get_loops(block)
+    extents = [_extent(schedule, loop) for loop in loops]
+    reduces = [var.iter_type == tirx.IterVar.CommReduce for var in schedule.get(block).iter_vars]
+    if not all(extents) or len(loops) <= count or not all(reduces[-count:]):
+        return
+    spatial, reduced = loops[:-count], loops[-count:]
+    is_large = math.prod(extents) >= _PARALLEL_FROM
+    if count == 1 and extents[-1] % vectors.lanes == 0 and _reads_along(schedule, block):
+        outer = schedule.fuse(*spatial)
+        far, near = schedule.split(reduced[0], [None, vectors.lanes])
+        parts = schedule.rfactor(near, len(schedule.get(block).writes[0].source.shape))
+        if is_large:
+            schedule.parallel(outer)
+        schedule.compute_at(parts, outer)
+        *_, lane, far = schedule.get_loops(parts)
+        schedule.reorder(far, lane)
+        schedule.vectorize(lane)
+        first = schedule.decompose_reduction(parts, far)
+        schedule.vectorize(schedule.get_loops(first)[-1])
+        return
+    inner = None
+    if len(spatial) > 1 and extents[len(spatial) - 1] > 1:
+        inner = spatial.pop()
+        schedule.reorder(*spatial, *reduced, inner)
+    outer = schedule.fuse(*spatial)
+    if is_large:
+        schedule.parallel(outer)
+    if inner is not None:
+        first = schedule.decompose_reduction(block, reduced[0])
+        _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
+        _vectorize(schedule, inner, vectors)
+
+
+def _reads_along(schedule: Any, block: Any) -> bool:
+    """Whether the reduced axis is the last of what is read, by itself."""
+    about = schedule.get(block)
+    reduced = next(var.var for var in about.iter_vars if var.iter_type == tirx.IterVar.CommReduce)
+    last = about.reads[0].region[-1].min
+    return bool(last.same_as(reduced))
+
+
+def _pad(schedule: Any) -> None:
+    block = _find(schedule, PADDED)
+    if block is not None:
+        loops = schedule.get_loops(block)
+        schedule.parallel(schedule.fuse(*loops[:-1]))
+
+
+def _reduced(schedule: Any, block: Any) -> int:
+    return sum(var.iter_type == tirx.IterVar.CommReduce for var in schedule.get(block).iter_vars)
+
+
+def _has_predicate(schedule: Any, block: Any) -> bool:
+    realize = schedule.get_sref(block).parent
+    for loop in (realize.stmt,):
+        body = loop.body if hasattr(loop, "body") else None
+        if body is not None and hasattr(body, "predicate"):
+            return not (isinstance(body.predicate, tirx.IntImm) and int(body.predicate))
+    return True
+
+
+def _vectorize(schedule: Any, loop: Any, vectors: Vectors) -> None:
+    """In whole vectors, or not at all."""
+    extent = _extent(schedule, loop)
+    if extent < 2 or extent & (extent - 1):
+        whole = next(
+            (lanes for lanes in (vectors.lanes, vectors.lanes // 2, 4) if lanes > 1 and extent % lanes == 0),
+            0,
+        )
+        if not whole or extent == whole:
+            return
+        _, loop = schedule.split(loop, [None, whole])
+    elif extent > _MOST_UNROLLED:
+        _, loop = schedule.split(loop, [None, vectors.lanes])
+    schedule.vectorize(loop)

@@ -1,0 +1,74 @@
+"""How large the piece of an output is that one innermost loop keeps in vector registers.
+
+A product's innermost loop adds, for each element of the reduced axes, ``rows`` numbers times ``width`` numbers to
+``rows * width`` sums. The sums stay in registers; the ``width`` numbers are vectors of weights, each of the ``rows``
+numbers is spread over a vector. What is computed in vain at the edges counts against a tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SPARE = 8
+"""Registers for what is multiplied: with fewer the sums are spilled (seen with 28 sums of 32 registers)."""
+_WIDTHS = (1, 2, 4)
+_FETCHES = 0.5
+"""Cost of fetching an operand, relative to a multiplication."""
+_LATENCY = 8
+"""Sums that have to be independent of each other for two multiplications a cycle, each taking four cycles."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vector registers of a processor.
+
+    Attributes:
+        lanes: float32 numbers in one.
+        count: How many there are.
+    """
+
+    lanes: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A piece of the output.
+
+    Attributes:
+        rows: Positions.
+        width: Channels of each; a multiple of the lanes.
+        runs_on: Whether rows go on over the ends of lines; then ``rows`` divides the positions.
+    """
+
+    rows: int
+    width: int
+    runs_on: bool = False
+
+
+def tile_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on: bool) -> Tile:
+    """The tile that multiplies an output of these sizes fastest.
+
+    Args:
+        lines: Of positions that lie in a row.
+        length: Positions in a line.
+        channels: Outputs at each position.
+        runs_on: Whether the end of a line may lie within a tile.
+    """
+    found: list[tuple[float, int, int, Tile]] = []
+    for wide in _WIDTHS:
+        width = wide * vectors.lanes
+        for rows in range(1, max((vectors.count - _SPARE) // wide, 1) + 1):
+            multiplied = rows * wide
+            cost = _padded(channels, width) * (1 + _FETCHES * (rows + wide) / multiplied)
+            cost *= max(_LATENCY / multiplied, 1.0)
+            if rows <= length:
+                found.append((cost * lines * _padded(length, rows), rows, wide, Tile(rows, width)))
+            if runs_on and (lines * length) % rows == 0:
+                found.append((cost * lines * length, rows, wide, Tile(rows, width, True)))
+    # Of equal ones that with fewer columns, whose weights stay in the cache.
+    return min(found, key=lambda entry: entry[:3])[3]
+
+
+def _padded(size: int, step: int) -> int:
+    return -(-size // step) * step
