@@ -16,6 +16,8 @@ _PARALLEL_FROM = 1 << 13
 """Elements below which starting threads costs more than they save."""
 _MOST_UNROLLED = 64
 _MOST_ROWS = 8
+_MOST_PARTS = 64
+"""That a sum is made of."""
 _PIECE = 4
 """Vectors of a line that are one turn of an outer loop."""
 
@@ -246,18 +248,23 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
         return
     spatial, reduced = loops[:-count], loops[-count:]
     is_large = math.prod(extents) >= _PARALLEL_FROM
-    if count == 1 and extents[-1] % vectors.lanes == 0 and _reads_along(schedule, block):
+    length = math.prod(extents[-count:])
+    # A factor that does not divide would need a condition, with which TVM makes parts that are wrong.
+    width = max((size for size in range(2, _MOST_PARTS + 1) if length % size == 0), default=1)
+    width = vectors.lanes if length % vectors.lanes == 0 else width
+    if length >= 2 * width > 2 and _reads_along(schedule, block, count):
         outer = schedule.fuse(*spatial)
-        far, near = schedule.split(reduced[0], [None, vectors.lanes])
+        # Besides being faster, sums of parts are more exact than one long sum.
+        far, near = schedule.split(schedule.fuse(*reduced), [None, width])
         parts = schedule.rfactor(near, len(schedule.get(block).writes[0].source.shape))
         if is_large:
             schedule.parallel(outer)
         schedule.compute_at(parts, outer)
         *_, lane, far = schedule.get_loops(parts)
         schedule.reorder(far, lane)
-        schedule.vectorize(lane)
         first = schedule.decompose_reduction(parts, far)
-        schedule.vectorize(schedule.get_loops(first)[-1])
+        for loop in (lane, schedule.get_loops(first)[-1]):
+            _vectorize(schedule, loop, vectors)
         return
     inner = None
     if len(spatial) > 1 and extents[len(spatial) - 1] > 1:
@@ -272,12 +279,12 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
         _vectorize(schedule, inner, vectors)
 
 
-def _reads_along(schedule: Any, block: Any) -> bool:
-    """Whether the reduced axis is the last of what is read, by itself."""
+def _reads_along(schedule: Any, block: Any, count: int) -> bool:
+    """Whether the reduced axes are the last ones of what is read, in order, each by itself."""
     about = schedule.get(block)
-    reduced = next(var.var for var in about.iter_vars if var.iter_type == tirx.IterVar.CommReduce)
-    last = about.reads[0].region[-1].min
-    return bool(last.same_as(reduced))
+    reduced = [var.var for var in about.iter_vars][-count:]
+    places = [axis.min for axis in about.reads[0].region][-count:]
+    return all(place.same_as(var) for place, var in zip(places, reduced, strict=True))
 
 
 def _pad(schedule: Any) -> None:
