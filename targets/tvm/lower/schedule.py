@@ -18,6 +18,8 @@ _MOST_UNROLLED = 64
 _MOST_ROWS = 8
 _MOST_PARTS = 64
 """That a sum is made of."""
+_LONGEST_SUM, _SHORTEST_SUM = 256, 32
+"""Products that are added up one by one, where the length allows it."""
 _PIECE = 4
 """Vectors of a line that are one turn of an outer loop."""
 
@@ -90,8 +92,10 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     is_matrix = count == 1
     if runs_on:
         _join_lines(schedule, sums, last, is_matrix=is_matrix)
+    kept = len(schedule.get_loops(sums)) - count
+    parts = _in_parts(schedule, sums, count)
     loops = schedule.get_loops(sums)
-    spatial, reduced = loops[:-count], loops[-count:]
+    spatial, reduced = loops[:kept], loops[kept:]
     if is_matrix:
         *positions, block, lane = spatial
         outer = [block]
@@ -102,24 +106,61 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     schedule.reorder(*outer, *positions[:-1], far, *reduced, near, lane)
     shared = schedule.fuse(*outer, *positions[:-1], far)
     schedule.parallel(shared)
-    held = schedule.cache_write(sums, 0, "local")
-    schedule.reverse_compute_at(held, shared)
-    schedule.reverse_compute_at(last, shared)
-    schedule.unroll(near)
-    _vectorize(schedule, lane, vectors)
-    *_, row, line = schedule.get_loops(held)
-    schedule.unroll(row)
-    _vectorize(schedule, line, vectors)
-    first = schedule.decompose_reduction(sums, reduced[0])
-    *_, row, line = schedule.get_loops(first)
-    schedule.unroll(row)
-    _vectorize(schedule, line, vectors)
+    if parts is None:
+        held = schedule.cache_write(sums, 0, "local")
+        schedule.reverse_compute_at(held, shared)
+        schedule.reverse_compute_at(last, shared)
+        _keep_in_registers(schedule, held, vectors)
+        _keep_in_registers(schedule, sums, vectors, reduced[0])
+    else:
+        # The sums of all parts stay in memory: registers are for the part that is added up.
+        held = schedule.cache_write(parts, 0, "local")
+        schedule.reverse_compute_at(last, shared)
+        schedule.compute_at(held, reduced[0], preserve_unit_loops=True)
+        schedule.compute_at(parts, reduced[0], preserve_unit_loops=True)
+        around = len(schedule.get_loops(sums)) - 2
+        for copied, more in ((held, 0), (parts, count)):
+            inside = schedule.get_loops(copied)[around:]
+            row = inside.pop(-more - 3 if is_matrix else -more - 2)
+            line = inside.pop(-more - 1)
+            schedule.reorder(*inside, row, line)
+            _keep_in_registers(schedule, copied, vectors, inside[-more] if more else None)
+        _vectorize(schedule, lane, vectors)
+        first = schedule.decompose_reduction(sums, reduced[0])
+        _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
     if is_matrix:
         *_, line = schedule.get_loops(last)
         if not _has_predicate(schedule, last):
             _vectorize(schedule, line, vectors)
     _pad(schedule)
     return True
+
+
+def _keep_in_registers(schedule: Any, block: Any, vectors: Vectors, reduced: Any = None) -> None:
+    """The two innermost loops of a block, rows and lanes, without a loop; so are its zeros before ``reduced``."""
+    *_, row, line = schedule.get_loops(block)
+    schedule.unroll(row)
+    _vectorize(schedule, line, vectors)
+    if reduced is not None:
+        _keep_in_registers(schedule, schedule.decompose_reduction(block, reduced), vectors)
+
+
+def _in_parts(schedule: Any, sums: Any, count: int) -> Any | None:
+    """Make a long sum of sums of parts, whose errors do not add up so far; returns the block of the parts.
+
+    Args:
+        count: Of reduced loops.
+    """
+    first, *others = schedule.get_loops(sums)[-count:]
+    length, within = _extent(schedule, first), math.prod(_extent(schedule, loop) for loop in others)
+    if length * within <= _LONGEST_SUM:
+        return None
+    most = max(_LONGEST_SUM // within, 1)
+    size = max(size for size in range(1, most + 1) if length % size == 0)
+    if size == length or size * within < _SHORTEST_SUM:
+        return None
+    part, _ = schedule.split(first, [None, size])
+    return schedule.rfactor(part, 0)
 
 
 def _join_lines(schedule: Any, sums: Any, last: Any, *, is_matrix: bool) -> None:
