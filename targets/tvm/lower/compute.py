@@ -18,6 +18,7 @@ from graphopt.targets.tvm.lower.tiles import Tile
 
 SUMS = "packed_sums"
 UNPACKED = "unpacked"
+TAKEN = "taken"
 PADDED = "padded"
 DEPTHWISE = "depthwise_sums"
 ROWS, RUNS_ON = "graphopt.rows", "graphopt.runs_on"
@@ -92,7 +93,7 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
     """Conv [batch, channels, height, width] by weights from :func:`pack_kernel`.
 
     Args:
-        outputs: Number of output channels; where there are groups, each has a multiple of the tile's width.
+        outputs: Number of output channels.
         tile: What lies behind the last column is computed in vain.
     """
     batch = data.shape[0]
@@ -117,7 +118,23 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
         y, x = place if window.form == "image" else (0, place[0])
         return sums[n, o // width, y, x, o % width]
 
-    return te.compute(window.shape(batch, outputs, made_high, made_wide), unpack, name=UNPACKED)
+    each = outputs // groups
+    if groups == 1 or each % width == 0:
+        return te.compute(window.shape(batch, outputs, made_high, made_wide), unpack, name=UNPACKED)
+    # What fills up the blocks of each group is left out in a second step.
+    filled = te.compute(
+        window.shape(batch, groups * blocks * width, made_high, made_wide), unpack, name=UNPACKED
+    )
+
+    def take(n: Any, o: Any, *place: Any) -> Any:
+        whole = (n, o // each * (blocks * width) + o % each, *place)
+        return filled[whole]
+
+    return te.compute(
+        window.shape(batch, outputs, made_high, made_wide),
+        take,
+        name=TAKEN,
+    )
 
 
 def depthwise(data: Any, weight: Any, *, window: Window, lanes: int) -> Any:

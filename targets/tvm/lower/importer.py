@@ -78,8 +78,6 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             each = outputs // groups
             runs_on = window.is_pointwise(kernel)
             tile = tile_of(high, wide, each, self.vectors, runs_on=runs_on)
-            if groups > 1 and each % tile.width:
-                return None
             packed = compute.pack_kernel(weight, groups, tile.width)
             expression = partial(compute.convolution, outputs=outputs, window=window, tile=tile)
             made = self._kernel("convolution", expression, data, packed)

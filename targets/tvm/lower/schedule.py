@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from graphopt.targets.tvm.adapter import IndexMap, IRModule, Schedule, ScheduleError, tirx
-from graphopt.targets.tvm.lower.compute import DEPTHWISE, PADDED, ROWS, RUNS_ON, SUMS
+from graphopt.targets.tvm.lower.compute import DEPTHWISE, PADDED, ROWS, RUNS_ON, SUMS, TAKEN, UNPACKED
 from graphopt.targets.tvm.lower.tiles import Vectors
 
 _PARALLEL_FROM = 1 << 13
@@ -87,7 +87,13 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
         return False
     about = schedule.get(sums).annotations
     rows, runs_on = int(about[ROWS]), bool(int(about[RUNS_ON]))
-    last = _inline(schedule, (sums,))
+    # Groups that do not fill whole blocks are unpacked with what fills them up, and taken out of it at the end.
+    has_gaps = _find(schedule, TAKEN) is not None
+    unpacked = _find(schedule, UNPACKED)
+    last = _inline(schedule, (sums, unpacked) if has_gaps else (sums,))
+    if has_gaps:
+        _spread(schedule, last, vectors)
+        last = unpacked
     count = _reduced(schedule, sums)
     is_matrix = count == 1
     if runs_on:
