@@ -9,6 +9,7 @@ it becomes in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from graphopt.targets.tvm.adapter import register_lowering, tirx
@@ -36,6 +37,7 @@ _BITS = 23
 _BIAS = 127
 
 
+@cache
 def register() -> None:
     """Have TVM lower these functions so, from now on, in this process."""
     for name, function in (("exp", exp), ("sigmoid", sigmoid), ("tanh", tanh), ("erf", erf)):
@@ -79,9 +81,25 @@ def erf(x: Any) -> Any:
 def _of_float32(function: Any) -> Any:
     def lower(call: Any) -> Any:
         x = call.args[0]
-        return function(x) if _element(x) == "float32" else call
+        if _element(x) == "float32":
+            return function(x)
+        if _element(x) == "float16":
+            wide = tirx.Cast(str(x.ty.dtype).replace("float16", "float32"), x)
+            return tirx.Cast(str(x.ty.dtype), function(wide))
+        return _of_float64(function, x)
 
     return lower
+
+
+def _of_float64(function: Any, x: Any) -> Any:
+    """LLVM's own exp, and what can be made of it; exact to a few units in the last place of 1."""
+    if function is exp:
+        return tirx.call_llvm_pure_intrin(_type(x), "llvm.exp", x)
+    if function is sigmoid:
+        return _as(x, 1.0) / (_as(x, 1.0) + _of_float64(exp, _as(x, 0.0) - x))
+    if function is tanh:
+        return _as(x, 1.0) - _as(x, 2.0) / (_of_float64(exp, x + x) + _as(x, 1.0))
+    raise TypeError(f"{function.__name__} of {x.ty} is not computed here")
 
 
 def _polynomial(x: Any, coefficients: Sequence[float]) -> Any:

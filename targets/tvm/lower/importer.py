@@ -16,6 +16,7 @@ from graphopt.targets.tvm.lower.tiles import Vectors, tile_of
 if TYPE_CHECKING:
     import onnx
 
+_PRODUCTS = {"Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul"}
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
@@ -39,11 +40,13 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         """Done before, op by op (:mod:`graphopt.targets.tvm.operators`)."""
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
-        own = {"Conv": self._conv, "MatMul": self._matmul, "Gemm": self._gemm}.get(op_name)
-        if own is not None and self.vectors is not None:
-            made = own(list(inputs), attrs)
-            if made is not None:
-                return self.bb.normalize(made)
+        made = None
+        if op_name == "IsInf":
+            made = _one_infinity(inputs[0], attrs)
+        elif self.vectors is not None and op_name in _PRODUCTS:
+            made = getattr(self, _PRODUCTS[op_name])(list(inputs), attrs)
+        if made is not None:
+            return self.bb.normalize(made)
         return super()._convert_operator(op_name, inputs, attrs, opset)
 
     def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
@@ -121,6 +124,14 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             expression, data, relax.const(weight),
             primfunc_name_hint=name, primfunc_attrs={"op_pattern": _FUSES_EPILOGUE},
         )  # fmt: skip
+
+
+def _one_infinity(data: Any, attrs: Mapping[str, Any]) -> Any | None:
+    """IsInf of one sign; the frontend finds both."""
+    negative, positive = attrs.get("detect_negative", 1), attrs.get("detect_positive", 1)
+    if negative == positive:
+        return None
+    return relax.op.equal(data, relax.const(-np.inf if negative else np.inf, str(data.ty.dtype)))
 
 
 def _constant(value: Any) -> Array | None:

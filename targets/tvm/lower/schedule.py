@@ -309,9 +309,9 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
         schedule.compute_at(parts, outer)
         *_, lane, far = schedule.get_loops(parts)
         schedule.reorder(far, lane)
+        _vectorize(schedule, lane, vectors)
         first = schedule.decompose_reduction(parts, far)
-        for loop in (lane, schedule.get_loops(first)[-1]):
-            _vectorize(schedule, loop, vectors)
+        _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
         return
     inner = None
     if len(spatial) > 1 and extents[len(spatial) - 1] > 1:
@@ -321,9 +321,9 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
     if is_large:
         schedule.parallel(outer)
     if inner is not None:
+        _vectorize(schedule, inner, vectors)
         first = schedule.decompose_reduction(block, reduced[0])
         _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
-        _vectorize(schedule, inner, vectors)
 
 
 def _reads_along(schedule: Any, block: Any, count: int) -> bool:
