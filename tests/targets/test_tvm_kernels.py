@@ -24,15 +24,21 @@ NARROW, WIDE = Vectors(4, 16), Vectors(16, 32)
 RNG = np.random.default_rng(11)
 
 
-def computed(expression: Callable[..., Any], *arrays: Array, vectors: Vectors, scheduled: bool = True) -> Array:
+def computed(
+    expression: Callable[..., Any], *arrays: Array, vectors: Vectors, scheduled: bool = True
+) -> Array:
     """What a tensor expression makes of arrays, in the loops that graphopt gives it."""
     functions.register()
-    places = [adapter.te.placeholder(array.shape, str(array.dtype), f"p{i}") for i, array in enumerate(arrays)]
+    places = [
+        adapter.te.placeholder(array.shape, str(array.dtype), f"p{i}") for i, array in enumerate(arrays)
+    ]
     out = expression(*places)
     function = adapter.te.create_prim_func([*places, out], index_dtype_override="int64")
     module = schedule.scheduled(adapter.IRModule({"main": function}), vectors)
     assert bool(module["main"].attrs.get("tirx.is_scheduled", 0)) == scheduled
-    library = adapter.compile_module(module, target=adapter.Target({"kind": "llvm", "mcpu": adapter.native_cpu()}))
+    library = adapter.compile_module(
+        module, target=adapter.Target({"kind": "llvm", "mcpu": adapter.native_cpu()})
+    )
     made = adapter.tensor(np.zeros([int(size) for size in out.shape], str(out.dtype)))
     library["main"](*(adapter.tensor(array) for array in arrays), made)
     return np.array(made.numpy())
@@ -53,7 +59,9 @@ def convolved(data: Array, weight: Array, window: Window) -> Array:
         for ky in range(tall):
             for kx in range(broad):
                 y, x = ky * dy, kx * dx
-                seen = part[:, :, y : y + sy * (made_high - 1) + 1 : sy, x : x + sx * (made_wide - 1) + 1 : sx]
+                seen = part[
+                    :, :, y : y + sy * (made_high - 1) + 1 : sy, x : x + sx * (made_wide - 1) + 1 : sx
+                ]
                 made[:, o] += (seen * weight[o, :, ky, kx].reshape(1, -1, 1, 1)).sum(axis=1)
     return made
 
@@ -156,7 +164,9 @@ def test_reductions_of_any_length(length: int, reduce: str) -> None:
     close(computed(expression, data, vectors=WIDE), wanted, length)
 
 
-@pytest.mark.parametrize(("rows", "columns", "inputs"), [(40, 48, 15), (128, 128, 32), (7, 33, 5), (13, 16, 9)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "inputs"), [(40, 48, 15), (128, 128, 32), (7, 33, 5), (13, 16, 9)]
+)
 def test_a_product_of_two_computed_tensors(rows: int, columns: int, inputs: int) -> None:
     left = RNG.standard_normal((2, 3, rows, inputs)).astype(np.float32)
     right = RNG.standard_normal((2, 3, inputs, columns)).astype(np.float32)
@@ -172,7 +182,9 @@ def test_a_product_of_two_computed_tensors(rows: int, columns: int, inputs: int)
 
 
 WHOLE = np.concatenate([np.linspace(-104, 89, 60_000), RNG.standard_normal(5_536)]).astype(np.float32)
-SPECIAL = np.array([np.nan, np.inf, -np.inf, 0, 1e-30, -1e-30, 1e30, -1e30, 88.7, 89, -103.9, -87.5], np.float32)
+SPECIAL = np.array(
+    [np.nan, np.inf, -np.inf, 0, 1e-30, -1e-30, 1e30, -1e30, 88.7, 89, -103.9, -87.5], np.float32
+)
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "exp": np.exp,
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
