@@ -78,7 +78,8 @@ class TvmExecutable:
 
     Args:
         path: The shared library.
-        config: ``inputs`` and ``outputs``, names in the model's order.
+        config: ``inputs`` and ``outputs``, names in the model's order; ``constants``, those outputs that no input
+            leads to.
         threads: 0 takes all cores.
 
     Raises:
@@ -101,6 +102,7 @@ class TvmExecutable:
         self._threads = int(config.get("threads", threads)) or _cores()
         self._inputs = tuple(config["inputs"])
         self.output_names = tuple(config["outputs"])
+        self._constants = frozenset(config.get("constants", ()))
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs by name, the caller's own.
@@ -110,7 +112,8 @@ class TvmExecutable:
         """
         # Of the whole process, so said before every run.
         self._ffi.get_global_func("runtime.config_threadpool")(0, self._threads)
-        arguments = [self._ffi.from_dlpack(_aligned(np.asarray(feeds[name]))) for name in self._inputs]
+        arrays = [_aligned(np.asarray(feeds[name])) for name in self._inputs]
+        arguments = [self._ffi.from_dlpack(array) for array in arrays]
         try:
             made = self._main(*arguments)
         except Exception as error:  # as above
@@ -119,10 +122,16 @@ class TvmExecutable:
                 hint="the model was compiled for fixed shapes: give it inputs of these",
             ) from error
         results = [made] if hasattr(made, "__dlpack__") else list(made)
-        return {
-            name: np.array(np.from_dlpack(result))
-            for name, result in zip(self.output_names, results, strict=True)
-        }
+        # Fresh memory is handed out as it is; what is an input, a constant, or an output twice, as a copy.
+        taken = [array for array in arrays if array.size]
+        found: dict[str, npt.NDArray[np.generic]] = {}
+        for name, result in zip(self.output_names, results, strict=True):
+            array = np.from_dlpack(result)
+            if name in self._constants or any(np.may_share_memory(array, other) for other in taken):
+                array = array.copy()
+            taken.append(array)
+            found[name] = array
+        return found
 
 
 def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -74,7 +74,26 @@ class TvmTarget(TvmRuntime):
             "file": LIBRARY,
             "inputs": [value.name for value in model.graph.inputs],
             "outputs": [spec.name for spec in outputs_of(model)],
+            "constants": _constants(model),
             "vectors": target["vectors"],
             "mcpu": made["mcpu"],
             **{key: value for key, value in knobs.items() if key != "label"},
         }
+
+
+def _constants(model: ir.Model) -> list[str]:
+    """Names of outputs that no input leads to."""
+    reached = set(model.graph.inputs)
+    for node in model.graph:
+        inner = (value for graph in _graphs(node) for each in graph.all_nodes() for value in each.inputs)
+        if any(value in reached for value in (*node.inputs, *inner)):
+            reached.update(node.outputs)
+    return [value.name or "" for value in model.graph.outputs if value not in reached]
+
+
+def _graphs(node: ir.Node) -> list[ir.Graph]:
+    return [
+        attribute.as_graph()
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+    ]

@@ -83,6 +83,23 @@ def test_what_is_handed_out_belongs_to_the_caller(bundle: Path) -> None:
         np.testing.assert_array_equal(array, kept[name])
 
 
+def test_inputs_and_constants_that_are_outputs_are_handed_out_as_copies(tmp_path: Path) -> None:
+    model = model_from_text(
+        "g (float[32] x) => (float[32] same, float[4,8] shaped, float[2] fixed, float[32] made) "
+        "<float[2] k = {1.0, 2.0}, int64[2] s = {4, 8}> "
+        "{ same = Identity(x)  shaped = Reshape(x, s)  fixed = Identity(k)  made = Relu(x) }"
+    )
+    executable = TvmRuntime().load(tmp_path, TvmTarget().emit(model, tmp_path, {}))
+    x = _aligned(np.arange(32, dtype=np.float32))
+    for _ in range(2):
+        made = executable.run({"x": x})
+        np.testing.assert_array_equal(made["shaped"].ravel(), np.arange(32))
+        np.testing.assert_array_equal(made["fixed"], [1, 2])
+        for array in made.values():
+            array[...] = -1
+        np.testing.assert_array_equal(x, np.arange(32))
+
+
 @pytest.mark.parametrize(
     "array",
     [
