@@ -487,7 +487,12 @@ class Compilation:
                     raise
                 self._left_out.append(FormTiming(prefix + "optimized", note=error.message))
         if changed:
-            self._add_form(prefix + "legalized", target, legal, base / "legalized", forms)
+            try:
+                self._add_form(prefix + "legalized", target, legal, base / "legalized", forms)
+            except TargetError as error:
+                if not any(form.label == prefix + "optimized" for form in forms):
+                    raise
+                self._left_out.append(FormTiming(prefix + "legalized", note=error.message))
         return records
 
     def _add_original(self, target: Target, captured: Captured, forms: list[Form]) -> None:

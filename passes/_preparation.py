@@ -107,7 +107,9 @@ class CalibrationOptions:
             # Weights that an earlier pass found are this target's own.
             return self._measured(model, kernels, context, steps, rules, now + seconds)
         limits = (kernels.limits, kernels.symmetric, kernels.weight_bits)
-        key = (self, steps, tuple(rules), limits, graph_key(model))
+        # Decisions are kept by the names of nodes, which the graph's key leaves out.
+        names = tuple(node.name for node in model.graph)
+        key = (self, steps, tuple(rules), limits, graph_key(model), names)
         kept = self._decisions((context.target, *key), context)
         prepared = kept.replayed(model, kernels, seconds)
         products = frozenset(unit.name for unit in units_of(model, kernels)[0] if unit.kind == "compute")

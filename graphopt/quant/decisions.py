@@ -79,13 +79,13 @@ class Decisions:
                 if header["format"] != FORMAT or seconds > _MORE_TIME * header["seconds"]:
                     return None
                 prepared = _unpacked(model, header, archive)
+            if prepared.equalized:
+                prepared.model = ir_model.clone(model)
+                scale_again(prepared.model, kernels, prepared.equalized)
             self._path.touch()
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError):
             # Cut off by a full disk or a power failure: prepared again, and overwritten.
             return None
-        if prepared.equalized:
-            prepared.model = ir_model.clone(model)
-            scale_again(prepared.model, kernels, prepared.equalized)
         return prepared
 
     def keep(self, prepared: Prepared, seconds: float) -> None:

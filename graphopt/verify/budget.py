@@ -309,7 +309,7 @@ class Evaluation:
             if some is not None:
                 return some
         rest = [index for index in range(len(self.feeds)) if index not in outputs]
-        if time.monotonic() + seconds * len(rest) > deadline:
+        if rest and time.monotonic() + seconds * len(rest) > deadline:
             raise TooSlowError("there is no time to judge it")
         outputs.update({index: run(self.feeds[index]) for index in rest})
         return self.judge([outputs[index] for index in range(len(self.feeds))])

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import sys
+import threading
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -23,12 +24,13 @@ LIBRARY = "model.so"
 _CPU, _POOLED = 1, 2
 _ALIGNMENT = 64
 _RUNTIMES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
+_V3 = ("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe")
 _FLAGS = {
-    "avx512f": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    "avx2": ("avx2", "fma"),
+    "avx512f": (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "avx2": _V3,
     "neon": ("asimd",),
 }
-"""What vector registers go by, widest first, and the processor's flags that they need."""
+"""What vector registers go by, widest first, and the processor's flags that code for them needs (x86-64-v4 and -v3)."""
 
 
 def vector_extension() -> str:
@@ -53,7 +55,12 @@ def import_runtime() -> Any:
     except ImportError as error:
         raise MissingExtraError("apache-tvm", "tvm") from error
     if "tvm" not in sys.modules:
-        ctypes.CDLL(str(_runtime_library()), mode=ctypes.RTLD_GLOBAL)
+        library = _runtime_library()
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        # Sorting lies in a library of its own.
+        extra = library.with_name(library.name.replace("tvm_runtime", "tvm_runtime_extra"))
+        if extra.is_file():
+            ctypes.CDLL(str(extra), mode=ctypes.RTLD_GLOBAL)
     return tvm_ffi
 
 
@@ -99,6 +106,7 @@ class TvmExecutable:
                 hint=f"this is TVM {version()}: compile the model here",
             ) from error
         self._ffi = ffi
+        self._turn = threading.Lock()
         self._threads = int(config.get("threads", threads)) or _cores()
         self._inputs = tuple(config["inputs"])
         self.output_names = tuple(config["outputs"])
@@ -110,12 +118,13 @@ class TvmExecutable:
         Raises:
             TargetError: TVM fails; its message is kept.
         """
-        # Of the whole process, so said before every run.
-        self._ffi.get_global_func("runtime.config_threadpool")(0, self._threads)
         arrays = [_aligned(np.asarray(feeds[name])) for name in self._inputs]
-        arguments = [self._ffi.from_dlpack(array) for array in arrays]
         try:
-            made = self._main(*arguments)
+            arguments = [self._ffi.from_dlpack(array) for array in arrays]
+            # The machine holds one call's registers; each thread of the caller has a pool of its own to be told.
+            with self._turn:
+                self._ffi.get_global_func("runtime.config_threadpool")(0, self._threads)
+                made = self._main(*arguments)
         except Exception as error:  # as above
             raise TargetError(
                 f"TVM fails: {last_words(error)}",

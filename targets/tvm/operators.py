@@ -24,7 +24,7 @@ CHECKED = frozenset((
     "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample", "GroupNormalization",
     "HardSigmoid", "HardSwish", "Hardmax", "Identity", "If", "InstanceNormalization", "IsInf", "IsNaN", "LRN",
     "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max",
-    "MaxPool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "OneHot",
+    "MaxPool", "Mean",  "Min", "Mish", "Mod", "Mul", "Neg", "Not", 
     "Or", "PRelu", "Pad", "Pow", "RMSNormalization", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
     "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
     "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "ScatterElements", "ScatterND", "Selu", "Shape",
@@ -40,6 +40,13 @@ def check(model: ir.Model) -> None:
     Raises:
         TargetError: Names the nodes that cannot, with the reason.
     """
+    open_inputs = [value.name for value in model.graph.inputs if not _is_known(value)]
+    if open_inputs:
+        raise TargetError(
+            f"TVM needs shapes of numbers and names, and that of {', '.join(map(repr, open_inputs[:_MOST_NAMED]))} "
+            "has neither",
+            hint="fix them with --input-shape NAME:SIZE,SIZE,...",
+        )
     found = []
     for node in model.graph.all_nodes():
         reason = why_not(node)
@@ -59,7 +66,7 @@ def why_not(node: ir.Node) -> str:
         return f"it is of the domain {node.domain}"
     if node.op_type not in CHECKED:
         return "TVM has no such operator"
-    for value in (*node.inputs, *node.outputs):
+    for value in (*node.inputs[:1], *node.outputs):
         dims = () if value is None else facts.dims(value) or ()
         if 0 in dims:
             return f"{value.name!r} is empty"  # type: ignore[union-attr]
@@ -69,8 +76,21 @@ def why_not(node: ir.Node) -> str:
     return "" if condition is None else condition(node)
 
 
+def _is_known(value: ir.Value) -> bool:
+    """Whether each size is a number, or has a name of its own by which TVM can tell it from others."""
+    if value.shape is None:
+        return False
+    names = [size.value for size in value.shape if isinstance(size, ir.SymbolicDim)]
+    return all(name is not None and name.isidentifier() for name in names)
+
+
 def _is_read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
+
+
+def _dropout(node: ir.Node) -> str:
+    trains = len(node.inputs) > 2 and node.inputs[2] is not None
+    return "TVM does not train" if trains else ""
 
 
 def _float64(node: ir.Node) -> str:
@@ -95,7 +115,41 @@ def _mod(node: ir.Node) -> str:
 
 
 def _resize(node: ir.Node) -> str:
-    return "TVM ignores its antialiasing" if facts.attribute(node, "antialias", 0) else ""
+    if facts.attribute(node, "antialias", 0):
+        return "TVM ignores its antialiasing"
+    if facts.attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        return "TVM ignores keep_aspect_ratio_policy"
+    before, after = facts.dims(node.inputs[0]), facts.dims(node.outputs[0])
+    if before is None or after is None or before[:2] != after[:2]:
+        return "TVM resizes the axes behind the second only"
+    scales = facts.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if scales is None or not scales.size:
+        return ""
+    exact = all(
+        isinstance(old, int) and isinstance(new, int) and new == old * float(scale)
+        for old, new, scale in zip(before, after, scales, strict=True)
+    )
+    return "" if exact else "TVM takes the scales from the sizes"
+
+
+def _pool(node: ir.Node) -> str:
+    same = facts.attribute(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    return "TVM pads otherwise where it is to find the pads itself" if same else ""
+
+
+def _scatter_elements(node: ir.Node) -> str:
+    data, indices = facts.dims(node.inputs[0]), facts.dims(node.inputs[1])
+    if data is None or indices is None:
+        return "its shapes are not known"
+    axis = facts.attribute(node, "axis", 0) % len(data)
+    others = [pair for place, pair in enumerate(zip(data, indices, strict=True)) if place != axis]
+    alike = all(isinstance(size, int) and size == given for size, given in others)
+    return "" if alike else "TVM scatters otherwise where the indices are fewer than the data"
+
+
+def _is_inf(node: ir.Node) -> str:
+    none = not (facts.attribute(node, "detect_negative", 1) or facts.attribute(node, "detect_positive", 1))
+    return "it looks for no infinity" if none else ""
 
 
 def _space_to_depth(node: ir.Node) -> str:
@@ -104,6 +158,11 @@ def _space_to_depth(node: ir.Node) -> str:
 
 _ONE_OUTPUT = frozenset({"Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
 _CONDITIONS: Mapping[str, Callable[[ir.Node], str]] = {
+    "AveragePool": _pool,
+    "Dropout": _dropout,
+    "IsInf": _is_inf,
+    "MaxPool": _pool,
+    "ScatterElements": _scatter_elements,
     "BatchNormalization": _batch_normalization,
     "BitShift": _bit_shift,
     "ConvTranspose": _conv_transpose,

@@ -82,11 +82,12 @@ class TvmTarget(TvmRuntime):
 
 
 def _constants(model: ir.Model) -> list[str]:
-    """Names of outputs that no input leads to."""
+    """Names of outputs that may be constants: those that no input leads to, and with branches any."""
+    if any(_graphs(node) for node in model.graph):
+        return [value.name or "" for value in model.graph.outputs]
     reached = set(model.graph.inputs)
     for node in model.graph:
-        inner = (value for graph in _graphs(node) for each in graph.all_nodes() for value in each.inputs)
-        if any(value in reached for value in (*node.inputs, *inner)):
+        if any(value in reached for value in node.inputs):
             reached.update(node.outputs)
     return [value.name or "" for value in model.graph.outputs if value not in reached]
 

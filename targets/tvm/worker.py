@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -13,16 +14,16 @@ from graphopt.targets.tvm.executable import last_words
 
 _VECTORS = {"avx512f": (16, 32), "avx2": (8, 16), "neon": (4, 32), "": (4, 16)}
 """Lanes of float32 and number of registers."""
-
-
-class NodeError(Exception):
-    """A node that cannot be lowered."""
+_CPUS = {"avx512f": "x86-64-v4", "avx2": "x86-64-v3", "neon": "generic"}
+"""What LLVM compiles for: what loading asks for, and no more; this very processor may have instructions of its own."""
 
 
 def main() -> None:
     """Compile; an error goes into the answer, in words."""
     job, answer = json.loads(sys.argv[1]), Path(sys.argv[2])
-    _limit(job["memory"])
+    with contextlib.suppress(OSError, ValueError):
+        # Some systems know no such limit.
+        _limit(job["memory"])
     started = time.monotonic()
     try:
         found = _compile(Path(job["source"]), Path(job["library"]), job["target"])
@@ -45,8 +46,9 @@ def _compile(source: Path, library: Path, target: Mapping[str, Any]) -> dict[str
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     vectors = Vectors(*_VECTORS[target["vectors"]])
     module = import_graph(proto, opset, vectors)
-    cpu = adapter.native_cpu()
-    built = build_library(module, adapter.Target({"kind": "llvm", "mcpu": cpu}), vectors)
+    cpu = _CPUS.get(target["vectors"], "")
+    llvm = adapter.Target({"kind": "llvm", "mcpu": cpu} if cpu else {"kind": "llvm"})
+    built = build_library(module, llvm, vectors)
     built.export_library(str(library))
     return {"mcpu": cpu}
 
@@ -56,10 +58,9 @@ def _limit(memory: int) -> None:
         import resource
     except ImportError:
         return
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(
-        resource.RLIMIT_AS, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard)
-    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    least = min(limit for limit in (memory, soft, hard) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (least, hard))
 
 
 if __name__ == "__main__":

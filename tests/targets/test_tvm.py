@@ -74,6 +74,50 @@ def test_the_bundle_needs_the_runtime_library_alone(bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_sorting_needs_no_compiler_either(tmp_path: Path) -> None:
+    model = model_from_text(
+        "g (float[9] x) => (float[3] v, int64[3] i) <int64[1] k = {3}> { v, i = TopK(x, k) }"
+    )
+    (tmp_path / "config.json").write_text(json.dumps(dict(TvmTarget().emit(model, tmp_path, {}))))
+    code = (
+        "import json, pathlib, numpy\n"
+        "from graphopt.targets.tvm.executable import TvmRuntime\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "loaded = TvmRuntime().load(folder, json.loads((folder / 'config.json').read_text()))\n"
+        "made = loaded.run({'x': numpy.array([3, 1, 4, 1, 5, 9, 2, 6, 5], 'float32')})\n"
+        "assert made['v'].tolist() == [9, 6, 5], made\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_calls_from_several_threads_take_turns(bundle: Path, net: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    loaded = graphopt.load(bundle)
+    wanted = [loaded.run(feeds(seed)) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda turn: loaded.run(feeds(turn % 8)), range(64)))
+    for turn, outputs in enumerate(made):
+        for name, array in outputs.items():
+            np.testing.assert_array_equal(array, wanted[turn % 8][name])
+
+
+def test_an_index_beyond_the_table_reads_nothing_else(tmp_path: Path) -> None:
+    model = model_from_text("g (float[4,2] x, int64[3] i) => (float[3,2] y) { y = Gather(x, i) }")
+    executable = TvmRuntime().load(tmp_path, TvmTarget().emit(model, tmp_path, {}))
+    table = np.arange(8, dtype=np.float32).reshape(4, 2)
+    made = executable.run({"x": table, "i": np.array([-1, 10**12, -(10**12)])})
+    np.testing.assert_array_equal(made["y"], table[[3, 3, 0]])
+
+
+def test_shapes_that_are_not_known_are_named(tmp_path: Path) -> None:
+    model = model_from_text("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
+    model.graph.inputs[0].shape = ir.Shape([None, 2])
+    with pytest.raises(TargetError, match="shapes of numbers and names, and that of 'x' has neither"):
+        TvmTarget().emit(model, tmp_path, {})
+
+
 def test_what_is_handed_out_belongs_to_the_caller(bundle: Path) -> None:
     loaded = graphopt.load(bundle)
     first = loaded.run(feeds(0))
@@ -154,6 +198,7 @@ def test_operators_that_cannot_be_lowered_are_named_before_anything_is_compiled(
     ("body", "reason"),
     [
         ("y = Mod <fmod=1> (x, x)", "signs of zero"),
+        ("y = AveragePool <kernel_shape=[1,1], auto_pad=\"SAME_UPPER\"> (x)", "find the pads"),
         ("y = SpaceToDepth <blocksize=1, mode=\"CRD\"> (x)", "depth first"),
         ("y, m = MaxPool <kernel_shape=[1,1]> (x)  z = Identity(m)", "first output only"),
     ],

@@ -24,7 +24,7 @@ from graphopt.targets.tvm.operators import CHECKED, check
 
 VECTORS = Vectors(8, 16)
 LEAST_RIGHT = {
-    "Resize": 0.25,
+    "Resize": 0.25, "Pad": 0.5,
     "Shape": 0.0,
     "ConstantOfShape": 0.0,
     "Pow": 0.3,
@@ -43,19 +43,21 @@ def cases() -> dict[str, list[Any]]:
     for case in collect_testcases(None):
         nodes = case.model.graph.node
         tensors = [value for values in case.data_sets[0] for value in values]
-        plain = all(isinstance(value, np.ndarray) and value.dtype != object for value in tensors)
+        plain = all(isinstance(value, np.ndarray | np.generic) and value.dtype != object for value in tensors)
         if plain and len(nodes) == 1 and nodes[0].op_type in CHECKED and not nodes[0].domain:
             found.setdefault(nodes[0].op_type, []).append(case)
     return found
 
 
-def with_constants(case: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The model with all inputs but the first and floats as constants, and what is left to feed."""
+def with_constants(case: Any, *, floats: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The model with all inputs but the first (and floats, where these are to stay) as constants, and what is left."""
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
-    feeds = dict(zip([value.name for value in model.graph.input], case.data_sets[0][0], strict=True))
+    arrays = [np.asarray(array) for array in case.data_sets[0][0]]
+    feeds = dict(zip([value.name for value in model.graph.input], arrays, strict=True))
     first = model.graph.node[0].input[0] if model.graph.node[0].input else ""
-    constant = {name for name, array in feeds.items() if array.dtype.kind in "iub" and name != first}
+    kinds = "iubf" if floats else "iub"
+    constant = {name for name, array in feeds.items() if array.dtype.kind in kinds and name != first}
     model.graph.initializer.extend(numpy_helper.from_array(feeds[name], name) for name in constant)
     kept = [value for value in model.graph.input if value.name not in constant]
     del model.graph.input[:]
@@ -76,11 +78,12 @@ def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("floats", [False, True], ids=["", "constants"])
 @pytest.mark.parametrize("op", sorted(CHECKED))
-def test_an_operator_is_right_or_refused(op: str) -> None:
+def test_an_operator_is_right_or_refused(op: str, floats: bool) -> None:
     right = failed = 0
     for case in cases().get(op, ()):
-        model, feeds = with_constants(case)
+        model, feeds = with_constants(case, floats=floats)
         try:
             check(ir.from_proto(onnx.shape_inference.infer_shapes(model)))
         except TargetError:
@@ -90,7 +93,7 @@ def test_an_operator_is_right_or_refused(op: str) -> None:
         except Exception:  # whatever TVM raises becomes an error of the compilation
             failed += 1
             continue
-        for got, wanted in zip(made, case.data_sets[0][1], strict=False):
+        for got, wanted in zip(made, map(np.asarray, case.data_sets[0][1]), strict=False):
             assert got.shape == wanted.shape and got.dtype == wanted.dtype, case.name
             if wanted.dtype.kind == "f":
                 tolerance = 1e-2 if wanted.dtype == np.float16 else 1e-5

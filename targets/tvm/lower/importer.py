@@ -41,13 +41,22 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
         made = None
-        if op_name == "IsInf":
+        if op_name == "Gather" and not isinstance(inputs[1], Constant):
+            self._keep_inside(inputs, attrs)
+        elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
         elif self.vectors is not None and op_name in _PRODUCTS:
             made = getattr(self, _PRODUCTS[op_name])(list(inputs), attrs)
         if made is not None:
             return self.bb.normalize(made)
         return super()._convert_operator(op_name, inputs, attrs, opset)
+
+    def _keep_inside(self, inputs: Any, attrs: Mapping[str, Any]) -> None:
+        """Indices that are computed, cut off at the ends: TVM reads foreign memory for one beyond them."""
+        shape = _static(self.bb.normalize(inputs[0]))
+        if shape is not None and not isinstance(inputs[0], relax.ShapeExpr):
+            size = shape[int(attrs.get("axis", 0))]
+            inputs[1] = self.bb.emit(relax.op.clip(inputs[1], -size, size - 1))
 
     def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
         assert self.vectors is not None
