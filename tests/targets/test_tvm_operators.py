@@ -24,7 +24,8 @@ from graphopt.targets.tvm.operators import CHECKED, check
 
 VECTORS = Vectors(8, 16)
 LEAST_RIGHT = {
-    "Resize": 0.25, "Pad": 0.5,
+    "Resize": 0.25,
+    "Pad": 0.5,
     "Shape": 0.0,
     "ConstantOfShape": 0.0,
     "Pow": 0.3,
@@ -108,3 +109,30 @@ def test_an_operator_is_right_or_refused(op: str, floats: bool) -> None:
 
 def test_most_cases_are_of_operators_that_are_taken() -> None:
     assert sum(map(len, cases().values())) > 700
+
+
+@pytest.mark.parametrize("automatic", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "dilation"), [(7, 3, 2, 1), (8, 3, 2, 1), (8, 1, 2, 1), (9, 4, 1, 1)]
+)
+def test_a_convolution_finds_its_pads_as_onnx_says(
+    automatic: str, size: int, kernel: int, stride: int, dilation: int
+) -> None:
+    import onnxruntime
+    from onnx import helper
+
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((6, 3, kernel, kernel)).astype(np.float32)
+    node = helper.make_node(
+        "Conv", ["x", "w"], ["y"], auto_pad=automatic, strides=[stride] * 2, dilations=[dilation] * 2
+    )
+    graph = helper.make_graph(
+        [node], "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, size, size + 3])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    feeds = {"x": rng.standard_normal((1, 3, size, size + 3)).astype(np.float32)}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(run(model, feeds)[0], session.run(None, feeds)[0], rtol=1e-4, atol=1e-4)

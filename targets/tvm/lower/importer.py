@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +64,10 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         shape = _static(data)
         if weight is None or shape is None or len(shape) not in (3, 4) or weight.dtype != np.float32:
             return None
-        if attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-            return None
         spatial = len(shape) - 2
-        pads = tuple(attrs.get("pads", (0,) * (2 * spatial)))
         strides = tuple(attrs.get("strides", (1,) * spatial))
         dilations = tuple(attrs.get("dilations", (1,) * spatial))
+        pads = _pads(attrs, shape[2:], weight.shape[2:], strides, dilations)
         groups = int(attrs.get("group", 1))
         form = "image"
         if spatial == 1:
@@ -133,6 +131,24 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             expression, data, relax.const(weight),
             primfunc_name_hint=name, primfunc_attrs={"op_pattern": _FUSES_EPILOGUE},
         )  # fmt: skip
+
+
+def _pads(
+    attrs: Mapping[str, Any], sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[int, ...]:  # fmt: skip
+    """All beginnings, then all ends; found from the sizes where ``auto_pad`` says so (ONNX specification, Conv)."""
+    automatic = attrs.get("auto_pad", b"NOTSET")
+    if automatic == b"NOTSET":
+        return tuple(attrs.get("pads", (0,) * (2 * len(sizes))))
+    if automatic == b"VALID":
+        return (0,) * (2 * len(sizes))
+    less, more = [], []
+    for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        whole = max((-(-size // stride) - 1) * stride + dilation * (width - 1) + 1 - size, 0)
+        less.append(whole // 2)
+        more.append(whole - whole // 2)
+    return (*less, *more) if automatic == b"SAME_UPPER" else (*more, *less)
 
 
 def _one_infinity(data: Any, attrs: Mapping[str, Any]) -> Any | None:
