@@ -478,21 +478,17 @@ class Compilation:
         legal, records = self._manager(passes, reference, target.allowed_domains()).run(optimized)
         changed = any(record.status in _CHANGED for record in records)
         exact = all(record.numerics is Numerics.EXACT for record in records if record.status in _CHANGED)
-        if not changed or not (self._large or exact):
+        wanted = [] if changed and (self._large or exact) else [("optimized", optimized)]
+        wanted += [("legalized", legal)] if changed else []
+        before = len(forms)
+        for name, model in wanted:
             try:
-                self._add_form(prefix + "optimized", target, optimized, base / "optimized", forms)
+                self._add_form(prefix + name, target, model, base / name, forms)
             except TargetError as error:
-                # What the target lacks may be what legalisation has replaced.
-                if not changed:
+                # One form is enough: what the target lacks may be what legalisation replaces.
+                if name == wanted[-1][0] and len(forms) == before:
                     raise
-                self._left_out.append(FormTiming(prefix + "optimized", note=error.message))
-        if changed:
-            try:
-                self._add_form(prefix + "legalized", target, legal, base / "legalized", forms)
-            except TargetError as error:
-                if not any(form.label == prefix + "optimized" for form in forms):
-                    raise
-                self._left_out.append(FormTiming(prefix + "legalized", note=error.message))
+                self._left_out.append(FormTiming(prefix + name, note=error.message))
         return records
 
     def _add_original(self, target: Target, captured: Captured, forms: list[Form]) -> None:

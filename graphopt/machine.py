@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,16 @@ def cpu_flags() -> frozenset[str]:
             return frozenset(value.split())
     features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
     return frozenset(name.lower() for name, there in features.items() if there)
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def child_environment() -> dict[str, str]:
+    """Of a Python process that is to import what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
 @dataclass(frozen=True)

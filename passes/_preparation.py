@@ -68,6 +68,10 @@ class CalibrationOptions:
             return [Rule(self.calibration, self.percentile, kernels.limits, kernels.symmetric)]
         return [replace(rule, limits=kernels.limits, symmetric=kernels.symmetric) for rule in AUTO]
 
+    def folder(self, default: Path) -> Path | None:
+        """Where something is kept that lies in ``default`` where nothing else is said; None where nothing is."""
+        return None if self.cache == "none" else Path(self.cache or default)
+
     def data(self, context: Context) -> Iterator[Feeds]:
         """Calibration samples, from the start."""
         return iter(context.dataset.calibration(self.samples))
@@ -83,13 +87,12 @@ class CalibrationOptions:
             quick: On a few samples, to see whether it is worth more.
         """
         names = tensors_to_observe(units_of(model, kernels)[0])
-        folder = Path(self.cache) if self.cache else default_folder()
         left = max(context.deadline - time.monotonic(), 0.0)
         samples = min(self.samples or _QUICK_SAMPLES, _QUICK_SAMPLES) if quick else self.samples
         return calibrate(
             model, names, context.dataset.calibration(samples),
             rule=self.rules(kernels)[0], memory=context.memory, threads=context.threads,
-            cache=None if self.cache == "none" or quick else folder, known=known,
+            cache=None if quick else self.folder(default_folder()), known=known,
             work=0 if self.samples else _WORK,
             seconds=math.inf if self.samples else min(_SECONDS, left / 3),
             progress=lambda text: context.progress(f"calibrating, {text}"),
@@ -143,11 +146,14 @@ class CalibrationOptions:
         return prepared
 
     def _decisions(self, key: tuple[object, ...], context: Context) -> Decisions:
-        if self.cache == "none":
+        folder = self.folder(decisions.default_folder())
+        if folder is None:
             return Decisions(None, "")
-        data = data_key(context.dataset.calibration(self.samples), context.progress)
-        folder = Path(self.cache) if self.cache else decisions.default_folder()
-        return Decisions(folder, decisions.key_of(*key, data))
+        # All targets have the same samples.
+        of_data = ("data", self.samples)
+        if of_data not in context.shared:
+            context.shared[of_data] = data_key(context.dataset.calibration(self.samples), context.progress)
+        return Decisions(folder, decisions.key_of(*key, context.shared[of_data]))
 
 
 def preparation_details(prepared: Prepared) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import fnmatch
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -177,8 +176,7 @@ class Quantize(LossyPass):
             prepared.model, context.target, kernels, prepared.calibration.ranges, prepared.weights,
             context.evaluation, decides,
         )  # fmt: skip
-        folder = Path(options.cache) if options.cache else memory.default_folder()
-        return Memory(None if options.cache == "none" else folder, key)
+        return Memory(options.folder(memory.default_folder()), key)
 
     @staticmethod
     def _candidate(point: Point, found: Found, search: Search) -> Candidate:

@@ -106,6 +106,8 @@ def examine() -> dict[str, Any]:
 
 def cpu() -> dict[str, Any]:
     """Model, number of usable cores and instruction sets of the processor."""
+    from graphopt.machine import cores
+
     name, flags = platform.processor() or platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -117,11 +119,10 @@ def cpu() -> dict[str, Any]:
     except OSError:
         pass  # not Linux: the name is all there is
     present = set(flags.split())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "name": name,
         "machine": platform.machine(),
-        "cores": cores,
+        "cores": cores(),
         "features": [flag for flag in _FLAGS if flag in present],
     }
 

@@ -22,6 +22,7 @@ from types import FrameType
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, PassFailedError
+from graphopt.machine import child_environment
 from graphopt.pipeline.base import Pass, replace_content
 from graphopt.rewrite import Refusal, RewriteLog
 from graphopt.verify.apart import last_words
@@ -57,7 +58,7 @@ def run_isolated(pass_: Pass, model: ir.Model, log: RewriteLog, timeout: float) 
         process = subprocess.Popen(
             [sys.executable, "-m", "graphopt.pipeline.isolate"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+            env=child_environment(),
         )  # fmt: skip
         try:
             output, errors = process.communicate(json.dumps(request), timeout=timeout)

@@ -7,12 +7,9 @@ than their nearest integer. A search that was interrupted goes on with the very 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +29,7 @@ from graphopt.quant.observe import Calibration
 from graphopt.quant.place import Weights
 from graphopt.quant.prepare import Prepared, Step
 from graphopt.quant.ranges import Range
-from graphopt.quant.store import prune
+from graphopt.quant.store import read_archive, write_archive
 
 FORMAT = 1
 """Raised when the same preparation would be written, or done, in another way."""
@@ -70,23 +67,7 @@ class Decisions:
             model: Left as it was.
             seconds: What preparing may take now.
         """
-        if self._path is None or not self._path.is_file():
-            return None
-        try:
-            # Opened here: numpy leaves the file open where it is no archive.
-            with open(self._path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                header = json.loads(str(archive["header"]))
-                if header["format"] != FORMAT or seconds > _MORE_TIME * header["seconds"]:
-                    return None
-                prepared = _unpacked(model, header, archive)
-            if prepared.equalized:
-                prepared.model = ir_model.clone(model)
-                scale_again(prepared.model, kernels, prepared.equalized)
-            self._path.touch()
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError):
-            # Cut off by a full disk or a power failure: prepared again, and overwritten.
-            return None
-        return prepared
+        return read_archive(self._path, lambda archive: _replayed(model, kernels, seconds, archive))
 
     def keep(self, prepared: Prepared, seconds: float) -> None:
         """Write what was decided.
@@ -96,21 +77,22 @@ class Decisions:
         """
         if self._path is None:
             return
-        folder = self._path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-                try:
-                    np.savez(file, allow_pickle=False, **_packed(prepared, seconds))
-                    file.close()
-                    os.replace(file.name, self._path)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-            prune(folder)
-        except OSError:
-            # A cache that cannot be written costs time later and nothing now.
-            self._path = None
+        # A cache that cannot be written costs time later and nothing now.
+        with contextlib.suppress(OSError):
+            write_archive(self._path, _packed(prepared, seconds), compressed=False)
+
+
+def _replayed(
+    model: ir.Model, kernels: IntegerKernels, seconds: float, archive: Mapping[str, Any]
+) -> Prepared | None:
+    header = json.loads(str(archive["header"]))
+    if header["format"] != FORMAT or seconds > _MORE_TIME * header["seconds"]:
+        return None
+    prepared = _unpacked(model, header, archive)
+    if prepared.equalized:
+        prepared.model = ir_model.clone(model)
+        scale_again(prepared.model, kernels, prepared.equalized)
+    return prepared
 
 
 def _packed(prepared: Prepared, seconds: float) -> dict[str, Array]:

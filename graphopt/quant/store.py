@@ -12,9 +12,9 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ FORMAT = 2
 
 _MOST_BYTES = 500_000_000
 _NUMBERS = ("low", "high", "elements", "zeros", "is_finite", "largest", "exponent")
+
+T = TypeVar("T")
 
 Seen = dict[str, tuple[Histogram, int]]
 """Histogram and number of samples in it, by tensor name."""
@@ -50,37 +52,52 @@ class Store:
 
     def load(self) -> Seen:
         """What was kept; nothing where there is no such file or it cannot be read."""
-        if self._path is None or not self._path.is_file():
-            return {}
-        try:
-            # Opened here: numpy leaves the file open where it is no archive.
-            with open(self._path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                found = _unpack(archive)
-            self._path.touch()
-            return found
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError):
-            # Cut off by a full disk or a power failure: counted again, and overwritten.
-            return {}
+        return read_archive(self._path, _unpack) or {}
 
     def save(self, seen: Mapping[str, tuple[Histogram, int]]) -> str:
         """Keep this in place of what was kept before; where the folder cannot be written, the reason comes back."""
         if self._path is None:
             return ""
-        folder = self._path.parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-                try:
-                    np.savez_compressed(file, allow_pickle=False, **_pack(seen))
-                    file.close()
-                    os.replace(file.name, self._path)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-            prune(folder)
+            write_archive(self._path, _pack(seen), compressed=True)
         except OSError as error:
-            return f"what was observed cannot be kept in {folder}: {error.strerror or error}"
+            return f"what was observed cannot be kept in {self._path.parent}: {error.strerror or error}"
         return ""
+
+
+def read_archive(path: Path | None, unpack: Callable[[Mapping[str, Any]], T]) -> T | None:
+    """What a file of the cache holds, which is the last used then; None where there is none, or a damaged one."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        # Opened here: numpy leaves the file open where it is no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = unpack(archive)
+        path.touch()
+        return found
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError):
+        # Cut off by a full disk or a power failure: made again, and overwritten.
+        return None
+
+
+def write_archive(path: Path, arrays: Mapping[str, Array], *, compressed: bool) -> None:
+    """Put a file into the cache, whole or not at all; the files used longest ago make room.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    save = np.savez_compressed if compressed else np.savez
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
+        try:
+            save(file, allow_pickle=False, **arrays)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    _prune(folder)
 
 
 def _pack(seen: Mapping[str, tuple[Histogram, int]]) -> dict[str, Array]:
@@ -114,7 +131,7 @@ def _unpack(archive: Mapping[str, Any]) -> Seen:
     return found
 
 
-def prune(folder: Path) -> None:
+def _prune(folder: Path) -> None:
     """Leave the files of a folder that were used last, as far as they take 500 MB together."""
     files = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
@@ -124,4 +141,4 @@ def prune(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-__all__ = ["Seen", "Store", "default_folder", "prune"]
+__all__ = ["Seen", "Store", "default_folder", "read_archive", "write_archive"]

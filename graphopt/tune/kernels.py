@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import GraphoptError, TargetError
-from graphopt.machine import Form, Inspectable, Kernel
+from graphopt.machine import Form, Inspectable, Kernel, child_environment
 
 _TIMEOUT = 300.0
 
@@ -35,7 +34,7 @@ def kernels_of(form: Form, feeds: Feeds, *, threads: int = 0, runs: int = 10) ->
             "runs": runs,
             "to": str(result),
         }
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        environment = child_environment()
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "graphopt.tune.kernels"],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
 import signal
 import statistics
@@ -27,7 +26,7 @@ import numpy as np
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import TargetError
-from graphopt.machine import Form
+from graphopt.machine import Form, child_environment
 
 _LOAD_TIMEOUT = 120.0
 _ROUND_SECONDS = 0.06
@@ -71,7 +70,7 @@ class Worker:
         self.form = form
         self.once = 0.0
         self._ready = False
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        environment = child_environment()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "graphopt.tune.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,

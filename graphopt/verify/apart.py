@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import TargetError, shorten
+from graphopt.machine import child_environment
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,7 +47,7 @@ class ApartRun:
             self._process = subprocess.Popen(
                 [sys.executable, *_PROGRAM],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+                env=child_environment(),
             )  # fmt: skip
             self._cleanup = stack.pop_all()
         request = {

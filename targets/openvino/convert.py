@@ -6,13 +6,13 @@ What the frontend gets wrong and can be mended is mended here: equal elements ke
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import TargetError
+from graphopt.machine import child_environment
 from graphopt.targets.openvino.executable import last_words
 
 _TIMEOUT = 600.0
@@ -32,7 +32,7 @@ def convert(source: Path, target: Path, outputs: int) -> list[str]:
     Raises:
         TargetError: OpenVINO cannot take the model; its words name the node.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    environment = child_environment()
     try:
         done = subprocess.run(
             [sys.executable, "-m", "graphopt.targets.openvino.convert", str(source), str(target)],

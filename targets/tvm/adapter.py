@@ -12,11 +12,10 @@ import tvm
 from tvm import relax, te, tirx, topi
 from tvm.ir import IRModule
 from tvm.ir.expr import GenericConst as Constant
-from tvm.ir.transform import PassContext, Sequential, module_pass
+from tvm.ir.transform import PassContext, Sequential
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 from tvm.s_tir import Schedule, ScheduleError
 from tvm.target import Target
-from tvm.target.codegen import llvm_get_system_cpu
 from tvm.tirx import IndexMap
 from tvm.tirx.op import register_intrin_lowering
 
@@ -30,11 +29,6 @@ def register_lowering(intrinsic: str, function: Callable[[Any], Any]) -> None:
     register_intrin_lowering(intrinsic, "llvm", f=function, level=_FIRST)
 
 
-def native_cpu() -> str:
-    """This processor, as LLVM calls it."""
-    return str(llvm_get_system_cpu())
-
-
 __all__ = [
     "Constant",
     "IRModule",
@@ -46,8 +40,6 @@ __all__ = [
     "Sequential",
     "Target",
     "compile_module",
-    "module_pass",
-    "native_cpu",
     "register_lowering",
     "relax",
     "te",

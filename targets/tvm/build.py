@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.errors import TargetError
+from graphopt.machine import child_environment
 
 _SECONDS = 900.0
 _MEMORY = 24 << 30
@@ -58,8 +58,7 @@ _OTHER = "compile it for another target: --target ort-cpu"
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**os.environ, "PYTHONPATH": path, "TVM_BIND_THREADS": "0"}
+    return {**child_environment(), "TVM_BIND_THREADS": "0"}
 
 
 def _end(code: int) -> str:

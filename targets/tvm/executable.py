@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import MissingExtraError, TargetError
-from graphopt.machine import Probe, cpu_flags
+from graphopt.machine import Probe, cores, cpu_flags
 
 LLVM = "tvm-llvm"
 LIBRARY = "model.so"
@@ -49,7 +49,7 @@ def import_runtime() -> Any:
         MissingExtraError: Not installed.
     """
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    os.environ.setdefault("TVM_NUM_THREADS", str(_cores()))
+    os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
     try:
         import tvm_ffi
     except ImportError as error:
@@ -62,12 +62,6 @@ def import_runtime() -> Any:
         if extra.is_file():
             ctypes.CDLL(str(extra), mode=ctypes.RTLD_GLOBAL)
     return tvm_ffi
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _runtime_library() -> Path:
@@ -106,8 +100,9 @@ class TvmExecutable:
                 hint=f"this is TVM {version()}: compile the model here",
             ) from error
         self._ffi = ffi
+        self._set_threads = ffi.get_global_func("runtime.config_threadpool")
         self._turn = threading.Lock()
-        self._threads = int(config.get("threads", threads)) or _cores()
+        self._threads = int(config.get("threads", threads)) or cores()
         self._inputs = tuple(config["inputs"])
         self.output_names = tuple(config["outputs"])
         self._constants = frozenset(config.get("constants", ()))
@@ -123,7 +118,7 @@ class TvmExecutable:
             arguments = [self._ffi.from_dlpack(array) for array in arrays]
             # The machine holds one call's registers; each thread of the caller has a pool of its own to be told.
             with self._turn:
-                self._ffi.get_global_func("runtime.config_threadpool")(0, self._threads)
+                self._set_threads(0, self._threads)
                 made = self._main(*arguments)
         except Exception as error:  # as above
             raise TargetError(

@@ -12,11 +12,6 @@ from typing import Any
 
 from graphopt.targets.tvm.executable import last_words
 
-_VECTORS = {"avx512f": (16, 32), "avx2": (8, 16), "neon": (4, 32), "": (4, 16)}
-"""Lanes of float32 and number of registers."""
-_CPUS = {"avx512f": "x86-64-v4", "avx2": "x86-64-v3", "neon": "generic"}
-"""What LLVM compiles for: what loading asks for, and no more; this very processor may have instructions of its own."""
-
 
 def main() -> None:
     """Compile; an error goes into the answer, in words."""
@@ -37,20 +32,15 @@ def main() -> None:
 def _compile(source: Path, library: Path, target: Mapping[str, Any]) -> dict[str, Any]:
     import onnx
 
-    from graphopt.targets.tvm import adapter
     from graphopt.targets.tvm.lower.importer import import_graph
-    from graphopt.targets.tvm.lower.pipeline import build_library
-    from graphopt.targets.tvm.lower.tiles import Vectors
+    from graphopt.targets.tvm.lower.pipeline import build_library, processor
 
     proto = onnx.load(source)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    vectors = Vectors(*_VECTORS[target["vectors"]])
+    cpu, vectors = processor(target["vectors"])
     module = import_graph(proto, opset, vectors)
-    cpu = _CPUS.get(target["vectors"], "")
-    llvm = adapter.Target({"kind": "llvm", "mcpu": cpu} if cpu else {"kind": "llvm"})
-    built = build_library(module, llvm, vectors)
-    built.export_library(str(library))
-    return {"mcpu": cpu}
+    build_library(module, cpu, vectors).export_library(str(library))
+    return {"mcpu": str(cpu.attrs.get("mcpu", ""))}
 
 
 def _limit(memory: int) -> None:

@@ -16,8 +16,10 @@ pytest.importorskip("tvm")
 
 from graphopt.ir.facts import Array
 from graphopt.targets.tvm import adapter
+from graphopt.targets.tvm.executable import vector_extension
 from graphopt.targets.tvm.lower import compute, functions, schedule
 from graphopt.targets.tvm.lower.compute import Window
+from graphopt.targets.tvm.lower.pipeline import processor
 from graphopt.targets.tvm.lower.tiles import Vectors, tile_of
 
 NARROW, WIDE = Vectors(4, 16), Vectors(16, 32)
@@ -36,9 +38,7 @@ def computed(
     function = adapter.te.create_prim_func([*places, out], index_dtype_override="int64")
     module = schedule.scheduled(adapter.IRModule({"main": function}), vectors)
     assert bool(module["main"].attrs.get("tirx.is_scheduled", 0)) == scheduled
-    library = adapter.compile_module(
-        module, target=adapter.Target({"kind": "llvm", "mcpu": adapter.native_cpu()})
-    )
+    library = adapter.compile_module(module, target=processor(vector_extension())[0])
     made = adapter.tensor(np.zeros([int(size) for size in out.shape], str(out.dtype)))
     library["main"](*(adapter.tensor(array) for array in arrays), made)
     return np.array(made.numpy())
@@ -87,7 +87,7 @@ def test_a_convolution_is_that_of_its_definition(
     strides: tuple[int, int], dilations: tuple[int, int], batch: int, pads: tuple[int, int, int, int],
 ) -> None:  # fmt: skip
     window = Window(strides, pads, dilations, groups)
-    high, wide = window.output(*sizes, kernel)
+    high, wide = window.output((batch, groups * inputs, *sizes), kernel)
     if high < 1 or wide < 1:
         return
     data = RNG.standard_normal((batch, groups * inputs, *sizes)).astype(np.float32)
@@ -104,7 +104,7 @@ def test_a_line_is_an_image_of_one_row(form: str, channels: int, kernel: int) ->
     window = Window((1, 4), (0, 3, 0, 2), (1, 1), 1, form)  # type: ignore[arg-type]
     data = RNG.standard_normal((2, channels, 700)).astype(np.float32)
     weight = RNG.standard_normal((24, channels, 1, kernel)).astype(np.float32)
-    tile = tile_of(1, window.output(1, 700, (1, kernel))[1], 24, WIDE, runs_on=False)
+    tile = tile_of(1, window.output((2, channels, 700), (1, kernel))[1], 24, WIDE, runs_on=False)
     expression = partial(compute.convolution, outputs=24, window=window, tile=tile)
     given_data = data if form == "line" else data[..., None]
     made = computed(expression, given_data, compute.pack_kernel(weight, 1, tile.width), vectors=WIDE)

@@ -17,8 +17,9 @@ pytest.importorskip("tvm")
 
 from graphopt.errors import TargetError
 from graphopt.targets.tvm import adapter
+from graphopt.targets.tvm.executable import vector_extension
 from graphopt.targets.tvm.lower.importer import import_graph
-from graphopt.targets.tvm.lower.pipeline import build_library
+from graphopt.targets.tvm.lower.pipeline import build_library, processor
 from graphopt.targets.tvm.lower.tiles import Vectors
 from graphopt.targets.tvm.operators import CHECKED, check
 
@@ -69,7 +70,7 @@ def with_constants(case: Any, *, floats: bool) -> tuple[onnx.ModelProto, dict[st
 def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     with contextlib.redirect_stdout(io.StringIO()):
-        target = adapter.Target({"kind": "llvm", "mcpu": adapter.native_cpu()})
+        target, _ = processor(vector_extension())
         library = build_library(import_graph(model, opset, VECTORS), target, VECTORS)
     import tvm
 

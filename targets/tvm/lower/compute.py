@@ -7,6 +7,7 @@ same packed order and unpacked next to where they are used (:mod:`graphopt.targe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.targets.tvm.adapter import te, tirx, topi
-from graphopt.targets.tvm.lower.tiles import Tile
+from graphopt.targets.tvm.lower.tiles import Tile, round_up
 
 SUMS = "packed_sums"
 UNPACKED = "unpacked"
@@ -40,21 +41,22 @@ class Window:
     groups: int = 1
     form: Literal["image", "line", "column"] = "image"
 
-    def sizes(self, data: Any) -> tuple[int, int]:
-        """Height and width of the image."""
-        sizes = [int(size) for size in data.shape[2:]]
-        return (sizes[0], sizes[1]) if self.form == "image" else (1, sizes[0])
+    def image(self, place: Sequence[Any]) -> tuple[Any, Any]:
+        """The place in the image of an element of the tensor, given by what follows its channel."""
+        return (place[0], place[1]) if self.form == "image" else (0, place[0])
 
     def at(self, n: Any, c: Any, y: Any, x: Any) -> tuple[Any, ...]:
-        """Where an element of the image lies in the tensor; also the shape of a tensor of such an image."""
+        """Where an element of the image lies in the tensor."""
         return {"image": (n, c, y, x), "line": (n, c, x), "column": (n, c, x, 0)}[self.form]
 
     def shape(self, n: Any, c: Any, y: Any, x: Any) -> tuple[Any, ...]:
         """Of the tensor."""
         return {"image": (n, c, y, x), "line": (n, c, x), "column": (n, c, x, 1)}[self.form]
 
-    def output(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of what it makes (ONNX specification, Conv)."""
+    def output(self, shape: Sequence[Any], kernel: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what it makes of a tensor of this shape (ONNX specification, Conv)."""
+        sizes = [int(size) for size in shape[2:]]
+        height, width = sizes if self.form == "image" else (1, sizes[0])
         extents = [dilation * (size - 1) + 1 for dilation, size in zip(self.dilations, kernel, strict=True)]
         return (
             (height + self.pads[0] + self.pads[2] - extents[0]) // self.strides[0] + 1,
@@ -98,8 +100,8 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
     """
     batch = data.shape[0]
     groups, blocks, inputs, tall, broad, width = (int(size) for size in packed.shape)
-    made_high, made_wide = window.output(*window.sizes(data), (tall, broad))
-    columns = made_wide if tile.runs_on else -(-made_wide // tile.rows) * tile.rows
+    made_high, made_wide = window.output(data.shape, (tall, broad))
+    columns = made_wide if tile.runs_on else round_up(made_wide, tile.rows)
     source = _padded(data, window, columns - made_wide)
     channel = te.reduce_axis((0, inputs), "channel")
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
@@ -115,7 +117,7 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
     )
 
     def unpack(n: Any, o: Any, *place: Any) -> Any:
-        y, x = place if window.form == "image" else (0, place[0])
+        y, x = window.image(place)
         return sums[n, o // width, y, x, o % width]
 
     each = outputs // groups
@@ -130,11 +132,7 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
         whole = (n, o // each * (blocks * width) + o % each, *place)
         return filled[whole]
 
-    return te.compute(
-        window.shape(batch, outputs, made_high, made_wide),
-        take,
-        name=TAKEN,
-    )
+    return te.compute(window.shape(batch, outputs, made_high, made_wide), take, name=TAKEN)
 
 
 def depthwise(data: Any, weight: Any, *, window: Window, lanes: int) -> Any:
@@ -146,8 +144,8 @@ def depthwise(data: Any, weight: Any, *, window: Window, lanes: int) -> Any:
     batch, channels = data.shape[:2]
     outputs, _, tall, broad = (int(size) for size in weight.shape)
     multiplier = outputs // int(channels)
-    made_high, made_wide = window.output(*window.sizes(data), (tall, broad))
-    columns = -(-made_wide // lanes) * lanes
+    made_high, made_wide = window.output(data.shape, (tall, broad))
+    columns = round_up(made_wide, lanes)
     source = _padded(data, window, columns - made_wide)
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
     (sy, sx), (dy, dx) = window.strides, window.dilations
@@ -162,7 +160,7 @@ def depthwise(data: Any, weight: Any, *, window: Window, lanes: int) -> Any:
     )
 
     def unpack(n: Any, o: Any, *place: Any) -> Any:
-        y, x = place if window.form == "image" else (0, place[0])
+        y, x = window.image(place)
         return sums[n, o, y, x]
 
     return te.compute(window.shape(batch, outputs, made_high, made_wide), unpack, name=UNPACKED)
@@ -175,7 +173,7 @@ def product(data: Any, packed: Any, *, outputs: int, tile: Tile) -> Any:
     blocks, _, width = (int(size) for size in packed.shape)
     element = te.reduce_axis((0, inputs), "element")
     rows = leading[-1]
-    made = rows if tile.runs_on else -(-int(rows) // tile.rows) * tile.rows
+    made = rows if tile.runs_on else round_up(int(rows), tile.rows)
 
     def add_up(*indices: Any) -> Any:
         position, (row, block, lane) = indices[:-3], indices[-3:]
@@ -198,10 +196,7 @@ def _padded(data: Any, window: Window, more_columns: int) -> Any:
     right += more_columns * window.strides[1]
     if not (top or left or bottom or right):
         return data
-    before, after = window.shape(0, 0, top, left), window.shape(0, 0, bottom, right)
-    if window.form == "column":
-        before, after = (*before[:3], 0), (*after[:3], 0)
-    return topi.nn.pad(data, before, after, name=PADDED)
+    return topi.nn.pad(data, window.at(0, 0, top, left), window.at(0, 0, bottom, right), name=PADDED)
 
 
 def _attributes(tile: Tile) -> dict[str, int]:

@@ -21,18 +21,17 @@ _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
 
-def import_graph(proto: onnx.ModelProto, opset: int, vectors: Vectors | None) -> IRModule:
+def import_graph(proto: onnx.ModelProto, opset: int, vectors: Vectors) -> IRModule:
     """The graph as a Relax module; inputs and outputs in the order of the graph.
 
     Args:
-        vectors: Of the processor, for packing weights; None leaves products to TVM's own schedules.
+        vectors: Of the processor, for packing weights.
     """
-    importer = _Importer(vectors)
-    return importer.from_onnx(proto.graph, opset)
+    return _Importer(vectors).from_onnx(proto.graph, opset)
 
 
 class _Importer(ONNXGraphImporter):  # type: ignore[misc]
-    def __init__(self, vectors: Vectors | None) -> None:
+    def __init__(self, vectors: Vectors) -> None:
         super().__init__({}, {}, sanitize=True)
         self.vectors = vectors
 
@@ -45,7 +44,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             self._keep_inside(inputs, attrs)
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
-        elif self.vectors is not None and op_name in _PRODUCTS:
+        elif op_name in _PRODUCTS:
             made = getattr(self, _PRODUCTS[op_name])(list(inputs), attrs)
         if made is not None:
             return self.bb.normalize(made)
@@ -59,7 +58,6 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             inputs[1] = self.bb.emit(relax.op.clip(inputs[1], -size, size - 1))
 
     def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
-        assert self.vectors is not None
         data, weight = self.bb.normalize(inputs[0]), _constant(inputs[1])
         shape = _static(data)
         if weight is None or shape is None or len(shape) not in (3, 4) or weight.dtype != np.float32:
@@ -79,7 +77,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         window = Window(strides, pads, dilations, groups, form)  # type: ignore[arg-type]
         outputs = len(weight)
         kernel = weight.shape[2:]
-        high, wide = window.output(*((shape[2], shape[3]) if form == "image" else (1, shape[2])), kernel)
+        high, wide = window.output(shape, kernel)
         if weight.shape[1] == 1 and groups == shape[1] and groups > 1:
             lanes = min(self.vectors.lanes, _power_of_two(wide))
             expression = partial(compute.depthwise, window=window, lanes=lanes)
@@ -115,7 +113,6 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         return relax.op.add(self.bb.emit(made), bias)
 
     def _product(self, data: Any, weight: Array) -> Any:
-        assert self.vectors is not None
         data = self.bb.normalize(data)
         shape = _static(data)
         if shape is None or len(shape) < 2 or weight.dtype != np.float32:
@@ -160,7 +157,7 @@ def _one_infinity(data: Any, attrs: Mapping[str, Any]) -> Any | None:
 
 
 def _constant(value: Any) -> Array | None:
-    """The numbers of a Relax constant, looking through what only changes its form."""
+    """The numbers of a Relax constant; None for anything else."""
     return value.value.numpy() if isinstance(value, Constant) else None
 
 

@@ -9,6 +9,25 @@ from graphopt.targets.tvm.lower import functions
 from graphopt.targets.tvm.lower.schedule import scheduled
 from graphopt.targets.tvm.lower.tiles import Vectors
 
+_PROCESSORS = {
+    "avx512f": ("x86-64-v4", Vectors(16, 32)),
+    "avx2": ("x86-64-v3", Vectors(8, 16)),
+    "neon": ("generic", Vectors(4, 32)),
+    "": ("", Vectors(4, 16)),
+}
+
+
+def processor(extension: str) -> tuple[Target, Vectors]:
+    """What LLVM compiles for, and the registers there are.
+
+    It is what loading asks for, and no more: this very processor may have instructions of its own.
+
+    Args:
+        extension: As from :func:`graphopt.targets.tvm.executable.vector_extension`.
+    """
+    cpu, vectors = _PROCESSORS[extension]
+    return Target({"kind": "llvm", "mcpu": cpu} if cpu else {"kind": "llvm"}), vectors
+
 
 def fused(module: IRModule) -> IRModule:
     """Operators as loop nests, those that follow each other element by element in one."""

@@ -246,13 +246,8 @@ def _contraction(schedule: Any, vectors: Vectors) -> bool:
     if _name(schedule, last) != _name(schedule, sums):
         schedule.reverse_compute_at(last, across)
         _vectorize(schedule, schedule.get_loops(last)[-1], vectors)
-    schedule.unroll(near)
-    _vectorize(schedule, lane, vectors)
-    first = schedule.decompose_reduction(sums, element)
-    for block in (held, first):
-        *_, row, line = schedule.get_loops(block)
-        schedule.unroll(row)
-        _vectorize(schedule, line, vectors)
+    _keep_in_registers(schedule, held, vectors)
+    _keep_in_registers(schedule, sums, vectors, element)
     return True
 
 
@@ -346,12 +341,9 @@ def _reduced(schedule: Any, block: Any) -> int:
 
 
 def _has_predicate(schedule: Any, block: Any) -> bool:
-    realize = schedule.get_sref(block).parent
-    for loop in (realize.stmt,):
-        body = loop.body if hasattr(loop, "body") else None
-        if body is not None and hasattr(body, "predicate"):
-            return not (isinstance(body.predicate, tirx.IntImm) and int(body.predicate))
-    return True
+    realize = getattr(schedule.get_sref(block).parent.stmt, "body", None)
+    predicate = getattr(realize, "predicate", None)
+    return not (isinstance(predicate, tirx.IntImm) and int(predicate))
 
 
 def _vectorize(schedule: Any, loop: Any, vectors: Vectors) -> None:

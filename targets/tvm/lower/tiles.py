@@ -60,15 +60,16 @@ def tile_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on
         width = wide * vectors.lanes
         for rows in range(1, max((vectors.count - _SPARE) // wide, 1) + 1):
             multiplied = rows * wide
-            cost = _padded(channels, width) * (1 + _FETCHES * (rows + wide) / multiplied)
+            cost = round_up(channels, width) * (1 + _FETCHES * (rows + wide) / multiplied)
             cost *= max(_LATENCY / multiplied, 1.0)
             if rows <= length:
-                found.append((cost * lines * _padded(length, rows), rows, wide, Tile(rows, width)))
+                found.append((cost * lines * round_up(length, rows), rows, wide, Tile(rows, width)))
             if runs_on and (lines * length) % rows == 0:
                 found.append((cost * lines * length, rows, wide, Tile(rows, width, True)))
     # Of equal ones that with fewer columns, whose weights stay in the cache.
     return min(found, key=lambda entry: entry[:3])[3]
 
 
-def _padded(size: int, step: int) -> int:
+def round_up(size: int, step: int) -> int:
+    """The least multiple of ``step`` that is not smaller."""
     return -(-size // step) * step
