@@ -27,6 +27,8 @@ ORIGINAL = "original"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
 _CLOSE = 0.12
+_CLEAR = 0.5
+"""A gain that no noise of the machine explains: it is not measured a second time."""
 _FEWER_OPTIMISATIONS = ("basic", "off")
 """Levels of ONNX Runtime's optimisations below all of them, in the order in which a model that fails is tried."""
 
@@ -203,7 +205,7 @@ class Selection:
         if not exact:
             return best
         rival = max(exact, key=lambda timing: timing.speedup)
-        if best.low > rival.high * (1 + _CLOSE):
+        if best.low > rival.high * (1 + _CLEAR):
             return best
         close = [
             timing

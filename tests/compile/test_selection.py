@@ -1,0 +1,89 @@
+"""Which of the measured forms is handed out, by timings that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import onnx_ir as ir
+import pytest
+
+from graphopt.machine import Form, Probe
+from graphopt.report import FormTiming, Report
+from graphopt.selection import ORIGINAL, Selection
+from graphopt.target import Target
+from graphopt.tune.paired import Bench, Timing
+from graphopt.verify.budget import Judgement
+from graphopt.verify.reference import Reference
+
+
+class _Target:
+    name = "here"
+    runs_original = True
+
+    def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[dict[str, Any]]:
+        return ({"label": "default"},)
+
+
+class _Bench:
+    """Hands out one round of speedups after the other: of the original's time 1 ms."""
+
+    def __init__(self, *rounds: dict[str, float]) -> None:
+        self.rounds = list(rounds)
+
+    def time(self, forms: Sequence[Form], **about: Any) -> list[Timing]:
+        speedups = self.rounds.pop(0)
+        first = speedups[forms[0].label]
+        return [
+            Timing(form, 1 / speedups[form.label], ratio, 0.99 * ratio, 1.01 * ratio, 10)
+            for form in forms
+            for ratio in [speedups[form.label] / first]
+        ]
+
+
+def choose(*rounds: dict[str, float], lossy: str = "int8") -> tuple[str, Report, _Bench]:
+    labels = list(rounds[0])
+    forms = [Form(label, "here", Path(label), {}) for label in labels]
+    report = Report(name="net", source="net.onnx", source_opset=20, opset=20, target="here", threads=0)
+    report.forms = [FormTiming(label, verified=True) for label in labels]
+    bench = _Bench(*rounds)
+    selection = Selection(
+        {"here": (cast(Target, _Target()), Probe(True, True))},
+        cast(Reference, None),
+        cast(Bench, bench),
+        report,
+        1.0,
+        models={label: cast(ir.Model, None) for label in labels},
+        judgements={lossy: cast(Judgement, None)},
+    )
+    return selection.choose(forms).label, report, bench
+
+
+def test_a_lossy_form_that_looked_faster_for_a_moment_is_measured_again() -> None:
+    chosen, report, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.2, "int8": 1.7},
+        {"optimized": 1.2, "int8": 1.19},
+    )
+    assert chosen == "optimized" and not bench.rounds
+    assert "not faster than 'optimized'" in next(entry for entry in report.forms if entry.label == "int8").note
+
+
+def test_a_lossy_form_that_holds_its_gain_is_handed_out() -> None:
+    chosen, _, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.2, "int8": 1.7},
+        {"optimized": 1.2, "int8": 1.6},
+    )
+    assert chosen == "int8" and not bench.rounds
+
+
+def test_a_gain_that_no_noise_explains_is_measured_once() -> None:
+    chosen, _, bench = choose({ORIGINAL: 1.0, "optimized": 1.2, "int8": 2.4})
+    assert chosen == "int8" and not bench.rounds
+
+
+@pytest.mark.parametrize("again", [0.97, 1.01])
+def test_near_a_tie_the_form_is_measured_again_against_the_original(again: float) -> None:
+    chosen, report, _ = choose({ORIGINAL: 1.0, "optimized": 1.01}, {ORIGINAL: 1.0, "optimized": again}, lossy="")
+    assert chosen == ("optimized" if again > 1 else ORIGINAL)
+    assert bool(report.warnings) == (again < 1)
