@@ -41,7 +41,7 @@ $(RUN_INSTALLED): $(BIN)/python pyproject.toml constraints.txt
 
 # What testing it takes as well.
 $(DEV_INSTALLED): $(RUN_INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[cpu,openvino,tvm,torch,zoo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[cpu,openvino,tvm-cuda,torch,zoo,dev]'
 	@touch $@
 
 venv: $(DEV_INSTALLED)

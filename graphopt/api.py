@@ -90,6 +90,7 @@ def compile(
     model: Any,
     *,
     target: str = "cpu",
+    arch: str | None = None,
     passes: str | Sequence[object] = ("fuse",),
     example_inputs: Any = None,
     data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
@@ -112,7 +113,9 @@ def compile(
     Args:
         model: An ONNX file, ``.pt2`` file, ``onnx.ModelProto``, ``onnx_ir.Model``, ``torch.nn.Module``,
             ``torch.fx.GraphModule`` or ``torch.export.ExportedProgram``.
-        target: A target (``ort-cpu``, ``ort-cuda``, a plugin's) or group (``cpu``, ``cuda``, ``auto``).
+        target: A target (``ort-cpu``, ``tvm-cuda``, a plugin's) or group (``cpu``, ``cuda``, ``auto``).
+        arch: What ``tvm-cuda`` and ``tvm-llvm`` compile for, where that is not this machine: ``"sm_80,sm_90"``,
+            ``"x86-64-v3"``.
         passes: Names, groups or pipelines with options as on the command line, and pass objects.
         example_inputs: For a ``torch`` module: its inputs, a tuple or a mapping.
         data: Real inputs to verify on: a ``.npz`` file, a folder, or samples; made-up inputs where None.
@@ -154,8 +157,9 @@ def compile(
         best_effort,
         memory=parse_memory(max_memory),
     )
-    options = {
+    options: dict[str, Any] = {
         "target": target,
+        "arch": arch,
         "passes": [str(spec) for spec in specs],
         "input_shapes": {name: list(dims) for name, dims in (input_shapes or {}).items()},
         "seed": seed,
@@ -171,6 +175,7 @@ def compile(
     request = Request(
         model=model,
         target=target,
+        arch=arch,
         passes=specs,
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError, UnknownNameError
+from graphopt.errors import GraphoptError, UnknownNameError, UsageError
 from graphopt.pipeline.spec import PassSpec, make_options
 from graphopt.pipelines import GROUPS, PASSES, PIPELINES, GroupOptions
 
@@ -28,12 +28,14 @@ TARGETS: Mapping[str, str] = {
     "ort-cuda": "graphopt.targets.ort.target:OrtTarget",
     "openvino": "graphopt.targets.openvino.target:OpenVinoTarget",
     "tvm-llvm": "graphopt.targets.tvm.target:TvmTarget",
+    "tvm-cuda": "graphopt.targets.tvm.target:TvmCudaTarget",
 }
 RUNTIMES: Mapping[str, str] = {
     "ort-cpu": "graphopt.targets.ort.executable:OrtRuntime",
     "ort-cuda": "graphopt.targets.ort.executable:OrtRuntime",
     "openvino": "graphopt.targets.openvino.executable:OpenVinoRuntime",
     "tvm-llvm": "graphopt.targets.tvm.executable:TvmRuntime",
+    "tvm-cuda": "graphopt.targets.tvm.cuda_executable:TvmCudaRuntime",
 }
 """What loads a bundle, without the compiler."""
 
@@ -216,9 +218,30 @@ def target(name: str) -> Target:
     raise UnknownNameError("target", name, known, meant=meant, hint="graphopt targets lists them")
 
 
-def targets_of(name: str) -> list[Target]:
-    """The targets that a name stands for: one, or those of a group (``cpu``, ``cuda``, ``auto``)."""
-    return [target(member) for member in TARGET_GROUPS.get(name, (name,))]
+def targets_of(name: str, arch: str | None = None) -> list[Target]:
+    """The targets that a name stands for: one, or those of a group (``cpu``, ``cuda``, ``auto``).
+
+    Args:
+        arch: What to compile for, where that is not this machine; None for this machine.
+
+    Raises:
+        UnknownNameError: There is no such target or architecture.
+        UsageError: A target compiles for this machine only.
+    """
+    from graphopt.target import CrossCompiler
+
+    found = [target(member) for member in TARGET_GROUPS.get(name, (name,))]
+    if arch is None:
+        return found
+    chosen = []
+    for member in found:
+        if not isinstance(member, CrossCompiler):
+            raise UsageError(
+                f"the target {member.name!r} does not compile for an architecture",
+                hint="leave --arch out, or compile for --target tvm-cuda or tvm-llvm",
+            )
+        chosen.append(member.for_architecture(arch))
+    return chosen
 
 
 def target_names() -> list[tuple[str, str]]:

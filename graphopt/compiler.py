@@ -84,6 +84,7 @@ class Request:
     Attributes:
         model: A path or an object that :func:`graphopt.capture.capture` takes.
         target: A target, or a group of targets.
+        arch: What to compile for, where that is not this machine.
         passes: Specifications and Python objects, in order.
         measure_seconds: Time for measuring the forms.
         budget: Of lossy passes; None stands for the default budget.
@@ -93,6 +94,7 @@ class Request:
 
     model: Any
     target: str = "cpu"
+    arch: str | None = None
     passes: Sequence[PassSpec | object] = (PassSpec("fuse"),)
     example_inputs: Any = None
     dynamic_shapes: Any = None
@@ -143,7 +145,7 @@ class Compilation:
 
     def _run(self) -> Outcome:
         request = self.request
-        targets = self._runnable_targets(catalog.targets_of(request.target))
+        targets = self._runnable_targets(catalog.targets_of(request.target, request.arch))
         baseline = self._baseline(targets)
         by_name = {target.name: (target, probe) for target, probe in [*baseline, *targets]}
         passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))

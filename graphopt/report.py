@@ -49,6 +49,7 @@ class Verification:
         trials: Number of input sets, and their sizes.
         synthetic: Whether all inputs were made up.
         random_outputs: Outputs that are random in the original and were not compared.
+        by: What was run in place of a result that does not run on this machine; "" where that is the graph.
     """
 
     status: str = "not verified"
@@ -59,6 +60,7 @@ class Verification:
     synthetic: bool = True
     random_outputs: tuple[str, ...] = ()
     describe: str = ""
+    by: str = ""
     budget: dict[str, Any] | None = None
     """Of a lossy result: the metric, its value, the original's, the drop, what is allowed, and decibels."""
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphopt.errors import TargetError
 from graphopt.machine import Form, Probe
 from graphopt.report import FormTiming, Report
-from graphopt.target import Target
+from graphopt.target import Rehearsed, Target
 from graphopt.tune.paired import Bench, Timing, Worker
 from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.compare import Comparison
@@ -24,6 +24,7 @@ from graphopt.verify.reference import Reference
 
 FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
+_NOT_RUN = "compiled, not run"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
 _CLOSE = 0.12
@@ -50,6 +51,8 @@ class Selection:
         comparisons: Of each form that ran, by label.
         budgets: What a lossy form is held to instead of the noise floor, by label.
         judgements: Of each lossy form that ran, by label; given from the start for those that cannot run here.
+        stand_ins: What each form that cannot run here was verified by, by label.
+        refused: Labels of those whose stand-ins did not hold.
     """
 
     targets: Mapping[str, tuple[Target, Probe]]
@@ -64,6 +67,8 @@ class Selection:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     budgets: Mapping[str, Evaluation] = field(default_factory=dict)
     judgements: dict[str, Judgement] = field(default_factory=dict)
+    stand_ins: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
 
     def verify_all(self, forms: Sequence[Form]) -> tuple[list[Form], list[FormTiming]]:
         """Verify the forms, the original first; returns them as they are to be loaded, and the outcome of each.
@@ -97,12 +102,34 @@ class Selection:
 
     def verify(self, form: Form) -> FormTiming:
         """Load a form as it will be used, run it on every trial, and compare with the original."""
+        target, probe = self.targets[form.target]
+        if not probe.runnable:
+            return self._verify_elsewhere(form, target)
         timing = FormTiming(form.label)
-        if not self.targets[form.target][1].runnable:
-            timing.note = "compiled, not run: this machine cannot run the target"
-            if form.label in self.judgements:
-                timing.note += f"; on the CPU {self.judgements[form.label].describe()}"
-            return timing
+        self._verify_here(form, timing)
+        return timing
+
+    def _verify_elsewhere(self, form: Form, target: Target) -> FormTiming:
+        """A form that cannot run on this machine, by what stands in for it."""
+        timing = FormTiming(form.label, note=_NOT_RUN)
+        if isinstance(target, Rehearsed):
+            stand_in = target.stand_in(form)
+            if stand_in is not None:
+                rehearsal = FormTiming(form.label)
+                self._verify_here(stand_in.form, rehearsal)
+                self.bench.drop(stand_in.form)
+                if rehearsal.verified:
+                    self.stand_ins[form.label] = stand_in.what
+                    timing.note += f"; {stand_in.what}: {rehearsal.note or 'verified'}"
+                    return timing
+                timing.note += f"; {stand_in.what}: refused: {rehearsal.note}"
+                self.refused.add(form.label)
+                return timing
+        if form.label in self.judgements:
+            timing.note += f"; on the CPU {self.judgements[form.label].describe()}"
+        return timing
+
+    def _verify_here(self, form: Form, timing: FormTiming) -> None:
         self.progress("verify", form.label)
         try:
             budget = self._budget_of(form)
@@ -113,7 +140,7 @@ class Selection:
                 if not judgement.ok:
                     timing.note = f"over the budget: {timing.note}"
                     self.bench.drop(form)
-                return timing
+                return
             comparison = self.reference.compare(self.bench.worker(form).outputs, FORM_MULTIPLE)
             self.comparisons[form.label] = comparison
             # The original is what the user has: it is never refused, only said to differ.
@@ -123,7 +150,6 @@ class Selection:
             timing.note = error.message
         if not timing.verified:
             self.bench.drop(form)
-        return timing
 
     def _budget_of(self, form: Form) -> Evaluation | None:
         """The budget of a lossy form, and of what only differs from it by the target's knobs."""
@@ -137,16 +163,8 @@ class Selection:
             measure: Without it, the last verified form is taken.
         """
         by_label = {form.label: form for form in forms}
-        if not any(probe.runnable for _, probe in self.targets.values()):
-            # Nothing can be measured here: the legalised graph was verified on the CPU.
-            lossy = [form for form in forms if form.label in self.judgements]
-            chosen = lossy[0] if lossy else by_label.get("legalized", forms[-1])
-            why = " ".join(self.targets[chosen.target][1].reason.split())
-            self.report.warnings.append(
-                f"compiled, not run: {why or 'this machine lacks what ' + chosen.target + ' needs'}; "
-                "the graph was verified on the CPU, and nothing was timed"
-            )
-            return chosen
+        if not any(self.targets[name][1].runnable for name in self.choosable or self.targets):
+            return self._unmeasured([form for form in forms if self._may_choose(form)])
         candidates = [by_label[timing.label] for timing in self.report.forms if timing.verified]
         ours = [form for form in candidates if self._may_choose(form)]
         if not ours:
@@ -164,6 +182,31 @@ class Selection:
         if not self.try_knobs:
             return best
         return self._best_variant([best, *tied], candidates[0])
+
+    def _unmeasured(self, forms: Sequence[Form]) -> Form:
+        """Nothing can be measured here: what the lossy passes proposed, or the graph as the target wants it.
+
+        Raises:
+            TargetError: None of them holds.
+        """
+        held = [form for form in forms if form.label not in self.refused]
+        if not held:
+            notes = "; ".join(f"{entry.label}: {entry.note}" for entry in self.report.forms if entry.note)
+            raise TargetError(f"no form of the model holds: {notes}", hint="graphopt targets lists others")
+        lossy = [form for form in held if form.label in self.judgements]
+        chosen = lossy[0] if lossy else held[-1]
+        target, probe = self.targets[chosen.target]
+        why = " ".join(probe.reason.split())
+        what = self.stand_ins.get(chosen.label, "")
+        proof = f"verified by {what}" if what else "the graph was verified on the CPU"
+        self.report.verification.by = what
+        self.report.warnings.append(
+            f"compiled, not run: {why or 'this machine lacks what ' + chosen.target + ' needs'}; {proof}, and nothing "
+            "was timed"
+        )
+        if isinstance(target, Rehearsed):
+            self.report.warnings += target.notes(chosen.config)
+        return chosen
 
     def _fastest(self, candidates: Sequence[Form]) -> tuple[Form, list[Form]]:
         """The fastest form that is no slower than the original, and forms that tie with it from below."""

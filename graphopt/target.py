@@ -8,6 +8,7 @@ measurement, outside the target.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from graphopt.machine import Executable, Form, Probe, Runtime
 from graphopt.pipeline.base import Pass
 
-__all__ = ["Executable", "Form", "Probe", "Runtime", "Target"]
+__all__ = ["CrossCompiler", "Executable", "Form", "Probe", "Rehearsed", "Runtime", "StandIn", "Target"]
 
 
 @runtime_checkable
@@ -49,3 +50,39 @@ class Target(Runtime, Protocol):
         Raises:
             TargetError: The backend cannot take the graph; names the node.
         """
+
+
+@runtime_checkable
+class CrossCompiler(Protocol):
+    """A target that compiles for other machines than this one."""
+
+    def for_architecture(self, text: str) -> Target:
+        """The same target for what ``--arch`` names.
+
+        Raises:
+            UsageError: No such architecture; names those there are.
+        """
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What computes the same as a form that cannot run on this machine.
+
+    Attributes:
+        form: It runs here.
+        what: It has in common with the other, for reports.
+    """
+
+    form: Form
+    what: str
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """A target whose forms have something to stand in for them where they cannot run."""
+
+    def stand_in(self, form: Form) -> StandIn | None:
+        """What computes the same; None where there is nothing."""
+
+    def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
+        """What a user is to know of a form, one sentence each."""

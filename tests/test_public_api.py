@@ -43,6 +43,7 @@ def test_signature_of_compile() -> None:
     assert positional == ["model"]
     defaults = {name: entry.default for name, entry in parameters.items() if name != "model"}
     assert defaults == {
+        "arch": None,
         "target": "cpu",
         "passes": ("fuse",),
         "example_inputs": None,

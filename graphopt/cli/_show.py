@@ -126,7 +126,8 @@ def _verified(report: Report) -> str:
     plural = "" if len(found.trials) == 1 else "s"
     where = f"on {len(found.trials)} {inputs} input{plural}"
     if found.status == NOT_RUN:
-        return f"{bad('compiled, not run')}: the graph was verified on the CPU {where}"
+        proof = f"{found.describe} by {found.by}" if found.by else "the graph was verified on the CPU"
+        return f"{bad('compiled, not run')}: {proof} {where}"
     if found.budget is not None:
         return _within_budget(found)
     if found.status != "verified":

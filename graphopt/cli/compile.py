@@ -103,6 +103,10 @@ def _value(name: str, value: Any, path: Path) -> Any:
     help="A target, or a group of targets of which the fastest wins; `graphopt targets` lists them.",
 )  # fmt: skip
 @click.option(
+    "--arch", metavar="A,...",
+    help="What tvm-cuda and tvm-llvm compile for, where that is not this machine: sm_80,sm_90 or x86-64-v3.",
+)  # fmt: skip
+@click.option(
     "--passes", default="fuse", show_default=True, metavar="P,...",
     help="Passes, groups or pipelines with options, as 'fold,fuse{disable=[gelu]}'; `graphopt passes` lists them.",
 )  # fmt: skip
@@ -149,6 +153,7 @@ def command(
     model: Path,
     output: Path | None,
     target: str,
+    arch: str | None,
     passes: str,
     input_shapes: tuple[str, ...],
     data: Path | None,
@@ -190,6 +195,7 @@ def command(
         compiled = compile_model(
             model,
             target=target,
+            arch=arch,
             passes=passes,
             data=data,
             max_drop=max_drop,

@@ -30,6 +30,7 @@ EXTRAS = {
     "cuda": ("onnxruntime-gpu",),
     "torch": ("torch", "onnxscript"),
     "tvm": ("apache-tvm", "apache-tvm-ffi"),
+    "tvm-cuda": ("cuda-bindings", "nvidia-cuda-nvrtc"),
     "openvino": ("openvino",),
     "ray": ("ray",),
 }

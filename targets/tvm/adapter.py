@@ -14,13 +14,20 @@ from tvm.ir import IRModule
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
-from tvm.s_tir import Schedule, ScheduleError
+from tvm.s_tir import SBlock, SBlockRealize, Schedule, ScheduleError, dlight
+from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize as realize_of
 from tvm.target import Target
 from tvm.tirx import IndexMap
+from tvm.tirx.analysis import undefined_vars
 from tvm.tirx.op import register_intrin_lowering
 
 compile_module = tvm.compile
 tensor = tvm.runtime.tensor
+GPU_RULES = (
+    dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction, dlight.gpu.Fallback,
+)  # fmt: skip
+"""DLight's, in the order in which they are tried."""
+
 _FIRST = 99
 
 
@@ -30,20 +37,25 @@ def register_lowering(intrinsic: str, function: Callable[[Any], Any]) -> None:
 
 
 __all__ = [
+    "GPU_RULES",
     "Constant",
     "IRModule",
     "IndexMap",
     "ONNXGraphImporter",
     "PassContext",
+    "SBlock",
+    "SBlockRealize",
     "Schedule",
     "ScheduleError",
     "Sequential",
     "Target",
     "compile_module",
+    "realize_of",
     "register_lowering",
     "relax",
     "te",
     "tensor",
     "tirx",
     "topi",
+    "undefined_vars",
 ]

@@ -19,14 +19,15 @@ _MEMORY = 24 << 30
 
 
 def build(
-    source: Path, library: Path, target: Mapping[str, Any], *, seconds: float = _SECONDS
+    source: Path, folder: Path, target: Mapping[str, Any], *, seconds: float = _SECONDS
 ) -> dict[str, Any]:
-    """Write the library of an ONNX file.
+    """Write the library of an ONNX file, and machine code beside it where it is for a GPU.
 
     Args:
         source: The ONNX file.
-        library: The file to write.
-        target: What to compile for: ``kind``, ``vectors``.
+        folder: Where the files go.
+        target: What to compile for: ``kind`` (``llvm``, ``cuda``), ``vectors``, and for GPUs ``architectures`` and
+            ``stand_in``, a folder for the same computation as a processor does it, or "".
         seconds: After which the compiler is stopped.
 
     Returns:
@@ -37,7 +38,7 @@ def build(
     """
     with tempfile.TemporaryDirectory(prefix="graphopt-tvm-") as temporary:
         answer = Path(temporary) / "answer.json"
-        job = {"source": str(source), "library": str(library), "target": dict(target), "memory": _MEMORY}
+        job = {"source": str(source), "folder": str(folder), "target": dict(target), "memory": _MEMORY}
         command = [sys.executable, "-m", "graphopt.targets.tvm.worker", json.dumps(job), str(answer)]
         try:
             done = subprocess.run(

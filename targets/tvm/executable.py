@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from graphopt.machine import Probe, cores, cpu_flags
 
 LLVM = "tvm-llvm"
 LIBRARY = "model.so"
-_CPU, _POOLED = 1, 2
+CPU, POOLED = 1, 2
 _ALIGNMENT = 64
 _RUNTIMES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
 _V3 = ("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe")
@@ -35,8 +35,12 @@ _FLAGS = {
 
 def vector_extension() -> str:
     """The widest vector registers of this processor that kernels are made for; "" for the least there are."""
-    flags = cpu_flags()
-    return next((name for name, needed in _FLAGS.items() if flags.issuperset(needed)), "")
+    return next((name for name in _FLAGS if has_extension(name)), "")
+
+
+def has_extension(name: str) -> bool:
+    """Whether this processor runs code for these vector registers."""
+    return cpu_flags().issuperset(_FLAGS.get(name, ()))
 
 
 def import_runtime() -> Any:
@@ -55,7 +59,7 @@ def import_runtime() -> Any:
     except ImportError as error:
         raise MissingExtraError("apache-tvm", "tvm") from error
     if "tvm" not in sys.modules:
-        library = _runtime_library()
+        library = runtime_library()
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         # Sorting lies in a library of its own.
         extra = library.with_name(library.name.replace("tvm_runtime", "tvm_runtime_extra"))
@@ -64,7 +68,7 @@ def import_runtime() -> Any:
     return tvm_ffi
 
 
-def _runtime_library() -> Path:
+def runtime_library() -> Path:
     spec = importlib.util.find_spec("tvm")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for name in _RUNTIMES:
@@ -88,18 +92,21 @@ class TvmExecutable:
         MissingExtraError: TVM is not installed.
     """
 
+    _devices: tuple[int, ...] = (CPU, 0, POOLED)
+    """Type, number and allocator of each device; the host comes last."""
+
     def __init__(self, path: Path, config: Mapping[str, Any], *, threads: int = 0) -> None:
         ffi = import_runtime()
+        self._ffi = ffi
         try:
             self._machine = ffi.load_module(str(path), keep_module_alive=False)["vm_load_executable"]()
-            self._machine["vm_initialization"](_CPU, 0, _POOLED)
+            self._machine["vm_initialization"](*self._devices)
             self._main = self._machine["main"]
         except Exception as error:  # tvm_ffi raises RuntimeError, AttributeError and others
             raise TargetError(
                 f"TVM's runtime rejects {path.name}: {last_words(error)}",
                 hint=f"this is TVM {version()}: compile the model here",
             ) from error
-        self._ffi = ffi
         self._set_threads = ffi.get_global_func("runtime.config_threadpool")
         self._turn = threading.Lock()
         self._threads = int(config.get("threads", threads)) or cores()
@@ -115,18 +122,26 @@ class TvmExecutable:
         """
         arrays = [_aligned(np.asarray(feeds[name])) for name in self._inputs]
         try:
-            arguments = [self._ffi.from_dlpack(array) for array in arrays]
             # The machine holds one call's registers; each thread of the caller has a pool of its own to be told.
             with self._turn:
                 self._set_threads(0, self._threads)
-                made = self._main(*arguments)
+                made = self._main(*map(self._handed_in, arrays))
+                results = [made] if hasattr(made, "__dlpack__") else list(made)
+                return self._handed_out(results, arrays)
         except Exception as error:  # as above
             raise TargetError(
                 f"TVM fails: {last_words(error)}",
                 hint="the model was compiled for fixed shapes: give it inputs of these",
             ) from error
-        results = [made] if hasattr(made, "__dlpack__") else list(made)
-        # Fresh memory is handed out as it is; what is an input, a constant, or an output twice, as a copy.
+
+    def _handed_in(self, array: npt.NDArray[Any]) -> Any:
+        """A tensor where kernels read it."""
+        return self._ffi.from_dlpack(array)
+
+    def _handed_out(
+        self, results: Sequence[Any], arrays: Sequence[npt.NDArray[Any]]
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """Fresh memory as it is; what is an input, a constant, or an output twice, as a copy."""
         taken = [array for array in arrays if array.size]
         found: dict[str, npt.NDArray[np.generic]] = {}
         for name, result in zip(self.output_names, results, strict=True):
@@ -185,7 +200,7 @@ class TvmRuntime:
         """Whether TVM is there, and for which processor it compiles."""
         try:
             found = version()
-            _runtime_library()
+            runtime_library()
         except MissingExtraError as error:
             return Probe(False, False, reason=str(error))
         vectors = vector_extension()
@@ -199,7 +214,7 @@ class TvmRuntime:
             TargetError: This processor lacks what it was made for.
         """
         needed = config.get("vectors", "")
-        if not cpu_flags().issuperset(_FLAGS.get(needed, ())):
+        if not has_extension(needed):
             raise TargetError(
                 f"{config['file']} was made for a processor with {needed}, which this one lacks",
                 hint="compile the model on this machine",

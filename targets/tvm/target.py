@@ -1,10 +1,13 @@
-"""The target ``tvm-llvm``: kernels that TVM compiles for this processor.
+"""The targets ``tvm-llvm`` and ``tvm-cuda``: kernels that TVM compiles for processors and for NVIDIA's GPUs.
 
-A bundle holds a shared library, weights included; TVM's runtime library runs it.
+A bundle holds a shared library, weights included, and machine code for each GPU beside it; TVM's runtime library runs
+it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,27 +15,38 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt import install
 from graphopt.data.interface import optional_inputs_of, outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
+from graphopt.ir.graphs import clone
+from graphopt.machine import Form, Probe
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import IntegerKernels
+from graphopt.target import StandIn
+from graphopt.targets.tvm.architectures import (
+    DEFAULT_GPUS,
+    GPUS,
+    PROCESSORS,
+    code_for,
+    gpus_of,
+    processor_of,
+)
 from graphopt.targets.tvm.build import build
-from graphopt.targets.tvm.executable import LIBRARY, LLVM, TvmRuntime, vector_extension
+from graphopt.targets.tvm.cuda_code import find_compiler
+from graphopt.targets.tvm.cuda_executable import CUDA, TvmCudaRuntime
+from graphopt.targets.tvm.executable import LIBRARY, LLVM, TvmRuntime, has_extension, vector_extension
+from graphopt.targets.tvm.gpu import first_gpu
 from graphopt.targets.tvm.operators import check
 
+_CONFIG = "config.json"
 
-class TvmTarget(TvmRuntime):
-    """TVM's compiler.
 
-    Args:
-        name: ``tvm-llvm``.
-    """
+class _Compiling:
+    """What both targets of TVM have."""
 
+    name: str
     runs_original = False
-
-    def __init__(self, name: str = LLVM) -> None:
-        super().__init__(name)
 
     def legalization(self) -> Sequence[Pass]:
         """What TVM lacks, or computes slowly."""
@@ -52,33 +66,166 @@ class TvmTarget(TvmRuntime):
         """The default only: TVM's kernels have their own ways to be tuned."""
         return ({"label": "default"},)
 
+
+class TvmTarget(_Compiling, TvmRuntime):
+    """Kernels for this processor, or for a level of processors.
+
+    Args:
+        name: ``tvm-llvm``.
+        level: As ``x86-64-v3``; "" for what this processor has.
+    """
+
+    def __init__(self, name: str = LLVM, level: str = "") -> None:
+        super().__init__(name)
+        self.level = level
+
+    def for_architecture(self, text: str) -> TvmTarget:
+        """The same target for a level of processors.
+
+        Raises:
+            UnknownNameError: No such level.
+            TargetError: It is of another kind of processor.
+        """
+        return TvmTarget(self.name, processor_of(text))
+
+    def probe(self) -> Probe:
+        """As for the runtime; code for a higher level than this processor's does not run here."""
+        found = super().probe()
+        if not found.available or has_extension(self._vectors()):
+            return found
+        reason = f"this processor lacks what {self.level} has"
+        return dataclasses.replace(found, runnable=False, reason=reason)
+
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write the library.
 
         Raises:
             TargetError: What cannot be lowered is named before anything is compiled, op by op.
         """
-        check(model)
-        optional = optional_inputs_of(model)
-        if optional:
-            raise TargetError(
-                f"TVM makes a constant of the input {min(optional)!r}, which has a default value",
-                hint="compile the model for another target: --target ort-cpu",
-            )
-        target = {"kind": "llvm", "vectors": vector_extension()}
-        with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
-            source = Path(temporary) / "model.onnx"
-            ir_model.save(model, source)
-            made = build(source, folder / LIBRARY, target)
+        vectors = self._vectors()
+        made = _built(model, folder, {"kind": "llvm", "vectors": vectors})
+        return {**_interface(model), "vectors": vectors, "mcpu": made["mcpu"], **_without_label(knobs)}
+
+    def _vectors(self) -> str:
+        return PROCESSORS[self.level] if self.level else vector_extension()
+
+
+class TvmCudaTarget(_Compiling, TvmCudaRuntime):
+    """CUDA kernels, for the GPU of this machine or for others; compiling needs none.
+
+    Args:
+        name: ``tvm-cuda``.
+        architectures: Compute capabilities, lowest first; none for the GPU that is here.
+    """
+
+    def __init__(self, name: str = CUDA, architectures: Sequence[str] = ()) -> None:
+        super().__init__(name)
+        gpu = first_gpu()
+        self.architectures = tuple(architectures) or (
+            (gpu.architecture,) if gpu is not None else DEFAULT_GPUS
+        )
+
+    def for_architecture(self, text: str) -> TvmCudaTarget:
+        """The same target for one or several compute capabilities, as ``sm_80,sm_90``.
+
+        Raises:
+            UnknownNameError: CUDA's compiler knows no such architecture.
+        """
+        compiler = find_compiler()
+        return TvmCudaTarget(self.name, gpus_of(text, GPUS if compiler is None else compiler.architectures))
+
+    def probe(self) -> Probe:
+        """As for the runtime; code for other GPUs than the one that is here does not run here."""
+        found, gpu = super().probe(), first_gpu()
+        if gpu is None or code_for(gpu.capability, (*self.architectures, self._newest())) is not None:
+            return found
+        reason = f"this GPU is {gpu.architecture}, not {', '.join(self.architectures)}"
+        return dataclasses.replace(found, runnable=False, reason=reason)
+
+    def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write the library, its machine code, and beside the folder what stands in for it where there is no GPU.
+
+        Raises:
+            TargetError: What cannot be lowered is named before anything is compiled, op by op.
+        """
+        stand_in = self._stand_in_folder(folder)
+        if not self.probe().runnable:
+            stand_in.mkdir()
+        made = _built(
+            model,
+            folder,
+            {
+                "kind": "cuda",
+                "architectures": self.architectures,
+                "vectors": vector_extension(),
+                "stand_in": str(stand_in) if stand_in.is_dir() else "",
+            },
+        )
+        if stand_in.is_dir():
+            about = {**_interface(model), "vectors": vector_extension(), "loops": made["loops"]}
+            (stand_in / _CONFIG).write_text(json.dumps(about), encoding="utf-8")
         return {
-            "file": LIBRARY,
-            "inputs": [value.name for value in model.graph.inputs],
-            "outputs": [spec.name for spec in outputs_of(model)],
-            "constants": _constants(model),
-            "vectors": target["vectors"],
-            "mcpu": made["mcpu"],
-            **{key: value for key, value in knobs.items() if key != "label"},
+            **_interface(model),
+            "architectures": list(self.architectures),
+            **{key: made[key] for key in ("code", "compiler", "source")},
+            **_without_label(knobs),
         }
+
+    def stand_in(self, form: Form) -> StandIn | None:
+        """The kernels of a form as this machine's processor computes them."""
+        folder = self._stand_in_folder(form.folder)
+        if not folder.is_dir():
+            return None
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        what = f"{config['loops']}, built for this processor"
+        return StandIn(Form(form.label, LLVM, folder, config), what)
+
+    def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
+        """What a user is to know of a form: whether it holds machine code."""
+        if config["code"] or not config["source"]:
+            return ()
+        return (
+            "there is neither NVRTC nor nvcc on this machine: the bundle holds CUDA source, which is compiled where it "
+            f"is loaded ({install.command('tvm-cuda')})",
+        )
+
+    def _newest(self) -> str:
+        return self.architectures[-1].replace("sm_", "compute_")
+
+    @staticmethod
+    def _stand_in_folder(folder: Path) -> Path:
+        return folder.with_name(f"{folder.name}-stand-in")
+
+
+def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    check(model)
+    optional = optional_inputs_of(model)
+    if optional:
+        raise TargetError(
+            f"TVM makes a constant of the input {min(optional)!r}, which has a default value",
+            hint="compile the model for another target: --target ort-cpu",
+        )
+    with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
+        source = Path(temporary) / "model.onnx"
+        plain = clone(model)
+        # Parameters of CUDA kernels are called by the names of inputs.
+        for number, value in enumerate(plain.graph.inputs):
+            value.name = f"graphopt_input_{number}"
+        ir_model.save(plain, source)
+        return build(source, folder, target)
+
+
+def _interface(model: ir.Model) -> dict[str, Any]:
+    return {
+        "file": LIBRARY,
+        "inputs": [value.name for value in model.graph.inputs],
+        "outputs": [spec.name for spec in outputs_of(model)],
+        "constants": _constants(model),
+    }
+
+
+def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in knobs.items() if key != "label"}
 
 
 def _constants(model: ir.Model) -> list[str]:

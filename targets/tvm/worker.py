@@ -6,11 +6,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graphopt.targets.tvm.executable import last_words
+from graphopt.targets.tvm.cuda_code import find_compiler
+from graphopt.targets.tvm.cuda_executable import digest
+from graphopt.targets.tvm.executable import LIBRARY, last_words
+
+if TYPE_CHECKING:
+    from graphopt.targets.tvm.adapter import IRModule
+    from graphopt.targets.tvm.lower.tiles import Vectors
 
 
 def main() -> None:
@@ -20,8 +26,9 @@ def main() -> None:
         # Some systems know no such limit.
         _limit(job["memory"])
     started = time.monotonic()
+    compile_for = {"llvm": _for_processor, "cuda": _for_gpu}[job["target"]["kind"]]
     try:
-        found = _compile(Path(job["source"]), Path(job["library"]), job["target"])
+        found = compile_for(Path(job["source"]), Path(job["folder"]), job["target"])
     except Exception as error:  # TVM raises its own kinds, and RuntimeError, TypeError, AssertionError
         found = {"error": last_words(error)}
     else:
@@ -29,18 +36,58 @@ def main() -> None:
     answer.write_text(json.dumps(found), encoding="utf-8")
 
 
-def _compile(source: Path, library: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+def _for_processor(source: Path, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    from graphopt.targets.tvm.lower.pipeline import build_library, processor
+
+    cpu, vectors = processor(target["vectors"])
+    build_library(_import(source, vectors), cpu, vectors).export_library(str(folder / LIBRARY))
+    return {"mcpu": str(cpu.attrs.get("mcpu", ""))}
+
+
+def _for_gpu(source: Path, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    """Kernels that the oldest of the GPUs can run, machine code for each of them, PTX for those to come."""
+    from graphopt.targets.tvm.lower.pipeline import (
+        build_cuda_library,
+        build_stand_in,
+        gpu,
+        kernels_of,
+        processor,
+    )
+
+    architectures: list[str] = target["architectures"]
+    library = build_cuda_library(_import(source, None), gpu(architectures[0]))
+    library.compiled.export_library(str(folder / LIBRARY))
+    found: dict[str, Any] = {"code": {}, "compiler": "", "source": "", "loops": ""}
+    kernels = kernels_of(library)
+    if kernels:
+        found |= {"source": digest(kernels), **_machine_code(kernels, architectures, folder)}
+    if target["stand_in"]:
+        cpu, vectors = processor(target["vectors"])
+        stand_in, found["loops"] = build_stand_in(library, cpu, vectors)
+        stand_in.export_library(str(Path(target["stand_in"]) / LIBRARY))
+    return found
+
+
+def _machine_code(kernels: str, architectures: Sequence[str], folder: Path) -> dict[str, Any]:
+    compiler = find_compiler()
+    if compiler is None:
+        return {}
+    newest = architectures[-1].replace("sm_", "compute_")
+    code = {}
+    for name in (*architectures, newest):
+        code[name] = f"kernels.{name}.{'ptx' if name == newest else 'cubin'}"
+        (folder / code[name]).write_bytes(compiler.compile(kernels, name))
+    return {"code": code, "compiler": compiler.name}
+
+
+def _import(source: Path, vectors: Vectors | None) -> IRModule:
     import onnx
 
     from graphopt.targets.tvm.lower.importer import import_graph
-    from graphopt.targets.tvm.lower.pipeline import build_library, processor
 
     proto = onnx.load(source)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    cpu, vectors = processor(target["vectors"])
-    module = import_graph(proto, opset, vectors)
-    build_library(module, cpu, vectors).export_library(str(library))
-    return {"mcpu": str(cpu.attrs.get("mcpu", ""))}
+    return import_graph(proto, opset, vectors)
 
 
 def _limit(memory: int) -> None:

@@ -66,7 +66,9 @@ def test_a_lossy_form_that_looked_faster_for_a_moment_is_measured_again() -> Non
         {"optimized": 1.2, "int8": 1.19},
     )
     assert chosen == "optimized" and not bench.rounds
-    assert "not faster than 'optimized'" in next(entry for entry in report.forms if entry.label == "int8").note
+    assert (
+        "not faster than 'optimized'" in next(entry for entry in report.forms if entry.label == "int8").note
+    )
 
 
 def test_a_lossy_form_that_holds_its_gain_is_handed_out() -> None:
@@ -84,6 +86,8 @@ def test_a_gain_that_no_noise_explains_is_measured_once() -> None:
 
 @pytest.mark.parametrize("again", [0.97, 1.01])
 def test_near_a_tie_the_form_is_measured_again_against_the_original(again: float) -> None:
-    chosen, report, _ = choose({ORIGINAL: 1.0, "optimized": 1.01}, {ORIGINAL: 1.0, "optimized": again}, lossy="")
+    chosen, report, _ = choose(
+        {ORIGINAL: 1.0, "optimized": 1.01}, {ORIGINAL: 1.0, "optimized": again}, lossy=""
+    )
     assert chosen == ("optimized" if again > 1 else ORIGINAL)
     assert bool(report.warnings) == (again < 1)

@@ -132,7 +132,7 @@ def test_wheel_metadata(direct_wheel: Path) -> None:
         entry_points = archive.read(f"{folder}/entry_points.txt").decode()
         licence = archive.read(f"{folder}/licenses/LICENSE").decode()
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.10" in metadata
-    for extra in ("cpu", "cuda", "tvm", "torch", "openvino", "ray", "zoo", "dev"):
+    for extra in ("cpu", "cuda", "tvm", "tvm-cuda", "torch", "openvino", "ray", "zoo", "dev"):
         assert f"Provides-Extra: {extra}\n" in metadata
     assert "graphopt = graphopt.cli:main" in entry_points
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence

@@ -16,24 +16,25 @@ from graphopt.targets.tvm.lower.tiles import Vectors, tile_of
 if TYPE_CHECKING:
     import onnx
 
-_PRODUCTS = {"Conv": "_conv", "Gemm": "_gemm", "MatMul": "_matmul"}
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
 
-def import_graph(proto: onnx.ModelProto, opset: int, vectors: Vectors) -> IRModule:
+def import_graph(proto: onnx.ModelProto, opset: int, vectors: Vectors | None) -> IRModule:
     """The graph as a Relax module; inputs and outputs in the order of the graph.
 
     Args:
-        vectors: Of the processor, for packing weights.
+        vectors: Of the processor, for packing weights; None leaves products to TVM, as GPUs have them.
     """
-    return _Importer(vectors).from_onnx(proto.graph, opset)
+    importer = _Importer() if vectors is None else _Packing(vectors)
+    return importer.from_onnx(proto.graph, opset)
 
 
 class _Importer(ONNXGraphImporter):  # type: ignore[misc]
-    def __init__(self, vectors: Vectors) -> None:
+    """TVM's frontend, with what it computes otherwise put right."""
+
+    def __init__(self) -> None:
         super().__init__({}, {}, sanitize=True)
-        self.vectors = vectors
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """Done before, op by op (:mod:`graphopt.targets.tvm.operators`)."""
@@ -44,11 +45,16 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             self._keep_inside(inputs, attrs)
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
-        elif op_name in _PRODUCTS:
-            made = getattr(self, _PRODUCTS[op_name])(list(inputs), attrs)
+        else:
+            made = self._product_of(op_name, list(inputs), attrs)
         if made is not None:
             return self.bb.normalize(made)
         return super()._convert_operator(op_name, inputs, attrs, opset)
+
+    def _product_of(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
+        """A Conv, Gemm or MatMul otherwise than TVM has it; None for what stays."""
+        del op_name, inputs, attrs
+        return None
 
     def _keep_inside(self, inputs: Any, attrs: Mapping[str, Any]) -> None:
         """Indices that are computed, cut off at the ends: TVM reads foreign memory for one beyond them."""
@@ -56,6 +62,18 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         if shape is not None and not isinstance(inputs[0], relax.ShapeExpr):
             size = shape[int(attrs.get("axis", 0))]
             inputs[1] = self.bb.emit(relax.op.clip(inputs[1], -size, size - 1))
+
+
+class _Packing(_Importer):
+    """Products with constant weights over packed weights."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        super().__init__()
+        self.vectors = vectors
+
+    def _product_of(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
+        lower = {"Conv": self._conv, "Gemm": self._gemm, "MatMul": self._matmul}.get(op_name)
+        return None if lower is None else lower(inputs, attrs)
 
     def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
         data, weight = self.bb.normalize(inputs[0]), _constant(inputs[1])

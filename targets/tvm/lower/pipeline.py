@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from graphopt.targets.tvm.adapter import IRModule, PassContext, Sequential, Target, compile_module, relax
+from graphopt.targets.tvm.adapter import (
+    IRModule,
+    PassContext,
+    Sequential,
+    Target,
+    compile_module,
+    relax,
+    tirx,
+)
 from graphopt.targets.tvm.lower import functions
+from graphopt.targets.tvm.lower import gpu as gpu_loops
 from graphopt.targets.tvm.lower.schedule import scheduled
 from graphopt.targets.tvm.lower.tiles import Vectors
 
@@ -29,6 +39,16 @@ def processor(extension: str) -> tuple[Target, Vectors]:
     return Target({"kind": "llvm", "mcpu": cpu} if cpu else {"kind": "llvm"}), vectors
 
 
+def gpu(architecture: str) -> Target:
+    """A GPU, with a host of the plainest instructions.
+
+    Args:
+        architecture: As ``sm_90``.
+    """
+    limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
+    return Target({"kind": "cuda", "arch": architecture, **limits}, host={"kind": "llvm"})
+
+
 def fused(module: IRModule) -> IRModule:
     """Operators as loop nests, those that follow each other element by element in one."""
     passes = (
@@ -42,8 +62,12 @@ def fused(module: IRModule) -> IRModule:
     return Sequential(passes)(module)
 
 
-def finished(module: IRModule) -> IRModule:
-    """Memory planned, calls as TVM's virtual machine makes them."""
+def finished(module: IRModule, *, graphs: bool = False) -> IRModule:
+    """Memory planned, calls as TVM's virtual machine makes them.
+
+    Args:
+        graphs: Whether calls with fixed sizes are launched as CUDA graphs, one after the first run.
+    """
     passes = (
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
@@ -53,6 +77,7 @@ def finished(module: IRModule) -> IRModule:
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
+        *([relax.transform.RewriteCUDAGraph()] if graphs else ()),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),
@@ -69,3 +94,58 @@ def build_library(module: IRModule, target: Target, vectors: Vectors) -> Any:
     with target, PassContext(opt_level=3):
         lowered = finished(scheduled(fused(module), vectors))
         return compile_module(lowered, target=target, relax_pipeline=None)
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """Attributes:
+    compiled: The module with its kernels as CUDA source, not yet written.
+    loops: Its functions, bound to blocks and threads.
+    plain: The same before that.
+    """
+
+    compiled: Any
+    loops: IRModule
+    plain: IRModule
+
+
+def build_cuda_library(module: IRModule, target: Target) -> CudaLibrary:
+    """Kernels for a GPU.
+
+    Raises:
+        NoLoopsError: A function has no loops for a GPU.
+    """
+    with target, PassContext(opt_level=3, config={"relax.backend.use_cuda_graph": True}):
+        plain = fused(module)
+        loops = gpu_loops.scheduled(_copy(plain), target)
+        ready = finished(_copy(loops), graphs=True)
+        compiled = compile_module(ready, target=target, relax_pipeline=None)
+        return CudaLibrary(compiled, loops, plain)
+
+
+def build_stand_in(library: CudaLibrary, processor: Target, vectors: Vectors) -> tuple[Any, str]:
+    """What the kernels compute, for a processor; and which loops it has, in words."""
+    functions.register()
+    with processor, PassContext(opt_level=3):
+        serial, followed = gpu_loops.one_after_the_other(library.loops, library.plain, vectors)
+        all_of_them = sum(isinstance(function, tirx.PrimFunc) for _, function in serial.functions_items())
+        words = "the loops of the kernels"
+        if followed < all_of_them:
+            words += f" ({followed} of {all_of_them}, the others with a processor's own)"
+        return compile_module(finished(serial), target=processor, relax_pipeline=None), words
+
+
+def _copy(module: IRModule) -> IRModule:
+    """Functions are not changed, modules are."""
+    return IRModule(dict(module.functions_items()), attrs=module.attrs)
+
+
+def kernels_of(library: CudaLibrary) -> str:
+    """The CUDA source of a library; empty where no kernel runs on the GPU."""
+    waiting = [library.compiled.mod]
+    while waiting:
+        module = waiting.pop()
+        if module.kind == "cuda":
+            return str(module.inspect_source())
+        waiting.extend(module.imports)
+    return ""

@@ -29,13 +29,14 @@ def scheduled(module: IRModule, vectors: Vectors) -> IRModule:
     changed = {}
     for name, function in module.functions_items():
         if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled", 0):
-            changed[name] = _function(function, vectors)
+            changed[name] = for_processor(function, vectors)
     for name, function in changed.items():
         module[name] = function
     return module
 
 
-def _function(function: Any, vectors: Vectors) -> Any:
+def for_processor(function: Any, vectors: Vectors) -> Any:
+    """One loop nest with loops for this processor."""
     for rule in (_product, _depthwise, _contraction, _lines):
         schedule = Schedule(function)
         try:
