@@ -16,6 +16,8 @@ from tvm.ir.transform import PassContext, Sequential
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, ScheduleError, dlight
 from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize as realize_of
+from tvm.s_tir.dlight.gpu.matmul import auto_inline_consumer_chain, auto_inline_producers
+from tvm.s_tir.dlight.gpu.matmul import get_index_map as index_maps_of
 from tvm.target import Target
 from tvm.tirx import IndexMap
 from tvm.tirx.analysis import undefined_vars
@@ -49,7 +51,10 @@ __all__ = [
     "ScheduleError",
     "Sequential",
     "Target",
+    "auto_inline_consumer_chain",
+    "auto_inline_producers",
     "compile_module",
+    "index_maps_of",
     "realize_of",
     "register_lowering",
     "relax",

@@ -23,6 +23,7 @@ from graphopt.targets.tvm.adapter import (
     undefined_vars,
 )
 from graphopt.targets.tvm.executable import last_words
+from graphopt.targets.tvm.lower.gpu_product import product
 from graphopt.targets.tvm.lower.schedule import for_processor
 from graphopt.targets.tvm.lower.tiles import Vectors
 
@@ -57,6 +58,9 @@ def scheduled(module: IRModule, target: Target) -> IRModule:
 
 def _bound(name: str, function: Any, target: Target) -> Any:
     why = "no rule takes it"
+    own = _own(function)
+    if own is not None:
+        return own.with_attr(_SCHEDULED, True)
     for rule in _rules_for(function):
         try:
             found = rule().apply(function, target, False)
@@ -67,6 +71,14 @@ def _bound(name: str, function: Any, target: Target) -> Any:
             schedule = found[0] if isinstance(found, list) else found
             return schedule.mod["main"].with_attr(_SCHEDULED, True)
     raise NoLoopsError(f"there are no loops for {name} on a GPU: {why}")
+
+
+def _own(function: Any) -> Any | None:
+    """Loops of graphopt's own; None where DLight's are used."""
+    try:
+        return product(function)
+    except Exception:  # as above
+        return None
 
 
 def _rules_for(function: Any) -> tuple[Any, ...]:
@@ -111,7 +123,7 @@ def one_after_the_other(bound: IRModule, plain: IRModule, vectors: Vectors) -> t
             made[name] = _in_shares(function.with_body(_serial(function.body, spread=True)))
             followed += 1
         except (ScheduleError, _NotFollowedError):
-            made[name] = for_processor(plain[name], vectors)
+            made[name] = for_processor(plain[name.name_hint], vectors)
     return made, followed
 
 
@@ -122,11 +134,10 @@ def _in_shares(function: Any) -> Any:
         reduced = {
             var.var for var in schedule.get(block).iter_vars if var.iter_type == tirx.IterVar.CommReduce
         }
-        shared = [
-            loop
-            for loop in schedule.get_loops(block)
-            if _WAS_THREAD in schedule.get(loop).annotations and _leads_to(schedule, loop, block, reduced)
-        ]
+        adding = [loop for loop in schedule.get_loops(block) if _leads_to(schedule, loop, block, reduced)]
+        shared = [loop for loop in adding if _WAS_THREAD in schedule.get(loop).annotations]
+        if len(shared) == sum(not _is_single(schedule, loop) for loop in adding):
+            continue  # What the threads hold, one number each, may be added up in any order.
         if shared and not _is_whole(schedule, block):
             # TVM makes parts of a sum with a condition that are wrong.
             raise _NotFollowedError
@@ -146,6 +157,11 @@ def _leads_to(schedule: Any, loop: Any, block: Any, variables: set[Any]) -> bool
     counter = schedule.get(loop).loop_var
     pairs = zip(schedule.get(block).iter_vars, realize_of(schedule, block).iter_values, strict=True)
     return any(var.var in variables and counter in undefined_vars(value) for var, value in pairs)
+
+
+def _is_single(schedule: Any, loop: Any) -> bool:
+    extent = schedule.get(loop).extent
+    return isinstance(extent, tirx.IntImm) and int(extent) == 1
 
 
 def _is_whole(schedule: Any, block: Any) -> bool:
