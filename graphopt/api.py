@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphopt import catalog
 from graphopt.bundle import Outcome, write_bundle
-from graphopt.compiler import Compilation, Progress, Request, parse_budget
+from graphopt.compiler import Compilation, Progress, Request, parse_budget, parse_effort
 from graphopt.data.functions import load_function
 from graphopt.errors import UsageError
 from graphopt.pipeline.manager import PassManager
@@ -24,6 +24,7 @@ from graphopt.quant.observe import parse_memory
 from graphopt.report import Report
 from graphopt.rewrite import Numerics
 from graphopt.runtime import LoadedModel, load
+from graphopt.target import Tunable, Tuning
 from graphopt.verify.budget import find_metric, parse_drop
 
 
@@ -101,6 +102,8 @@ def compile(
     transform: str | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     max_memory: str | int | None = None,
     tune: str | float | None = None,
+    database: str | Path | None = None,
+    device: str = "",
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     seed: int = 0,
     threads: int = 0,
@@ -129,7 +132,10 @@ def compile(
             what the entry holds to arrays by input name. For a folder of other files an entry is
             ``{"path": ..., "image": ...}`` of one file, the image as uint8 [height, width, 3].
         max_memory: What calibration may take beyond the model, as ``"512M"``, ``"2G"`` (the default) or in bytes.
-        tune: Time for measuring the forms of the model, as ``"30s"`` or in seconds.
+        tune: Time for measuring the forms of the model, as ``"30s"`` or in seconds; for ``tvm-llvm`` for tuning its
+            kernels first, or how many are measured, as ``"2000trials"``.
+        database: A folder of tuned kernels, for ``tvm-llvm``; None for that in the cache.
+        device: Whose kernels to take from it, where that is not this machine.
         input_shapes: Sizes to specialise dynamic dimensions to, by input.
         seed: Of made-up inputs; the same seed gives the same result.
         threads: Of an operator, in measurement and for :meth:`CompiledModel.run`; 0 leaves it to the backend.
@@ -160,6 +166,7 @@ def compile(
     options: dict[str, Any] = {
         "target": target,
         "arch": arch,
+        "device": device,
         "passes": [str(spec) for spec in specs],
         "input_shapes": {name: list(dims) for name, dims in (input_shapes or {}).items()},
         "seed": seed,
@@ -176,6 +183,8 @@ def compile(
         model=model,
         target=target,
         arch=arch,
+        database=None if database is None else Path(database),
+        device=device,
         passes=specs,
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
@@ -190,7 +199,9 @@ def compile(
         transform=load_function(transform, "transform") if isinstance(transform, str) else transform,
         options=options,
     )
-    if tune is not None:
+    if tune is not None and _is_tuned(target):
+        request.effort = parse_effort(tune)
+    elif tune is not None:
         seconds = parse_budget(tune)
         request.measure_seconds = seconds
         if lossy:
@@ -198,6 +209,59 @@ def compile(
             request.measure_seconds = seconds / 6
             request.budget = dataclasses.replace(budget, seconds=seconds / 2)
     return CompiledModel(Compilation(request, progress).run(), threads)
+
+
+def tune(
+    model: Any,
+    *,
+    target: str = "tvm-llvm",
+    arch: str | None = None,
+    passes: str | Sequence[object] = ("fuse",),
+    tune: str | float | None = None,
+    database: str | Path | None = None,
+    tracker: str = "",
+    device: str = "",
+    example_inputs: Any = None,
+    data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tuning:
+    """Measure kernels of a model on the machine that will run them, and keep what is found for :func:`compile`.
+
+    Args:
+        model: As for :func:`compile`, like the other arguments that are not named here.
+        tune: How long, as ``"10m"`` or in seconds, or how many kernels are measured, as ``"2000trials"``; None until
+            nothing is left that is worth it. The same call goes on where the last one ended.
+        database: A folder; None for that in the cache.
+        tracker: ``"host:port"`` of TVM's RPC tracker, for a device that is not this machine.
+        device: Its key there, and its name in the database.
+
+    Raises:
+        GraphoptError: A message that names what is wrong and the next step; what was measured before is kept.
+    """
+    if bool(tracker) != bool(device):
+        raise UsageError("a tracker and a device go together", hint="--tracker HOST:PORT --device KEY")
+    request = Request(
+        model=model,
+        target=target,
+        arch=arch,
+        passes=as_specs(passes),
+        database=None if database is None else Path(database),
+        device=device,
+        effort=None if tune is None else parse_effort(tune),
+        example_inputs=example_inputs,
+        data=data,
+        input_shapes=None
+        if input_shapes is None
+        else {name: tuple(dims) for name, dims in input_shapes.items()},
+        seed=seed,
+    )
+    return Compilation(request, progress).tune(tracker)
+
+
+def _is_tuned(target: str) -> bool:
+    return any(isinstance(member, Tunable) for member in catalog.targets_of(target))
 
 
 class Pipeline:

@@ -12,6 +12,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, UnknownNameError, UsageError
@@ -218,30 +219,41 @@ def target(name: str) -> Target:
     raise UnknownNameError("target", name, known, meant=meant, hint="graphopt targets lists them")
 
 
-def targets_of(name: str, arch: str | None = None) -> list[Target]:
+def targets_of(
+    name: str, arch: str | None = None, database: Path | None = None, device: str = ""
+) -> list[Target]:
     """The targets that a name stands for: one, or those of a group (``cpu``, ``cuda``, ``auto``).
 
     Args:
         arch: What to compile for, where that is not this machine; None for this machine.
+        database: A folder of tuned kernels; None for that in the cache.
+        device: Whose kernels to take from it, where that is not this machine.
 
     Raises:
         UnknownNameError: There is no such target or architecture.
-        UsageError: A target compiles for this machine only.
+        UsageError: A target compiles for this machine only, or has no kernels to tune.
     """
-    from graphopt.target import CrossCompiler
+    return [_prepared(target(member), arch, database, device) for member in TARGET_GROUPS.get(name, (name,))]
 
-    found = [target(member) for member in TARGET_GROUPS.get(name, (name,))]
-    if arch is None:
-        return found
-    chosen = []
-    for member in found:
-        if not isinstance(member, CrossCompiler):
+
+def _prepared(found: Target, arch: str | None, database: Path | None, device: str) -> Target:
+    from graphopt.target import CrossCompiler, Tunable
+
+    if arch is not None:
+        if not isinstance(found, CrossCompiler):
             raise UsageError(
-                f"the target {member.name!r} does not compile for an architecture",
+                f"the target {found.name!r} does not compile for an architecture",
                 hint="leave --arch out, or compile for --target tvm-cuda or tvm-llvm",
             )
-        chosen.append(member.for_architecture(arch))
-    return chosen
+        found = found.for_architecture(arch)
+    if database is not None or device:
+        if not isinstance(found, Tunable):
+            raise UsageError(
+                f"the target {found.name!r} has no kernels that are tuned",
+                hint="leave --database and --device out, or compile for --target tvm-llvm",
+            )
+        found = found.with_database(database, device)
+    return found
 
 
 def target_names() -> list[tuple[str, str]]:

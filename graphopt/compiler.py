@@ -37,7 +37,7 @@ from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_a
 from graphopt.report import NOT_RUN, FormTiming, Report
 from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
-from graphopt.target import Form, Probe, Target
+from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
 from graphopt.verify.budget import Evaluation, find_metric, parse_drop
 from graphopt.verify.reference import Reference, build_reference
@@ -85,6 +85,8 @@ class Request:
         model: A path or an object that :func:`graphopt.capture.capture` takes.
         target: A target, or a group of targets.
         arch: What to compile for, where that is not this machine.
+        database, device: Of tuned kernels; as for :func:`graphopt.catalog.targets_of`.
+        effort: Of tuning kernels before they are compiled; None takes them as they are known.
         passes: Specifications and Python objects, in order.
         measure_seconds: Time for measuring the forms.
         budget: Of lossy passes; None stands for the default budget.
@@ -95,6 +97,9 @@ class Request:
     model: Any
     target: str = "cpu"
     arch: str | None = None
+    database: Path | None = None
+    device: str = ""
+    effort: Effort | None = None
     passes: Sequence[PassSpec | object] = (PassSpec("fuse"),)
     example_inputs: Any = None
     dynamic_shapes: Any = None
@@ -128,6 +133,48 @@ class Compilation:
         self._large = False
         self._started = time.monotonic()
         self._left_out: list[FormTiming] = []
+        self.tuning: Tuning | None = None
+
+    def tune(self, tracker: str = "") -> Tuning:
+        """Tune the kernels that the request's graph comes to on its target, and compile nothing.
+
+        Args:
+            tracker: ``host:port`` of what reaches the request's device.
+
+        Raises:
+            UsageError: The target has none to tune.
+            GraphoptError: As for :meth:`run`.
+        """
+        try:
+            request = self.request
+            (target, *others) = self._targets()
+            if others or not isinstance(target, Tunable):
+                raise UsageError(
+                    f"the target {request.target!r} has no kernels that are tuned", hint="--target tvm-llvm"
+                )
+            probe = target.probe()
+            if not probe.available:
+                raise TargetError(f"the target {request.target!r} is not available: {probe.reason}")
+            passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))
+            if lossy:
+                raise UsageError(
+                    f"{lossy[0].name} is lossy: kernels are tuned in float",
+                    hint="leave it out: --passes fuse",
+                )
+            with self._stage("capture"):
+                captured = self._capture(request.input_shapes)
+            with self._stage("reference"):
+                reference = self._reference(captured)
+            with self._stage("passes"):
+                optimized, _ = self._optimize(captured, passes, reference, held=True)
+            with self._stage("legalize"):
+                legal, _ = self._manager(target.legalization(), reference, target.allowed_domains()).run(
+                    optimized
+                )
+            with self._stage("tune"):
+                return self._tune(target, legal, reference, request.effort or Effort(), tracker)
+        finally:
+            shutil.rmtree(self.work, ignore_errors=True)
 
     def run(self) -> Outcome:
         """Compile.
@@ -145,7 +192,7 @@ class Compilation:
 
     def _run(self) -> Outcome:
         request = self.request
-        targets = self._runnable_targets(catalog.targets_of(request.target, request.arch))
+        targets = self._runnable_targets(self._targets())
         baseline = self._baseline(targets)
         by_name = {target.name: (target, probe) for target, probe in [*baseline, *targets]}
         passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))
@@ -207,6 +254,9 @@ class Compilation:
                 chosen = selection.choose(forms, measure=request.time_forms)
         report.chosen = chosen.label
         report.target = chosen.target
+        report.tuning = self.tuning
+        target = by_name[chosen.target][0]
+        report.warnings += target.notes(chosen.config) if isinstance(target, Noted) else ()
         final = self._results[chosen.label]
         report.verification.enter(selection.comparisons.get(chosen.label))
         evaluation = self._judge_choice(selection, chosen, lossy, proposals, report)
@@ -233,6 +283,10 @@ class Compilation:
         if not held:
             return captured.model, []
         return self._manager(passes, reference).run(captured.model)
+
+    def _targets(self) -> list[Target]:
+        request = self.request
+        return catalog.targets_of(request.target, request.arch, request.database, request.device)
 
     def _runnable_targets(self, targets: Sequence[Target]) -> list[tuple[Target, Probe]]:
         probed = [(target, target.probe()) for target in targets]
@@ -482,6 +536,8 @@ class Compilation:
         exact = all(record.numerics is Numerics.EXACT for record in records if record.status in _CHANGED)
         wanted = [] if changed and (self._large or exact) else [("optimized", optimized)]
         wanted += [("legalized", legal)] if changed else []
+        if self.request.effort is not None and isinstance(target, Tunable):
+            self._tune(target, wanted[-1][1], reference, self.request.effort)
         before = len(forms)
         for name, model in wanted:
             try:
@@ -492,6 +548,19 @@ class Compilation:
                     raise
                 self._left_out.append(FormTiming(prefix + name, note=error.message))
         return records
+
+    def _tune(
+        self, target: Tunable, model: ir.Model, reference: Reference, effort: Effort, tracker: str = ""
+    ) -> Tuning:
+        self.progress.stage("tune", "")
+        self.tuning = target.tune(
+            model,
+            reference.trials[0].feeds,
+            effort,
+            tracker=tracker,
+            progress=lambda text: self.progress.stage("tune", text),
+        )
+        return self.tuning
 
     def _add_original(self, target: Target, captured: Captured, forms: list[Form]) -> None:
         label = f"{target.name}: {ORIGINAL}" if forms else ORIGINAL
@@ -612,6 +681,23 @@ def _file_size(captured: Captured) -> int:
 def external_files(model: ir.Model) -> set[Path]:
     """Files that hold the model's external data."""
     return {Path(tensor.path) for tensor in ir_model.external_tensors(model)}
+
+
+def parse_effort(text: str | float) -> Effort:
+    """How long to tune kernels: seconds or minutes as for :func:`parse_budget`, or ``"2000trials"``.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if isinstance(text, str) and text.endswith("trials"):
+        try:
+            trials = int(text.removesuffix("trials"))
+        except ValueError:
+            trials = 0
+        if trials < 1:
+            raise UsageError(f"cannot read the effort {text!r}", hint="write 2000trials, or a time: 10m")
+        return Effort(trials=trials)
+    return Effort(seconds=parse_budget(text))
 
 
 def parse_budget(text: str | float) -> float:

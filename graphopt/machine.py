@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,19 @@ def cpu_flags() -> frozenset[str]:
             return frozenset(value.split())
     features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
     return frozenset(name.lower() for name, there in features.items() if there)
+
+
+def cpu_name() -> str:
+    """As its maker calls it; where the system does not say, the kind of processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def cores() -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.pipeline.record import PassRecord
+from graphopt.target import Tuning
 from graphopt.verify.budget import Judgement
 from graphopt.verify.compare import Comparison
 
@@ -113,6 +115,7 @@ class Report:
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    tuning: Tuning | None = None
     output: str | None = None
 
     @property
@@ -140,6 +143,7 @@ class Report:
             "opset": self.opset,
             "output": self.output,
             "target": self.target,
+            "tuning": None if self.tuning is None else tuning_as_dict(self.tuning),
             "baseline": {"latency_ms": None if baseline is None else baseline.milliseconds},
             "optimized": {
                 "latency_ms": None if optimized is None else optimized.milliseconds,
@@ -167,3 +171,12 @@ class Report:
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
             "warnings": list(self.warnings),
         }
+
+
+def tuning_as_dict(tuning: Tuning) -> dict[str, Any]:
+    """As ``--json`` prints it; times in milliseconds."""
+    found = dataclasses.asdict(tuning)
+    for name in ("before", "estimate"):
+        seconds = found.pop(name)
+        found[f"{name}_ms"] = None if seconds is None else 1e3 * seconds
+    return {**found, "coverage": {"tuned": tuning.tuned_share, "untuned": tuning.untuned_share}}

@@ -195,7 +195,7 @@ class Selection:
             raise TargetError(f"no form of the model holds: {notes}", hint="graphopt targets lists others")
         lossy = [form for form in held if form.label in self.judgements]
         chosen = lossy[0] if lossy else held[-1]
-        target, probe = self.targets[chosen.target]
+        probe = self.targets[chosen.target][1]
         why = " ".join(probe.reason.split())
         what = self.stand_ins.get(chosen.label, "")
         proof = f"verified by {what}" if what else "the graph was verified on the CPU"
@@ -204,8 +204,6 @@ class Selection:
             f"compiled, not run: {why or 'this machine lacks what ' + chosen.target + ' needs'}; {proof}, and nothing "
             "was timed"
         )
-        if isinstance(target, Rehearsed):
-            self.report.warnings += target.notes(chosen.config)
         return chosen
 
     def _fastest(self, candidates: Sequence[Form]) -> tuple[Form, list[Form]]:

@@ -7,7 +7,7 @@ measurement, outside the target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +17,21 @@ import onnx_ir as ir
 from graphopt.machine import Executable, Form, Probe, Runtime
 from graphopt.pipeline.base import Pass
 
-__all__ = ["CrossCompiler", "Executable", "Form", "Probe", "Rehearsed", "Runtime", "StandIn", "Target"]
+__all__ = [
+    "CrossCompiler",
+    "Effort",
+    "Executable",
+    "Form",
+    "Noted",
+    "Probe",
+    "Rehearsed",
+    "Runtime",
+    "StandIn",
+    "Target",
+    "Tunable",
+    "TunedKernel",
+    "Tuning",
+]
 
 
 @runtime_checkable
@@ -84,5 +98,106 @@ class Rehearsed(Protocol):
     def stand_in(self, form: Form) -> StandIn | None:
         """What computes the same; None where there is nothing."""
 
+
+@runtime_checkable
+class Noted(Protocol):
+    """A target that has something to say of what it made."""
+
     def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
         """What a user is to know of a form, one sentence each."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long kernels are tuned; without both, until nothing is left that is worth it.
+
+    Attributes:
+        seconds: Of measuring.
+        trials: Kernels built and measured.
+    """
+
+    seconds: float | None = None
+    trials: int | None = None
+
+
+@dataclass(frozen=True)
+class TunedKernel:
+    """What a database knows of a kernel of a model.
+
+    Attributes:
+        name: With its sizes.
+        count: Times it is in the model.
+        share: Of the model's time, before it was tuned.
+        tuned: Whether there is a measurement of it.
+        trials: How many ways to compute it were measured.
+        gain: Times as fast as without tuning.
+        finished: Whether no more ways are worth measuring.
+    """
+
+    name: str
+    count: int
+    share: float
+    tuned: bool
+    trials: int
+    gain: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What tuning came to.
+
+    Attributes:
+        hardware: Measured on.
+        database: The file of its records.
+        trials: Of this time.
+        seconds: Spent.
+        before, estimate: Seconds of a run of the model before, and by its kernels' times now; None if it was not run.
+        kernels: That can be tuned, the largest share first.
+    """
+
+    hardware: str
+    database: str
+    trials: int
+    seconds: float
+    before: float | None
+    estimate: float | None
+    kernels: tuple[TunedKernel, ...]
+
+    @property
+    def tuned_share(self) -> float:
+        """Of the model's time, in kernels that are tuned."""
+        return sum(kernel.share for kernel in self.kernels if kernel.tuned)
+
+    @property
+    def untuned_share(self) -> float:
+        """Of the model's time, in kernels that can be tuned and are not."""
+        return sum(kernel.share for kernel in self.kernels if not kernel.tuned)
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A target whose kernels are made faster by measuring."""
+
+    def with_database(self, folder: Path | None, device: str) -> Target:
+        """The same target with the records of this folder, and of this device where it is not this machine."""
+
+    def tune(
+        self,
+        model: ir.Model,
+        feeds: Mapping[str, Any],
+        effort: Effort,
+        *,
+        tracker: str = "",
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> Tuning:
+        """Measure kernels of a model, and keep what is found.
+
+        Args:
+            model: As it would be emitted.
+            feeds: Inputs of the model, to measure it as a whole.
+            tracker: ``host:port`` of what reaches the device; "" for this machine.
+
+        Raises:
+            TargetError: It cannot be tuned.
+        """

@@ -44,6 +44,8 @@ def test_signature_of_compile() -> None:
     defaults = {name: entry.default for name, entry in parameters.items() if name != "model"}
     assert defaults == {
         "arch": None,
+        "database": None,
+        "device": "",
         "target": "cpu",
         "passes": ("fuse",),
         "example_inputs": None,

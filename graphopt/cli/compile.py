@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graphopt.api import CompiledModel
     from graphopt.cli._console import Progress
 
-_PATHS = ("output", "data", "repro_dir")
+_PATHS = ("output", "data", "repro_dir", "database")
 
 
 def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -136,7 +136,17 @@ def _value(name: str, value: Any, path: Path) -> Any:
     metavar="SIZE",
     help="What calibration may take beyond the model, as 512M or 2G (the default).",
 )
-@click.option("--tune", metavar="TIME", help="Time for measuring the forms of the model, as 30s or 5m.")
+@click.option(
+    "--tune", metavar="TIME",
+    help="Time for measuring the forms of the model, as 30s or 5m; of tvm-llvm for its kernels, or 2000trials.",
+)  # fmt: skip
+@click.option(
+    "--database", type=click.Path(path_type=Path), metavar="DIR",
+    help="A folder of kernels that `graphopt tune` has tuned.  [default: one in the cache]",
+)  # fmt: skip
+@click.option(
+    "--device", metavar="KEY", default="", help="Whose tuned kernels to take; this machine's otherwise."
+)
 @threads_option
 @seed_option
 @click.option(
@@ -164,6 +174,8 @@ def command(
     transform: str | None,
     max_memory: str | None,
     tune: str | None,
+    database: Path | None,
+    device: str,
     threads: int,
     seed: int,
     repro_dir: Path | None,
@@ -205,6 +217,8 @@ def command(
             transform=transform,
             max_memory=max_memory,
             tune=tune,
+            database=database,
+            device=device,
             input_shapes=_typed(shapes),
             seed=seed,
             threads=threads,

@@ -107,21 +107,11 @@ def examine() -> dict[str, Any]:
 
 def cpu() -> dict[str, Any]:
     """Model, number of usable cores and instruction sets of the processor."""
-    from graphopt.machine import cores
+    from graphopt.machine import cores, cpu_flags, cpu_name
 
-    name, flags = platform.processor() or platform.machine(), ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = value
-    except OSError:
-        pass  # not Linux: the name is all there is
-    present = set(flags.split())
+    present = cpu_flags()
     return {
-        "name": name,
+        "name": cpu_name(),
         "machine": platform.machine(),
         "cores": cores(),
         "features": [flag for flag in _FLAGS if flag in present],

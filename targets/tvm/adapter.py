@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tvm
-from tvm import relax, te, tirx, topi
+from tvm import relax, rpc, te, tirx, topi
 from tvm.ir import IRModule
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential
@@ -58,6 +58,7 @@ __all__ = [
     "realize_of",
     "register_lowering",
     "relax",
+    "rpc",
     "te",
     "tensor",
     "tirx",

@@ -37,9 +37,10 @@ def build(
         TargetError: It cannot be compiled; names the node where it is one.
     """
     with tempfile.TemporaryDirectory(prefix="graphopt-tvm-") as temporary:
-        answer = Path(temporary) / "answer.json"
+        answer, question = Path(temporary) / "answer.json", Path(temporary) / "job.json"
         job = {"source": str(source), "folder": str(folder), "target": dict(target), "memory": _MEMORY}
-        command = [sys.executable, "-m", "graphopt.targets.tvm.worker", json.dumps(job), str(answer)]
+        question.write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-m", "graphopt.targets.tvm.worker", str(question), str(answer)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", env=_environment(),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt import install
@@ -23,7 +24,7 @@ from graphopt.ir.graphs import clone
 from graphopt.machine import Form, Probe
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import IntegerKernels
-from graphopt.target import StandIn
+from graphopt.target import Effort, StandIn, Tuning
 from graphopt.targets.tvm.architectures import (
     DEFAULT_GPUS,
     GPUS,
@@ -35,9 +36,18 @@ from graphopt.targets.tvm.architectures import (
 from graphopt.targets.tvm.build import build
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.cuda_executable import CUDA, TvmCudaRuntime
-from graphopt.targets.tvm.executable import LIBRARY, LLVM, TvmRuntime, has_extension, vector_extension
+from graphopt.targets.tvm.executable import (
+    LIBRARY,
+    LLVM,
+    TvmRuntime,
+    has_extension,
+    vector_extension,
+    version,
+)
 from graphopt.targets.tvm.gpu import first_gpu
 from graphopt.targets.tvm.operators import check
+from graphopt.targets.tvm.tuning.database import Database, hardware_name
+from graphopt.targets.tvm.tuning.session import Job, tune
 
 _CONFIG = "config.json"
 
@@ -75,9 +85,12 @@ class TvmTarget(_Compiling, TvmRuntime):
         level: As ``x86-64-v3``; "" for what this processor has.
     """
 
-    def __init__(self, name: str = LLVM, level: str = "") -> None:
+    def __init__(
+        self, name: str = LLVM, level: str = "", database: Path | None = None, device: str = ""
+    ) -> None:
         super().__init__(name)
-        self.level = level
+        self.level, self.device = level, device
+        self._folder = database
 
     def for_architecture(self, text: str) -> TvmTarget:
         """The same target for a level of processors.
@@ -86,7 +99,11 @@ class TvmTarget(_Compiling, TvmRuntime):
             UnknownNameError: No such level.
             TargetError: It is of another kind of processor.
         """
-        return TvmTarget(self.name, processor_of(text))
+        return TvmTarget(self.name, processor_of(text), self._folder, self.device)
+
+    def with_database(self, folder: Path | None, device: str) -> TvmTarget:
+        """The same target with the records of a folder, and of a device."""
+        return TvmTarget(self.name, self.level, folder, device)
 
     def probe(self) -> Probe:
         """As for the runtime; code for a higher level than this processor's does not run here."""
@@ -103,8 +120,52 @@ class TvmTarget(_Compiling, TvmRuntime):
             TargetError: What cannot be lowered is named before anything is compiled, op by op.
         """
         vectors = self._vectors()
-        made = _built(model, folder, {"kind": "llvm", "vectors": vectors})
-        return {**_interface(model), "vectors": vectors, "mcpu": made["mcpu"], **_without_label(knobs)}
+        tiles = self._database().tiles()
+        made = _built(model, folder, {"kind": "llvm", "vectors": vectors, "tiles": tiles})
+        told = {key: made[key] for key in ("mcpu", "products", "tuned")}
+        return {**_interface(model), "vectors": vectors, **told, **_without_label(knobs)}
+
+    def tune(
+        self,
+        model: ir.Model,
+        feeds: Mapping[str, Any],
+        effort: Effort,
+        *,
+        tracker: str = "",
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> Tuning:
+        """Measure tiles of the model's products.
+
+        Raises:
+            TargetError: A node cannot be lowered, the processor is another one, or a device is lost.
+        """
+        _check(model)
+        probe = self.probe()
+        if not tracker and not probe.runnable:
+            raise TargetError(
+                f"kernels are tuned where they run: {probe.reason}",
+                hint="name the device: --tracker HOST:PORT --device KEY",
+            )
+        with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as temporary:
+            source, arrays = Path(temporary) / "model.onnx", Path(temporary) / "feeds.npz"
+            _save(model, source)
+            names = [value.name or "" for value in model.graph.inputs]
+            numbered = {f"input_{number}": np.asarray(feeds[name]) for number, name in enumerate(names)}
+            np.savez(arrays, **numbered)  # type: ignore[arg-type]
+            config = {**_interface(model), "inputs": list(numbered)}
+            job = Job(source, config, arrays, self._vectors(), tracker, self.device)
+            return tune(job, self._database(), effort, progress)
+
+    def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
+        """What a user is to know of a form: which of its products were tuned."""
+        why = self._database().describe_absence()
+        return (why,) if why and not config["tuned"] else ()
+
+    def _database(self) -> Database:
+        hardware = (
+            f"{self.device}, {self._vectors() or 'plain'}" if self.device else hardware_name(self._vectors())
+        )
+        return Database(self._folder, version(), hardware)
 
     def _vectors(self) -> str:
         return PROCESSORS[self.level] if self.level else vector_extension()
@@ -198,6 +259,14 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
 
 
 def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    _check(model)
+    with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
+        source = Path(temporary) / "model.onnx"
+        _save(model, source)
+        return build(source, folder, target)
+
+
+def _check(model: ir.Model) -> None:
     check(model)
     optional = optional_inputs_of(model)
     if optional:
@@ -205,14 +274,14 @@ def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str
             f"TVM makes a constant of the input {min(optional)!r}, which has a default value",
             hint="compile the model for another target: --target ort-cpu",
         )
-    with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
-        source = Path(temporary) / "model.onnx"
-        plain = clone(model)
-        # Parameters of CUDA kernels are called by the names of inputs.
-        for number, value in enumerate(plain.graph.inputs):
-            value.name = f"graphopt_input_{number}"
-        ir_model.save(plain, source)
-        return build(source, folder, target)
+
+
+def _save(model: ir.Model, source: Path) -> None:
+    plain = clone(model)
+    # Parameters of CUDA kernels are called by the names of inputs.
+    for number, value in enumerate(plain.graph.inputs):
+        value.name = f"graphopt_input_{number}"
+    ir_model.save(plain, source)
 
 
 def _interface(model: ir.Model) -> dict[str, Any]:

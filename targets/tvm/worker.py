@@ -8,20 +8,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.cuda_executable import digest
 from graphopt.targets.tvm.executable import LIBRARY, last_words
 
-if TYPE_CHECKING:
-    from graphopt.targets.tvm.adapter import IRModule
-    from graphopt.targets.tvm.lower.tiles import Vectors
-
 
 def main() -> None:
     """Compile; an error goes into the answer, in words."""
-    job, answer = json.loads(sys.argv[1]), Path(sys.argv[2])
+    job, answer = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     with contextlib.suppress(OSError, ValueError):
         # Some systems know no such limit.
         _limit(job["memory"])
@@ -37,15 +33,29 @@ def main() -> None:
 
 
 def _for_processor(source: Path, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    import onnx
+
+    from graphopt.targets.tvm.lower.importer import import_packed
     from graphopt.targets.tvm.lower.pipeline import build_library, processor
+    from graphopt.targets.tvm.lower.tiles import Tile
 
     cpu, vectors = processor(target["vectors"])
-    build_library(_import(source, vectors), cpu, vectors).export_library(str(folder / LIBRARY))
-    return {"mcpu": str(cpu.attrs.get("mcpu", ""))}
+    tuned = {key: Tile(**tile) for key, tile in target.get("tiles", {}).items()}
+    module, products = import_packed(onnx.load(source), vectors, tuned)
+    build_library(module, cpu, vectors).export_library(str(folder / LIBRARY))
+    found = [product.key for product in products]
+    return {
+        "mcpu": str(cpu.attrs.get("mcpu", "")),
+        "tuned": sum(key in tuned for key in found),
+        "products": len(found),
+    }
 
 
 def _for_gpu(source: Path, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
     """Kernels that the oldest of the GPUs can run, machine code for each of them, PTX for those to come."""
+    import onnx
+
+    from graphopt.targets.tvm.lower.importer import import_graph
     from graphopt.targets.tvm.lower.pipeline import (
         build_cuda_library,
         build_stand_in,
@@ -55,7 +65,7 @@ def _for_gpu(source: Path, folder: Path, target: Mapping[str, Any]) -> dict[str,
     )
 
     architectures: list[str] = target["architectures"]
-    library = build_cuda_library(_import(source, None), gpu(architectures[0]))
+    library = build_cuda_library(import_graph(onnx.load(source)), gpu(architectures[0]))
     library.compiled.export_library(str(folder / LIBRARY))
     found: dict[str, Any] = {"code": {}, "compiler": "", "source": "", "loops": ""}
     kernels = kernels_of(library)
@@ -78,16 +88,6 @@ def _machine_code(kernels: str, architectures: Sequence[str], folder: Path) -> d
         code[name] = f"kernels.{name}.{'ptx' if name == newest else 'cubin'}"
         (folder / code[name]).write_bytes(compiler.compile(kernels, name))
     return {"code": code, "compiler": compiler.name}
-
-
-def _import(source: Path, vectors: Vectors | None) -> IRModule:
-    import onnx
-
-    from graphopt.targets.tvm.lower.importer import import_graph
-
-    proto = onnx.load(source)
-    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return import_graph(proto, opset, vectors)
 
 
 def _limit(memory: int) -> None:

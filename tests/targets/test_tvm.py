@@ -41,7 +41,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiled = graphopt.compile(net, target="tvm-llvm", threads=2, tune=1)
+    compiled = graphopt.compile(net, target="tvm-llvm", threads=2, tune="4trials")
     report = compiled.report.as_dict()
     assert report["target"] == "tvm-llvm" and report["verify"]["status"] == "verified"
     return compiled.save(tmp_path_factory.mktemp("bundle") / "net.gopt")

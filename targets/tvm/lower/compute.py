@@ -22,7 +22,7 @@ UNPACKED = "unpacked"
 TAKEN = "taken"
 PADDED = "padded"
 DEPTHWISE = "depthwise_sums"
-ROWS, RUNS_ON = "graphopt.rows", "graphopt.runs_on"
+ROWS, RUNS_ON, CHANNELS_INSIDE = "graphopt.rows", "graphopt.runs_on", "graphopt.channels_inside"
 """Annotations of a block: its tile."""
 
 Array = npt.NDArray[Any]
@@ -200,4 +200,4 @@ def _padded(data: Any, window: Window, more_columns: int) -> Any:
 
 
 def _attributes(tile: Tile) -> dict[str, int]:
-    return {ROWS: tile.rows, RUNS_ON: int(tile.runs_on)}
+    return {ROWS: tile.rows, RUNS_ON: int(tile.runs_on), CHANNELS_INSIDE: int(tile.channels_inside)}

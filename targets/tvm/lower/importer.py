@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,23 +13,47 @@ import numpy as np
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, relax
 from graphopt.targets.tvm.lower import compute
 from graphopt.targets.tvm.lower.compute import Array, Window
-from graphopt.targets.tvm.lower.tiles import Vectors, tile_of
+from graphopt.targets.tvm.lower.products import Product
+from graphopt.targets.tvm.lower.tiles import Tile, Vectors
 
 if TYPE_CHECKING:
     import onnx
 
+END_OF_NUMBER = "th"
+"""Behind a product's number in a kernel's name: TVM adds numbers of its own."""
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
 
-def import_graph(proto: onnx.ModelProto, opset: int, vectors: Vectors | None) -> IRModule:
-    """The graph as a Relax module; inputs and outputs in the order of the graph.
+def import_graph(proto: onnx.ModelProto) -> IRModule:
+    """The graph as a Relax module, products as TVM has them; inputs and outputs in the order of the graph."""
+    return _Importer().from_onnx(proto.graph, _opset(proto))
+
+
+def import_packed(
+    proto: onnx.ModelProto, vectors: Vectors, tiles: Mapping[str, Tile]
+) -> tuple[IRModule, Counter[Product]]:
+    """The graph as a Relax module whose products have packed weights.
 
     Args:
-        vectors: Of the processor, for packing weights; None leaves products to TVM, as GPUs have them.
+        vectors: Of the processor.
+        tiles: Found by tuning, by :attr:`Product.key`.
+
+    Returns:
+        The module, and how often each product is in it, in the order of the numbers in the names of kernels.
     """
-    importer = _Importer() if vectors is None else _Packing(vectors)
-    return importer.from_onnx(proto.graph, opset)
+    importer = _Packing(vectors, tiles)
+    return importer.from_onnx(proto.graph, _opset(proto)), importer.products
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return next(int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def number_of(kernel: str) -> int | None:
+    """Of the product that a kernel computes; None for what is no product."""
+    found = re.search(rf"(?:product|convolution)_(\d+){END_OF_NUMBER}", kernel)
+    return None if found is None else int(found[1])
 
 
 class _Importer(ONNXGraphImporter):  # type: ignore[misc]
@@ -67,9 +93,11 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 class _Packing(_Importer):
     """Products with constant weights over packed weights."""
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Vectors, tiles: Mapping[str, Tile]) -> None:
         super().__init__()
         self.vectors = vectors
+        self.products: Counter[Product] = Counter()
+        self._tiles = tiles
 
     def _product_of(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
         lower = {"Conv": self._conv, "Gemm": self._gemm, "MatMul": self._matmul}.get(op_name)
@@ -93,20 +121,13 @@ class _Packing(_Importer):
             form, weight = "column", weight.transpose(0, 1, 3, 2)
             pads, strides, dilations = (0, pads[0], 0, pads[2]), (1, strides[0]), (1, dilations[0])
         window = Window(strides, pads, dilations, groups, form)  # type: ignore[arg-type]
-        outputs = len(weight)
-        kernel = weight.shape[2:]
-        high, wide = window.output(shape, kernel)
         if weight.shape[1] == 1 and groups == shape[1] and groups > 1:
+            _, wide = window.output(shape, weight.shape[2:])
             lanes = min(self.vectors.lanes, _power_of_two(wide))
             expression = partial(compute.depthwise, window=window, lanes=lanes)
             made = self._kernel("depthwise", expression, data, np.ascontiguousarray(weight))
         else:
-            each = outputs // groups
-            runs_on = window.is_pointwise(kernel)
-            tile = tile_of(high, wide, each, self.vectors, runs_on=runs_on)
-            packed = compute.pack_kernel(weight, groups, tile.width)
-            expression = partial(compute.convolution, outputs=outputs, window=window, tile=tile)
-            made = self._kernel("convolution", expression, data, packed)
+            made = self._tiled(Product(shape, weight.shape, window), data, weight)
         if len(inputs) < 3 or inputs[2] is None:
             return made
         bias = _shaped(inputs[2], (1, -1, *(1,) * spatial))
@@ -135,11 +156,14 @@ class _Packing(_Importer):
         shape = _static(data)
         if shape is None or len(shape) < 2 or weight.dtype != np.float32:
             return None
-        lines, length = int(np.prod(shape[:-2])), shape[-2]
-        tile = tile_of(lines, length, weight.shape[1], self.vectors, runs_on=True)
-        packed = compute.pack_matrix(weight, tile.width)
-        expression = partial(compute.product, outputs=weight.shape[1], tile=tile)
-        return self._kernel("product", expression, data, packed)
+        return self._tiled(Product(shape, weight.shape), data, weight)
+
+    def _tiled(self, product: Product, data: Any, weight: Array) -> Any:
+        tile = self._tiles.get(product.key) or product.tiles(self.vectors)[0]
+        number = list(self.products).index(product) if product in self.products else len(self.products)
+        self.products[product] += 1
+        name = f"{'product' if product.window is None else 'convolution'}_{number}{END_OF_NUMBER}"
+        return self._kernel(name, product.expression(tile), data, product.pack(weight, tile))
 
     def _kernel(self, name: str, expression: Any, data: Any, weight: Array) -> Any:
         return self.bb.call_te(

@@ -9,7 +9,16 @@ import math
 from typing import Any
 
 from graphopt.targets.tvm.adapter import IndexMap, IRModule, Schedule, ScheduleError, tirx
-from graphopt.targets.tvm.lower.compute import DEPTHWISE, PADDED, ROWS, RUNS_ON, SUMS, TAKEN, UNPACKED
+from graphopt.targets.tvm.lower.compute import (
+    CHANNELS_INSIDE,
+    DEPTHWISE,
+    PADDED,
+    ROWS,
+    RUNS_ON,
+    SUMS,
+    TAKEN,
+    UNPACKED,
+)
 from graphopt.targets.tvm.lower.tiles import Vectors
 
 _PARALLEL_FROM = 1 << 13
@@ -105,13 +114,15 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     spatial, reduced = loops[:kept], loops[kept:]
     if is_matrix:
         *positions, block, lane = spatial
-        outer = [block]
+        outer = []
     else:
         batch, block, *positions, lane = spatial
-        outer = [batch, block]
+        outer = [batch]
     far, near = schedule.split(positions[-1], [None, rows])
-    schedule.reorder(*outer, *positions[:-1], far, *reduced, near, lane)
-    shared = schedule.fuse(*outer, *positions[:-1], far)
+    places = [*positions[:-1], far]
+    in_order = [*outer, *places, block] if int(about[CHANNELS_INSIDE]) else [*outer, block, *places]
+    schedule.reorder(*in_order, *reduced, near, lane)
+    shared = schedule.fuse(*in_order)
     schedule.parallel(shared)
     if parts is None:
         held = schedule.cache_write(sums, 0, "local")

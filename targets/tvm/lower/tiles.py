@@ -39,15 +39,18 @@ class Tile:
         rows: Positions.
         width: Channels of each; a multiple of the lanes.
         runs_on: Whether rows go on over the ends of lines; then ``rows`` divides the positions.
+        channels_inside: Whether all channels of some positions are computed before the next positions, whose input then
+            stays in the cache; otherwise all positions of some channels are, whose weights do.
     """
 
     rows: int
     width: int
     runs_on: bool = False
+    channels_inside: bool = False
 
 
 def tile_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on: bool) -> Tile:
-    """The tile that multiplies an output of these sizes fastest.
+    """The tile that multiplies an output of these sizes fastest, as far as that can be said without measuring.
 
     Args:
         lines: Of positions that lie in a row.
@@ -55,10 +58,17 @@ def tile_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on
         channels: Outputs at each position.
         runs_on: Whether the end of a line may lie within a tile.
     """
+    return tiles_of(lines, length, channels, vectors, runs_on=runs_on)[0]
+
+
+def tiles_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on: bool) -> list[Tile]:
+    """All tiles for an output of these sizes, the most promising first; as for :func:`tile_of`."""
     found: list[tuple[float, int, int, Tile]] = []
+    # TVM does not come to an end with one row of several.
+    least = 1 if length == 1 else 2
     for wide in _WIDTHS:
         width = wide * vectors.lanes
-        for rows in range(1, max((vectors.count - _SPARE) // wide, 1) + 1):
+        for rows in range(least, max((vectors.count - _SPARE) // wide, 1) + 1):
             multiplied = rows * wide
             cost = round_up(channels, width) * (1 + _FETCHES * (rows + wide) / multiplied)
             cost *= max(_LATENCY / multiplied, 1.0)
@@ -67,7 +77,8 @@ def tile_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on
             if runs_on and (lines * length) % rows == 0:
                 found.append((cost * lines * length, rows, wide, Tile(rows, width, True)))
     # Of equal ones that with fewer columns, whose weights stay in the cache.
-    return min(found, key=lambda entry: entry[:3])[3]
+    found.sort(key=lambda entry: entry[:3])
+    return [tile for *_, tile in found]
 
 
 def round_up(size: int, step: int) -> int:

@@ -1,0 +1,78 @@
+"""Products with constant weights, as they are told apart, computed and tuned: by sizes, whatever surrounds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from graphopt.targets.tvm.lower import compute
+from graphopt.targets.tvm.lower.compute import Array, Window
+from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
+
+_GROUPS_OF_CHANNELS = 2
+"""Blocks of channels from which on their order matters."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A Conv, MatMul or Gemm of float32.
+
+    Attributes:
+        data: Shape of the data.
+        weight: Shape of the weights, [outputs, inputs / groups, height, width] or [inputs, outputs].
+        window: Of a convolution; None of a product of matrices.
+    """
+
+    data: tuple[int, ...]
+    weight: tuple[int, ...]
+    window: Window | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is known by in a database of tuned kernels."""
+        sizes = f"{'x'.join(map(str, self.data))} by {'x'.join(map(str, self.weight))}"
+        if self.window is None:
+            return f"product {sizes}"
+        window = self.window
+        numbers = (*window.strides, *window.pads, *window.dilations, window.groups)
+        return f"convolution {sizes} {','.join(map(str, numbers))} {window.form}"
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        if self.window is None:
+            return 2 * int(np.prod(self.data)) * self.weight[1]
+        high, wide = self.window.output(self.data, self.weight[2:])  # type: ignore[arg-type]
+        return 2 * self.data[0] * high * wide * int(np.prod(self.weight))
+
+    def tiles(self, vectors: Vectors) -> list[Tile]:
+        """All that it can be computed in, the most promising first."""
+        if self.window is None:
+            lines, length, channels = int(np.prod(self.data[:-2])), self.data[-2], self.weight[1]
+            runs_on = True
+        else:
+            kernel = self.weight[2:]
+            lines, length = self.window.output(self.data, kernel)  # type: ignore[arg-type]
+            channels, runs_on = self.weight[0] // self.window.groups, self.window.is_pointwise(kernel)  # type: ignore[arg-type]
+        found = []
+        for tile in tiles_of(lines, length, channels, vectors, runs_on=runs_on):
+            found.append(tile)
+            if channels > (_GROUPS_OF_CHANNELS - 1) * tile.width:
+                found.append(replace(tile, channels_inside=True))
+        return found
+
+    def pack(self, weight: Array, tile: Tile) -> Array:
+        """The weights as the kernel reads them."""
+        if self.window is None:
+            return compute.pack_matrix(weight, tile.width)
+        return compute.pack_kernel(weight, self.window.groups, tile.width)
+
+    def expression(self, tile: Tile) -> Callable[[Any, Any], Any]:
+        """Of data and packed weights."""
+        if self.window is None:
+            return partial(compute.product, outputs=self.weight[1], tile=tile)
+        return partial(compute.convolution, outputs=self.weight[0], window=self.window, tile=tile)

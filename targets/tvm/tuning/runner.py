@@ -1,0 +1,124 @@
+"""``runner THREADS``: measures kernels in a process of its own, with TVM's runtime alone.
+
+A kernel that crashes takes nobody along. Reads one request a line from the standard input, and answers each in a line.
+``{"library", "kernels"}`` names functions with the shapes of their arguments, and gets ``{"seconds": [...]}``;
+``{"library", "config", "feeds"}`` names a whole model, and gets ``{"total", "kernels"}``. What goes wrong is answered
+with ``{"error": ...}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.targets.tvm.executable import TvmExecutable, import_runtime, last_words
+
+_ROTATED_BYTES = 8 << 20
+"""Weights are taken in turns from about so many bytes: in a model, other kernels have used the caches since. What is
+computed lies where it was just written, and where it will be read."""
+_MOST_COPIES = 64
+_WEIGHT = 1
+"""Place among the arguments."""
+_ROUND_SECONDS = 0.004
+_ROUNDS, _LEAST_ROUNDS = 7, 3
+_PROFILE_RUNS = 15
+_SLOW = 4.0
+"""Times the fastest of a request, beyond which a kernel is not measured again."""
+
+
+def main() -> None:
+    """Answer until the standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    ffi = import_runtime()
+    ffi.get_global_func("runtime.config_threadpool")(0, int(sys.argv[1]))
+    kept: dict[tuple[tuple[int, ...], ...], list[list[Any]]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            library = Path(request["library"])
+            answer: dict[str, Any]
+            if "config" in request:
+                answer = _profile(library, request["config"], Path(request["feeds"]))
+            else:
+                answer = {"seconds": _measure(ffi, library, request["kernels"], kept)}
+        except Exception as error:  # tvm_ffi raises RuntimeError, ValueError and others
+            answer = {"error": last_words(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _profile(library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str, Any]:
+    with np.load(feeds) as arrays:
+        total, kernels = TvmExecutable(library, config).profile(dict(arrays), _PROFILE_RUNS)
+    return {"total": total, "kernels": kernels}
+
+
+def _measure(
+    ffi: Any, library: Path, kernels: Sequence[dict[str, Any]], kept: dict[Any, list[list[Any]]]
+) -> list[float]:
+    """Seconds of a run of each kernel, the median of interleaved rounds."""
+    module = ffi.load_module(str(library), keep_module_alive=False)
+    functions = [module[entry["name"]] for entry in kernels]
+    arguments = []
+    for entry in kernels:
+        shapes = tuple(map(tuple, entry["shapes"]))
+        if shapes not in kept:
+            # The same sizes come again and again; other ones make room.
+            kept.clear()
+            kept[shapes] = _copies(ffi, shapes)
+        arguments.append(kept[shapes])
+    once = [_run(function, copies, 1) for function, copies in zip(functions, arguments, strict=True)]
+    once = [
+        min(first, _run(function, copies, 1))
+        for first, function, copies in zip(once, functions, arguments, strict=True)
+    ]
+    rounds: list[list[float]] = [[] for _ in kernels]
+    for number in range(_ROUNDS):
+        for index, (function, copies) in enumerate(zip(functions, arguments, strict=True)):
+            if number >= _LEAST_ROUNDS and once[index] > _SLOW * min(once):
+                continue
+            count = max(1, min(int(_ROUND_SECONDS / max(once[index], 1e-7)), 1000))
+            rounds[index].append(_run(function, copies, count))
+    return [float(np.median(times)) for times in rounds]
+
+
+def _run(function: Any, copies: Sequence[Sequence[Any]], count: int) -> float:
+    started = time.perf_counter()
+    for number in range(count):
+        function(*copies[number % len(copies)])
+    return (time.perf_counter() - started) / count
+
+
+def _copies(ffi: Any, shapes: Sequence[Sequence[int]]) -> list[list[Any]]:
+    """Arguments to be taken in turns."""
+    size = 4 * math.prod(shapes[_WEIGHT])
+    count = max(1, min(_ROTATED_BYTES // max(size, 1), _MOST_COPIES))
+    rng = np.random.default_rng(0)
+    first = [ffi.from_dlpack(_aligned(rng, shape)) for shape in shapes]
+    found = [first]
+    for _ in range(count - 1):
+        found.append([*first])
+        found[-1][_WEIGHT] = ffi.from_dlpack(_aligned(rng, shapes[_WEIGHT]))
+    return found
+
+
+def _aligned(rng: np.random.Generator, shape: Sequence[int]) -> Any:
+    count = math.prod(shape)
+    space = np.empty(count + 16, np.float32)
+    start = -(space.ctypes.data // 4) % 16
+    found = space[start : start + count].reshape(tuple(shape))
+    found[...] = rng.random(found.shape, np.float32)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""What measures kernels: a process of this machine, or a device behind TVM's RPC tracker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from graphopt.errors import TargetError
+from graphopt.machine import child_environment
+from graphopt.targets.tvm.adapter import rpc, tensor
+from graphopt.targets.tvm.executable import last_words
+from graphopt.targets.tvm.tuning.lines import Lines
+
+_SECONDS = 60.0
+_CONNECT_SECONDS = 5.0
+_SESSION_SECONDS = 60
+_REPEATS, _LEAST_MILLISECONDS = 5, 4
+
+
+class RunnerLostError(TargetError):
+    """What measures is gone: nothing more can be measured."""
+
+
+class Runner(Protocol):
+    """Measures kernels."""
+
+    def measure(self, library: Path, kernels: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Seconds of a run of each.
+
+        Raises:
+            TargetError: They cannot be measured.
+        """
+
+    def profile(self, library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str, Any] | None:
+        """Seconds of a run of a whole model (``total``), and of its ``kernels`` by name; None where it cannot run."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class LocalRunner:
+    """A process of this machine.
+
+    Args:
+        threads: Of a kernel.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._process: subprocess.Popen[str] | None = None
+
+    def measure(self, library: Path, kernels: Sequence[Mapping[str, Any]]) -> list[float]:
+        """As :class:`Runner`; a process that crashed or hangs is replaced."""
+        answer = self._ask({"library": str(library), "kernels": list(kernels)})
+        return [float(value) for value in answer["seconds"]]
+
+    def profile(self, library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str, Any] | None:
+        """As :class:`Runner`."""
+        return self._ask({"library": str(library), "config": dict(config), "feeds": str(feeds)})
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        process = self._process or self._start()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = self._lines.next(_SECONDS)
+        except OSError:
+            line = ""
+        if not line:
+            self.close()
+            raise TargetError("a kernel crashed or hung where it was measured")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise TargetError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.kill()
+            self._process.wait()
+            self._lines.close()
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "graphopt.targets.tvm.tuning.runner", str(self._threads)]
+        environment = {**child_environment(), "TVM_NUM_THREADS": str(self._threads), "TVM_BIND_THREADS": "0"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment,
+        )  # fmt: skip
+        self._lines = Lines(self._process)
+        return self._process
+
+
+class RemoteRunner:
+    """A device behind TVM's RPC tracker.
+
+    Args:
+        address: ``host:port`` of the tracker.
+        key: Of the device.
+
+    Raises:
+        RunnerLostError: The tracker does not answer, or has no such device.
+    """
+
+    def __init__(self, address: str, key: str) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+            tracker = rpc.connect_tracker(host, int(port))
+            queues = tracker.summary()["queue_info"]
+        except Exception as error:  # TVM raises RuntimeError where the other side speaks otherwise
+            raise RunnerLostError(
+                f"no RPC tracker answers at {address}: {last_words(error)}",
+                hint="start one: python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190",
+            ) from error
+        if not queues.get(key, {}).get("free"):
+            there = ", ".join(sorted(queues)) or "none at all"
+            raise RunnerLostError(
+                f"the tracker at {address} has no free device {key!r}; it has: {there}",
+                hint=f"on the device: python -m tvm.exec.rpc_server --tracker {address} --key {key}",
+            )
+        try:
+            self._session = tracker.request(key, max_retry=1, session_timeout=0)
+        except Exception as error:  # as above
+            raise RunnerLostError(f"the device {key!r} does not answer: {last_words(error)}") from error
+        self._device = self._session.cpu(0)
+        self._key = key
+        self._kept: dict[tuple[tuple[int, ...], ...], list[Any]] = {}
+
+    def measure(self, library: Path, kernels: Sequence[Mapping[str, Any]]) -> list[float]:
+        """As :class:`Runner`.
+
+        Raises:
+            RunnerLostError: The device is gone.
+        """
+        try:
+            self._session.upload(str(library))
+            module = self._session.load_module(library.name)
+            found = []
+            for kernel in kernels:
+                evaluate = module.time_evaluator(
+                    kernel["name"], self._device, number=1, repeat=_REPEATS, min_repeat_ms=_LEAST_MILLISECONDS
+                )
+                found.append(float(np.median(evaluate(*self._arguments(kernel["shapes"])).results)))
+            self._session.remove(library.name)
+            return found
+        except Exception as error:  # TVM raises RPCError, RuntimeError and others
+            raise RunnerLostError(
+                f"the device {self._key!r} was lost while measuring: {last_words(error)}",
+                hint="what was measured before is kept: run the same command again",
+            ) from error
+
+    def profile(self, library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str, Any] | None:
+        """Not known: the device has TVM's runtime, not the model's."""
+        del library, config, feeds
+        return None
+
+    def close(self) -> None:
+        """Nothing: the device is given back when the process ends."""
+
+    def _arguments(self, shapes: Sequence[Sequence[int]]) -> list[Any]:
+        key = tuple(map(tuple, shapes))
+        if key not in self._kept:
+            self._kept.clear()
+            rng = np.random.default_rng(0)
+            self._kept[key] = [
+                tensor(rng.random(shape).astype(np.float32), device=self._device) for shape in key
+            ]
+        return self._kept[key]
