@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphopt import artifact, catalog
+from graphopt import artifact
 from graphopt.errors import GraphoptError
 from graphopt.machine import Form
 from graphopt.report import NOT_RUN, Report
@@ -23,6 +23,7 @@ class Outcome:
 
     Attributes:
         evaluation: What the chosen form is held to where it is lossy; None where it is held to the noise floor.
+        runnable: Whether this machine runs what was compiled.
     """
 
     report: Report
@@ -30,6 +31,7 @@ class Outcome:
     folder: Path
     reference: Reference
     evaluation: Evaluation | None = None
+    runnable: bool = True
 
 
 def write_bundle(
@@ -73,8 +75,7 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
     manifest = artifact.read_manifest(folder)
     artifact.check_files(folder, manifest)
     verification = outcome.report.verification
-    target = catalog.target(manifest.target)
-    if not target.probe().runnable:
+    if not outcome.runnable:
         verification.status = NOT_RUN
         return
     form = Form("bundle", manifest.target, folder, manifest.config)

@@ -264,7 +264,10 @@ class Compilation:
         report.seconds = time.monotonic() - self._started
         report.stages = dict(self._stages)
         manifest = self._manifest(captured, report, chosen, final, dict(by_name[chosen.target][1].machine))
-        return Outcome(report, manifest, chosen.folder, reference, evaluation)
+        runnable = by_name[chosen.target][1].runnable
+        if not runnable and report.verification.status == "verified":
+            report.verification.status = NOT_RUN
+        return Outcome(report, manifest, chosen.folder, reference, evaluation, runnable)
 
     # -- the steps -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from graphopt.verify.budget import Judgement
 from graphopt.verify.compare import Comparison
 
 NOT_RUN = "verified, not run on the target"
-"""Status of a verification by ONNX Runtime on the CPU, for a target that the machine lacks."""
+"""Status of a result for a target that the machine lacks: something else was run in its place."""
 
 
 @dataclass
@@ -159,6 +159,7 @@ class Report:
                 "synthetic": self.verification.synthetic,
                 "trials": [dict(sizes) for sizes in self.verification.trials],
                 "random_outputs": list(self.verification.random_outputs),
+                "by": self.verification.by,
                 "budget": self.verification.budget,
             },
             "passes": [record.as_dict() for record in self.passes],

@@ -13,6 +13,9 @@ GPUS = (
 )  # fmt: skip
 """What CUDA 13 compiles for."""
 
+_WITH_ARM = frozenset({"sm_87", "sm_110"})
+"""Parts of chips with an Arm processor; machine code for others is not promised to run on them, or the reverse."""
+
 DEFAULT_GPUS = ("sm_80", "sm_90")
 """Without ``--arch``, on a machine that has no GPU."""
 
@@ -79,5 +82,22 @@ def code_for(device: int, made: Iterable[str]) -> str | None:
     return max(native or portable, key=number, default=None)
 
 
+def nearest(device: int, known: Collection[str]) -> str | None:
+    """What a compiler makes for a GPU: its own code, PTX where the GPU is newer than all it knows, None if too old."""
+    own = f"sm_{device}"
+    if own in known:
+        return own
+    older = [name for name in known if number(name) < device]
+    return max(older, key=number).replace("sm_", "compute_") if older else None
+
+
+def gpus_here() -> tuple[str, ...]:
+    """Those of :data:`GPUS` that computers with this kind of processor have."""
+    is_arm = platform.machine().lower() in ("aarch64", "arm64")
+    return tuple(name for name in GPUS if is_arm or name not in _WITH_ARM)
+
+
 def _runs_natively(device: int, code: int) -> bool:
+    if {f"sm_{device}", f"sm_{code}"} & _WITH_ARM:
+        return code == device
     return code // 10 == device // 10 and code <= device

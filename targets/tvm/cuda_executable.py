@@ -1,8 +1,7 @@
 """Loads and runs a library with CUDA kernels: TVM's runtime, NVIDIA's driver, and machine code from the bundle.
 
-The library holds its kernels as source. When the first of them is called, TVM asks a callback for machine code of that
-source; the answer is what was compiled ahead for this GPU, or what NVRTC or nvcc makes of it now where the bundle holds
-source only.
+The library holds its kernels as source. While it is loaded, TVM asks a callback for machine code of that source. The
+answer is what was compiled ahead for this GPU, or what NVRTC or nvcc makes now where the bundle holds source only.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import functools
 import hashlib
 import importlib.util
 import platform
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from graphopt import install
 from graphopt.errors import MissingExtraError, TargetError
 from graphopt.machine import Probe
-from graphopt.targets.tvm.architectures import code_for
+from graphopt.targets.tvm.architectures import code_for, nearest
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.executable import (
     CPU,
@@ -34,14 +34,14 @@ from graphopt.targets.tvm.executable import (
     runtime_library,
     version,
 )
-from graphopt.targets.tvm.gpu import first_gpu
+from graphopt.targets.tvm.gpu import Gpu, first_gpu
 
 CUDA = "tvm-cuda"
 _DEVICE = 2
 _CUDA_RUNTIME = "libcudart.so.13"
 _CALLBACK = "tvm_callback_cuda_compile"
-_ahead: dict[str, bytes] = {}
-"""Machine code that lies ready, by :func:`digest` of the source."""
+_turn = threading.Lock()
+"""All models take turns: while a graph is captured, nothing else may take memory of the device."""
 
 
 class CudaExecutable(TvmExecutable):
@@ -49,9 +49,21 @@ class CudaExecutable(TvmExecutable):
 
     _devices = (_DEVICE, 0, POOLED, CPU, 0, POOLED)
 
-    def _handed_in(self, array: npt.NDArray[Any]) -> Any:
-        to_device = self._ffi.get_global_func("vm.builtin.to_device")
-        return to_device(self._ffi.from_dlpack(array), self._devices[0], 0)
+    def __init__(self, path: Path, config: Mapping[str, Any], *, threads: int = 0) -> None:
+        super().__init__(path, config, threads=threads)
+        self._turn = _turn
+        self._given: dict[int, Any] = {}
+
+    def _handed_in(self, number: int, array: npt.NDArray[Any]) -> Any:
+        """In the memory that this input had the last time, where it has the same size."""
+        there = self._given.get(number)
+        if there is None or tuple(there.shape) != array.shape or str(there.dtype) != str(array.dtype):
+            to_device = self._ffi.get_global_func("vm.builtin.to_device")
+            self._given[number] = to_device(self._ffi.from_dlpack(array), self._devices[0], 0)
+        elif array.nbytes:
+            copy = self._ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
+            copy(there, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        return self._given[number]
 
     def _handed_out(
         self, results: Sequence[Any], arrays: Sequence[npt.NDArray[Any]]
@@ -88,6 +100,10 @@ class TvmCudaRuntime(TvmRuntime):
         gpu = first_gpu()
         if gpu is None:
             return Probe(True, False, found, "there is no NVIDIA GPU with a driver on this machine", machine)
+        try:
+            _load_runtime()
+        except TargetError as error:
+            return Probe(True, False, found, f"{error.message}: {error.hint}", machine)
         return Probe(True, True, found, f"{gpu.name} ({gpu.architecture})", machine)
 
     def load(self, folder: Path, config: Mapping[str, Any], *, threads: int = 0) -> CudaExecutable:
@@ -106,44 +122,69 @@ class TvmCudaRuntime(TvmRuntime):
                 f"{config['file']} was compiled for {', '.join(made)}; this GPU is {gpu.architecture}",
                 hint=f"compile the model with --arch {gpu.architecture}",
             )
-        if name is None and find_compiler() is None:
+        if name is None and config.get("source") and find_compiler() is None:
             raise TargetError(
                 f"{config['file']} holds CUDA source only, and there is neither NVRTC nor nvcc to compile it",
                 hint=install.command("tvm-cuda"),
             )
-        if name is not None:
-            # The driver reads PTX up to a zero.
-            _ahead[config["source"]] = (folder / made[name]).read_bytes() + b"\0"
+        # The driver reads PTX up to a zero.
+        ahead = b"" if name is None else (folder / made[name]).read_bytes() + b"\0"
+
+        def machine_code(source: str) -> bytes:
+            if ahead and digest(source) == config["source"]:
+                return ahead
+            return compiled_here(source, gpu)
+
         _load_runtime()
-        return CudaExecutable(folder / config["file"], config, threads=threads)
+        with _turn, _answering(machine_code):
+            return CudaExecutable(folder / config["file"], config, threads=threads)
 
 
 def digest(source: str) -> str:
-    """By which the machine code of a source is found again."""
+    """By which a source is known again."""
     return hashlib.sha256(source.encode()).hexdigest()
 
 
-def machine_code(source: str) -> bytes:
-    """Of the GPU that is here; what TVM asks for when the first kernel of a library is called.
+def compiled_here(source: str, gpu: Gpu) -> bytes:
+    """Machine code for a GPU, or PTX where it is newer than the compiler.
 
     Raises:
-        TargetError: There is none ahead, and it cannot be compiled.
+        TargetError: There is no compiler, or it rejects the source or the GPU.
     """
-    ahead = _ahead.get(digest(source))
-    if ahead is not None:
-        return ahead
-    compiler, gpu = find_compiler(), first_gpu()
-    if compiler is None or gpu is None:
+    compiler = find_compiler()
+    if compiler is None:
         raise TargetError(
             "there is neither NVRTC nor nvcc to compile the kernels", hint=install.command("tvm-cuda")
         )
-    return compiler.compile(source, gpu.architecture)
+    name = nearest(gpu.capability, compiler.architectures)
+    if name is None:
+        raise TargetError(f"{compiler.name} does not compile for {gpu.architecture}, which is too old for it")
+    return compiler.compile(source, name) + b"\0"
+
+
+@contextlib.contextmanager
+def _answering(machine_code: Callable[[str], bytes]) -> Iterator[None]:
+    """Have TVM ask this function for machine code, and whoever it asked before again afterwards."""
+    ffi = import_runtime()
+    before = ffi.get_global_func(_CALLBACK, allow_missing=True)
+    ffi.register_global_func(_CALLBACK, machine_code, override=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            ffi.registry.remove_global_func(_CALLBACK)
+        else:
+            ffi.register_global_func(_CALLBACK, before, override=True)
 
 
 @functools.cache
 def _load_runtime() -> None:
-    """TVM's runtime for CUDA, and the callback."""
-    ffi = import_runtime()
+    """TVM's runtime for CUDA.
+
+    Raises:
+        TargetError: CUDA's runtime library is missing, or older than TVM's.
+    """
+    import_runtime()
     library = runtime_library()
     for runtime in _cuda_runtimes():
         with contextlib.suppress(OSError):
@@ -158,7 +199,6 @@ def _load_runtime() -> None:
         raise TargetError(
             f"TVM's runtime for CUDA cannot be loaded: {error}", hint=install.command("tvm-cuda")
         ) from error
-    ffi.register_global_func(_CALLBACK, machine_code, override=True)
 
 
 def _cuda_runtimes() -> list[str]:

@@ -103,6 +103,8 @@ class TvmExecutable:
             self._machine = ffi.load_module(str(path), keep_module_alive=False)["vm_load_executable"]()
             self._machine["vm_initialization"](*self._devices)
             self._main = self._machine["main"]
+        except TargetError:
+            raise
         except Exception as error:  # tvm_ffi raises RuntimeError, AttributeError and others
             raise TargetError(
                 f"TVM's runtime rejects {path.name}: {last_words(error)}",
@@ -126,14 +128,13 @@ class TvmExecutable:
             # The machine holds one call's registers; each thread of the caller has a pool of its own to be told.
             with self._turn:
                 self._set_threads(0, self._threads)
-                made = self._main(*map(self._handed_in, arrays))
+                made = self._main(*(self._handed_in(*pair) for pair in enumerate(arrays)))
                 results = [made] if hasattr(made, "__dlpack__") else list(made)
                 return self._handed_out(results, arrays)
         except Exception as error:  # as above
-            raise TargetError(
-                f"TVM fails: {last_words(error)}",
-                hint="the model was compiled for fixed shapes: give it inputs of these",
-            ) from error
+            words = last_words(error)
+            fixed = "the model was compiled for fixed shapes: give it inputs of these"
+            raise TargetError(f"TVM fails: {words}", hint="" if "CUDA" in words else fixed) from error
 
     def profile(self, feeds: Mapping[str, npt.NDArray[Any]], runs: int) -> tuple[float, dict[str, float]]:
         """Median seconds of a run, and of each kernel in it, all its calls together, by name.
@@ -168,8 +169,8 @@ class TvmExecutable:
             name: float(np.median([times.get(name, 0.0) for times in rounds])) for name in names
         }
 
-    def _handed_in(self, array: npt.NDArray[Any]) -> Any:
-        """A tensor where kernels read it."""
+    def _handed_in(self, number: int, array: npt.NDArray[Any]) -> Any:
+        """A tensor where kernels read it, of the input of this number."""
         return self._ffi.from_dlpack(array)
 
     def _handed_out(

@@ -30,7 +30,10 @@ from graphopt.targets.tvm.architectures import (
     GPUS,
     PROCESSORS,
     code_for,
+    gpus_here,
     gpus_of,
+    nearest,
+    number,
     processor_of,
 )
 from graphopt.targets.tvm.build import build
@@ -181,10 +184,7 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
 
     def __init__(self, name: str = CUDA, architectures: Sequence[str] = ()) -> None:
         super().__init__(name)
-        gpu = first_gpu()
-        self.architectures = tuple(architectures) or (
-            (gpu.architecture,) if gpu is not None else DEFAULT_GPUS
-        )
+        self.architectures = tuple(architectures) or _default_architectures()
 
     def for_architecture(self, text: str) -> TvmCudaTarget:
         """The same target for one or several compute capabilities, as ``sm_80,sm_90``.
@@ -193,7 +193,8 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
             UnknownNameError: CUDA's compiler knows no such architecture.
         """
         compiler = find_compiler()
-        return TvmCudaTarget(self.name, gpus_of(text, GPUS if compiler is None else compiler.architectures))
+        known = [name for name in gpus_here() if compiler is None or name in compiler.architectures]
+        return TvmCudaTarget(self.name, gpus_of(text, known))
 
     def probe(self) -> Probe:
         """As for the runtime; code for other GPUs than the one that is here does not run here."""
@@ -258,6 +259,16 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
         return folder.with_name(f"{folder.name}-stand-in")
 
 
+def _default_architectures() -> tuple[str, ...]:
+    """The GPU that is here, or the newest older one that the compiler knows; without one, those that are common."""
+    gpu, compiler = first_gpu(), find_compiler()
+    known = GPUS if compiler is None else tuple(compiler.architectures)
+    if gpu is None:
+        return tuple(name for name in DEFAULT_GPUS if name in known) or (max(known, key=number),)
+    name = nearest(gpu.capability, known)
+    return (name.replace("compute_", "sm_"),) if name is not None else (gpu.architecture,)
+
+
 def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
     _check(model)
     with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
@@ -279,8 +290,8 @@ def _check(model: ir.Model) -> None:
 def _save(model: ir.Model, source: Path) -> None:
     plain = clone(model)
     # Parameters of CUDA kernels are called by the names of inputs.
-    for number, value in enumerate(plain.graph.inputs):
-        value.name = f"graphopt_input_{number}"
+    for place, value in enumerate(plain.graph.inputs):
+        value.name = f"graphopt_input_{place}"
     ir_model.save(plain, source)
 
 

@@ -88,6 +88,7 @@ int cudaGetDeviceProperties(void *properties, int device) { memset(properties, 0
 const char *cudaGetErrorName(int error) { (void)error; return "error"; }
 const char *cudaGetErrorString(int error) { (void)error; return "an error"; }
 int cudaMemGetInfo(size_t *unused, size_t *all) { *unused = *all = (size_t)1 << 34; return 0; }
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
 int cudaMalloc(void **place, size_t size) { *place = aligned_alloc(256, (size + 255) / 256 * 256); memset(*place, 0, size); return 0; }
 int cudaMallocHost(void **place, size_t size) { return cudaMalloc(place, size); }
 int cudaFree(void *place) { free(place); return 0; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from graphopt.machine import Probe, child_environment
 from graphopt.models import builders
 from graphopt.report import NOT_RUN
 from graphopt.targets.tvm import cuda_code, cuda_executable, worker
-from graphopt.targets.tvm.architectures import GPUS, code_for, gpus_of, processor_of
+from graphopt.targets.tvm.architectures import GPUS, code_for, gpus_here, gpus_of, nearest, processor_of
 from graphopt.targets.tvm.gpu import first_gpu
 from graphopt.targets.tvm.target import TvmCudaTarget, TvmTarget
 
@@ -141,6 +142,26 @@ def test_calls_with_fixed_sizes_become_a_graph(driver: Path, bundle: Path) -> No
 
 @without_gpu
 @needs_compiler
+def test_it_compiles_the_same_where_tvm_finds_a_gpu(net: Path, driver: Path, tmp_path: Path) -> None:
+    """TVM would compile the kernels itself, with fast arithmetic and for one GPU."""
+    code = (
+        "import graphopt\n"
+        f"compiled = graphopt.compile({str(net)!r}, target='tvm-cuda', arch='sm_80,sm_100', tune=1)\n"
+        f"compiled.save({str(tmp_path / 'net.gopt')!r})\n"
+    )
+    environment = child_environment() | {"LD_LIBRARY_PATH": str(driver), "FAKE_CAPABILITY": "75"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = artifact.read_manifest(tmp_path / "net.gopt")
+    assert list(manifest.config["code"]) == ["sm_80", "sm_100", "compute_100"]
+    assert any("this GPU is sm_75, not sm_80, sm_100" in warning for warning in manifest.warnings)
+    assert "loops of the kernels" in manifest.verification["by"]
+
+
+@without_gpu
+@needs_compiler
 def test_an_older_gpu_is_refused_by_name(driver: Path, bundle: Path) -> None:
     error, notes = run_on(driver, 75, bundle)
     assert "was compiled for sm_80, sm_90, compute_90; this GPU is sm_75" in error and not notes
@@ -218,6 +239,23 @@ def test_an_unknown_architecture_is_an_error_that_names_those_there_are(text: st
 def test_a_target_of_this_machine_takes_no_architecture(net: Path) -> None:
     with pytest.raises(UsageError, match="'ort-cpu' does not compile for an architecture"):
         graphopt.compile(net, target="ort-cpu", arch="sm_90")
+
+
+def test_code_for_a_gpu_that_the_compiler_does_not_know_is_that_of_an_older_one() -> None:
+    assert nearest(90, ("sm_80", "sm_90")) == "sm_90"
+    assert nearest(100, ("sm_80", "sm_90")) == "compute_90"
+    assert nearest(70, ("sm_80", "sm_90")) is None
+
+
+def test_parts_of_arm_chips_take_their_own_code_only() -> None:
+    assert code_for(87, ("sm_80", "compute_80")) == "compute_80" and code_for(87, ("sm_80",)) is None
+    if processor_is_x86():
+        with pytest.raises(UnknownNameError):
+            gpus_of("sm_87", gpus_here())
+
+
+def processor_is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def test_code_runs_on_its_own_and_newer_devices_as_cuda_says() -> None:

@@ -139,6 +139,40 @@ def test_what_is_no_product(
     close(computed(expression, data, follows=follows), truth, 4)
 
 
+def test_memory_between_kernels_is_seen() -> None:
+    """What a graph must not hold: TVM frees it when another function needs more."""
+    target = gpu_of("sm_80")
+    with target:
+        one, _ = function_of(topi.exp, normal(3, 5))
+        assert not gpu.keeps_memory_of_its_own(gpu.scheduled(adapter.IRModule({"main": one}), target))
+        # Two sums that each want a kernel of their own.
+        two, _ = function_of(lambda x: topi.sum(topi.sum(x, axis=[2]), axis=[1]), normal(5, 70, 70))
+        made = gpu.scheduled(adapter.IRModule({"main": two}), target)
+    has_memory = "scope" not in made.script().partition("sblock_alloc_buffer(")[2].partition(")\n")[0]
+    assert gpu.keeps_memory_of_its_own(made) == ("sblock_alloc_buffer(" in made.script() and has_memory)
+
+
+def test_more_blocks_than_a_gpu_launches_lie_along_x() -> None:
+    function, _ = function_of(topi.nn.batch_matmul, normal(70000, 2, 4), normal(70000, 2, 4))
+    target = gpu_of("sm_80")
+    with target:
+        bound = gpu.scheduled(adapter.IRModule({"main": function}), target)["main"]
+    sizes = {loop.thread_binding.thread_tag: int(loop.extent) for loop in gpu._threads_of(bound.body)}
+    assert sizes["blockIdx.x"] >= 70000 and sizes.get("blockIdx.y", 1) <= 65535
+
+
+def test_a_function_written_for_threads_has_no_loops_of_a_processor() -> None:
+    target = gpu_of("sm_80")
+    with target:
+        written = te.create_prim_func(
+            [place := te.placeholder((3, 50), "float32", "p"), topi.gpu.cumsum(place, axis=1)]
+        )
+    module = adapter.IRModule({"main": written})
+    _, vectors = processor(vector_extension())
+    with pytest.raises(gpu.NoLoopsError, match="written for threads"):
+        gpu.one_after_the_other(module, module, vectors)
+
+
 def test_a_function_that_no_rule_takes_is_named() -> None:
     function, _ = function_of(topi.exp, normal(3, 5))
     opaque = function.with_body(adapter.tirx.Evaluate(0))

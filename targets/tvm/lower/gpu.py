@@ -7,7 +7,6 @@ apart.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from graphopt.targets.tvm.adapter import (
@@ -24,12 +23,12 @@ from graphopt.targets.tvm.adapter import (
 )
 from graphopt.targets.tvm.executable import last_words
 from graphopt.targets.tvm.lower.gpu_product import product
+from graphopt.targets.tvm.lower.gpu_window import window
 from graphopt.targets.tvm.lower.schedule import for_processor
 from graphopt.targets.tvm.lower.tiles import Vectors
 
 _SCHEDULED = "tirx.is_scheduled"
-_SHORT = 64
-"""Elements that one thread adds up rather than a block of threads: windows of pools and depthwise convolutions."""
+_MOST_BLOCKS = 65535
 _WAS_THREAD = "graphopt.thread"
 
 
@@ -61,46 +60,77 @@ def _bound(name: str, function: Any, target: Target) -> Any:
     own = _own(function)
     if own is not None:
         return own.with_attr(_SCHEDULED, True)
-    for rule in _rules_for(function):
+    for rule in GPU_RULES:
         try:
             found = rule().apply(function, target, False)
         except Exception as error:  # a rule that does not foresee a function raises whatever it comes to
             why = f"{rule.__name__}: {last_words(error)}"
             continue
-        if found is not None:
-            schedule = found[0] if isinstance(found, list) else found
-            return schedule.mod["main"].with_attr(_SCHEDULED, True)
+        if found is None:
+            continue
+        made = (found[0] if isinstance(found, list) else found).mod["main"]
+        if _fits(made):
+            return made.with_attr(_SCHEDULED, True)
+        why = f"{rule.__name__}: it has more blocks than a GPU launches"
     raise NoLoopsError(f"there are no loops for {name} on a GPU: {why}")
 
 
 def _own(function: Any) -> Any | None:
     """Loops of graphopt's own; None where DLight's are used."""
-    try:
-        return product(function)
-    except Exception:  # as above
-        return None
+    for rule in (product, window):
+        try:
+            made = rule(function)
+        except Exception:  # as above
+            continue
+        if made is not None and _is_bound(made) and _fits(made):
+            return made
+    return None
 
 
-def _rules_for(function: Any) -> tuple[Any, ...]:
-    """DLight's rules in its order; sums so short that threads would idle go before them to one thread each."""
+def _is_bound(function: Any) -> bool:
+    """Whether every loop nest lies in threads."""
     schedule = Schedule(function)
-    try:
-        blocks = _blocks_in(schedule, schedule.get_sblock("root"))
-    except Exception:  # functions that are no loop nests have no root
-        return GPU_RULES
-    lengths = [_reduced_length(schedule.get(block)) for block in blocks]
-    if all(length is not None and length <= _SHORT for length in lengths):
-        products, *others, alone = GPU_RULES
-        return (products, alone, *others)
-    return GPU_RULES
-
-
-def _reduced_length(block: Any) -> int | None:
-    """Over how many elements a block reduces; None where that is not known."""
-    extents = [var.dom.extent for var in block.iter_vars if var.iter_type == tirx.IterVar.CommReduce]
-    return (
-        math.prod(map(int, extents)) if all(isinstance(extent, tirx.IntImm) for extent in extents) else None
+    nests = schedule.get_child_blocks(schedule.get_sblock("root"))
+    return all(
+        any(schedule.get(loop).kind == tirx.ForKind.THREAD_BINDING for loop in schedule.get_loops(block))
+        for block in nests
     )
+
+
+def _fits(function: Any) -> bool:
+    """Whether no more blocks are counted along y and z than there can be (CUDA C++ Programming Guide, limits)."""
+    return all(
+        not isinstance(loop.extent, tirx.IntImm) or int(loop.extent) <= _MOST_BLOCKS
+        for loop in _threads_of(function.body)
+        if loop.thread_binding.thread_tag in ("blockIdx.y", "blockIdx.z")
+    )
+
+
+def _threads_of(statement: Any) -> list[Any]:
+    """Loops that are bound to blocks or threads."""
+    if isinstance(statement, tirx.For):
+        own = [statement] if statement.kind == tirx.ForKind.THREAD_BINDING else []
+        return own + _threads_of(statement.body)
+    if isinstance(statement, tirx.SeqStmt):
+        return [loop for part in statement.seq for loop in _threads_of(part)]
+    if isinstance(statement, SBlockRealize):
+        return _threads_of(statement.block.body)
+    return []
+
+
+def keeps_memory_of_its_own(module: IRModule) -> bool:
+    """Whether a function has memory between its kernels, which TVM takes when it is called: no graph may hold it."""
+    return any(
+        buffer.scope() in ("", "global")
+        for _, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc)
+        for buffer in _root_buffers(function)
+    )
+
+
+def _root_buffers(function: Any) -> list[Any]:
+    realize = function.body
+    return list(realize.block.alloc_buffers) if isinstance(realize, SBlockRealize) else []
 
 
 def one_after_the_other(bound: IRModule, plain: IRModule, vectors: Vectors) -> tuple[IRModule, int]:
@@ -123,8 +153,22 @@ def one_after_the_other(bound: IRModule, plain: IRModule, vectors: Vectors) -> t
             made[name] = _in_shares(function.with_body(_serial(function.body, spread=True)))
             followed += 1
         except (ScheduleError, _NotFollowedError):
-            made[name] = for_processor(plain[name.name_hint], vectors)
+            made[name] = for_processor(_loops_only(name.name_hint, plain), vectors)
     return made, followed
+
+
+def _loops_only(name: str, plain: IRModule) -> Any:
+    """A function as it was before it was bound.
+
+    Raises:
+        NoLoopsError: It was written for threads.
+    """
+    function = plain[name]
+    try:
+        _serial(function.body, spread=True)
+    except _NotFollowedError as error:
+        raise NoLoopsError(f"{name} was written for threads") from error
+    return function
 
 
 def _in_shares(function: Any) -> Any:
@@ -195,4 +239,7 @@ def _serial(statement: Any, *, spread: bool) -> Any:
             _serial(statement.body, spread=spread), first, statement.alloc_buffers, statement.match_buffers,
             statement.annotations,
         )  # fmt: skip
-    return statement
+    if isinstance(statement, tirx.BufferStore):
+        return statement
+    # Instructions of a GPU, or threads that no loop counts.
+    raise _NotFollowedError

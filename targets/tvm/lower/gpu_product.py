@@ -105,8 +105,8 @@ def _spread(schedule: Any, main: Any, lanes: _Lanes) -> tuple[Any, Any]:
     axes = (rows, columns)
     fast, slow = axes[lanes.fast], axes[1 - lanes.fast]
     schedule.reorder(batch, slow[0], fast[0], slow[1], fast[1], part, rows[2], columns[2])
-    schedule.bind(schedule.fuse(batch, slow[0]), "blockIdx.y")
-    schedule.bind(fast[0], "blockIdx.x")
+    # There may be billions of blocks along x, 65,535 along y.
+    schedule.bind(schedule.fuse(batch, slow[0], fast[0]), "blockIdx.x")
     schedule.bind(slow[1], "threadIdx.y")
     schedule.bind(fast[1], "threadIdx.x")
     schedule.annotate(fast[1], "pragma_auto_unroll_max_step", 256)

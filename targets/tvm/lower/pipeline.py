@@ -1,4 +1,4 @@
-"""A Relax module  ==>  a library for one processor."""
+"""A Relax module  ==>  a library for a processor, or with kernels for a GPU."""
 
 from __future__ import annotations
 
@@ -116,9 +116,11 @@ def build_cuda_library(module: IRModule, target: Target) -> CudaLibrary:
         NoLoopsError: A function has no loops for a GPU.
     """
     with target, PassContext(opt_level=3, config={"relax.backend.use_cuda_graph": True}):
-        plain = fused(module)
+        # Sorting and running sums are written for threads by TVM; they are seen here, before anything is bound.
+        dispatched = Sequential((relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()))(module)
+        plain = fused(dispatched)
         loops = gpu_loops.scheduled(_copy(plain), target)
-        ready = finished(_copy(loops), graphs=True)
+        ready = finished(_copy(loops), graphs=not gpu_loops.keeps_memory_of_its_own(loops))
         compiled = compile_module(ready, target=target, relax_pipeline=None)
         return CudaLibrary(compiled, loops, plain)
 
@@ -146,6 +148,9 @@ def kernels_of(library: CudaLibrary) -> str:
     while waiting:
         module = waiting.pop()
         if module.kind == "cuda":
-            return str(module.inspect_source())
+            source = str(module.inspect_source())
+            if "__global__" not in source:
+                raise RuntimeError("TVM compiled the kernels itself instead of handing out their source")
+            return source
         waiting.extend(module.imports)
     return ""
