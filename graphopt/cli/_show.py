@@ -10,6 +10,7 @@ from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, tabl
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import NOT_RUN, FormTiming, Report, Verification
 from graphopt.rewrite import Numerics
+from graphopt.target import Tuning
 from graphopt.verify.budget import percent
 
 _LABEL = 12
@@ -21,6 +22,8 @@ def lines(report: Report) -> list[str]:
     """The report, from what was captured to what was written."""
     shown = [_line("captured", _captured(report))]
     shown += _passes(report)
+    if report.tuning is not None:
+        shown.append(_line("tune", _tuned(report.tuning)))
     shown.append(_line("target", _target(report)))
     shown.append(_line("verified", _verified(report)))
     shown.append(_line("speed", _speed(report)))
@@ -108,6 +111,17 @@ def _wrap(text: str) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, _WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False)
+
+
+def _tuned(tuning: Tuning) -> str:
+    estimate = ""
+    if tuning.before is not None and tuning.estimate is not None:
+        before, after = milliseconds(1e3 * tuning.before), milliseconds(1e3 * tuning.estimate)
+        estimate = f", about {before} -> {after} ms by the kernels' times"
+    covered = (
+        f"{tuning.tuned_share:.0%} of the time in tuned kernels, {tuning.untuned_share:.0%} in untuned ones"
+    )
+    return f"{tuning.trials} trials in {tuning.seconds:.0f} s: {covered}{estimate}"
 
 
 def _target(report: Report) -> str:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from graphopt import install
 from graphopt.data.interface import optional_inputs_of, outputs_of
-from graphopt.errors import TargetError
+from graphopt.errors import TargetError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.ir.graphs import clone
 from graphopt.machine import Form, Probe
@@ -123,7 +123,7 @@ class TvmTarget(_Compiling, TvmRuntime):
             TargetError: What cannot be lowered is named before anything is compiled, op by op.
         """
         vectors = self._vectors()
-        tiles = self._database().tiles()
+        tiles = {key: dataclasses.asdict(tile) for key, tile in self._database().tiles().items()}
         made = _built(model, folder, {"kind": "llvm", "vectors": vectors, "tiles": tiles})
         told = {key: made[key] for key in ("mcpu", "products", "tuned")}
         return {**_interface(model), "vectors": vectors, **told, **_without_label(knobs)}
@@ -143,11 +143,16 @@ class TvmTarget(_Compiling, TvmRuntime):
             TargetError: A node cannot be lowered, the processor is another one, or a device is lost.
         """
         _check(model)
+        if bool(tracker) != bool(self.device):
+            raise UsageError(
+                "a device elsewhere is tuned through its tracker",
+                hint="graphopt tune MODEL --tracker HOST:PORT --device KEY",
+            )
         probe = self.probe()
         if not tracker and not probe.runnable:
             raise TargetError(
                 f"kernels are tuned where they run: {probe.reason}",
-                hint="name the device: --tracker HOST:PORT --device KEY",
+                hint="graphopt tune MODEL --tracker HOST:PORT --device KEY",
             )
         with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as temporary:
             source, arrays = Path(temporary) / "model.onnx", Path(temporary) / "feeds.npz"
@@ -162,7 +167,11 @@ class TvmTarget(_Compiling, TvmRuntime):
     def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
         """What a user is to know of a form: which of its products were tuned."""
         why = self._database().describe_absence()
-        return (why,) if why and not config["tuned"] else ()
+        if why and not config["tuned"]:
+            return (f"{why}: the kernels are as without tuning",)
+        if self._folder is not None and config["tuned"] < config["products"]:
+            return (f"{config['tuned']} of {config['products']} products are tuned in {self._folder}",)
+        return ()
 
     def _database(self) -> Database:
         hardware = (

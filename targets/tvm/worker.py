@@ -45,11 +45,10 @@ def _for_processor(source: Path, folder: Path, target: Mapping[str, Any]) -> dic
     tuned = {key: Tile(**tile) for key, tile in target.get("tiles", {}).items()}
     module, products = import_packed(onnx.load(source), vectors, tuned)
     build_library(module, cpu, vectors).export_library(str(folder / LIBRARY))
-    found = [product.key for product in products]
     return {
         "mcpu": str(cpu.attrs.get("mcpu", "")),
-        "tuned": sum(key in tuned for key in found),
-        "products": len(found),
+        "tuned": sum(tuned.get(product.key) in product.tiles(vectors) for product in products),
+        "products": len(products),
     }
 
 

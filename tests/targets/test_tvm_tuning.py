@@ -12,12 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
@@ -33,7 +31,7 @@ from graphopt.errors import GraphoptError, TargetError, UsageError
 from graphopt.machine import child_environment
 from graphopt.models import builders
 from graphopt.target import Effort
-from graphopt.targets.tvm.lower.tiles import Vectors, tiles_of
+from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
 from graphopt.targets.tvm.tuning import session
 from graphopt.targets.tvm.tuning.database import Database, Header, Record, hardware_name, merge
 
@@ -41,8 +39,7 @@ HERE = "a processor, avx512f, 2 threads"
 
 
 def record(name: str, seconds: float = 1e-3, before: float = 2e-3, **about: Any) -> Record:
-    tile = {"rows": 4, "width": 16, "runs_on": False, "channels_inside": False}
-    return Record(name, tile, seconds, before, about.pop("trials", 8), **about)
+    return Record(name, Tile(4, 16), seconds, before, about.pop("trials", 8), **about)
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +442,62 @@ def test_wrong_commands_are_told(
     assert words in errors and "Traceback" not in errors
 
 
-def test_a_tile_is_what_the_compiler_takes() -> None:
-    tile = tiles_of(4, 14, 64, Vectors(16, 32), runs_on=True)[0]
-    assert set(asdict(tile)) == set(record("x").tile)
-    assert np.isfinite(record("x").seconds)
+def test_joining_takes_the_last_of_each_file(tmp_path: Path) -> None:
+    """An early record that was measured to gain more was measured again since."""
+    database = Database(tmp_path / "a", "0.27", HERE)
+    database.add(record("conv", 1e-3, 1.6e-3, trials=8))
+    database.add(record("conv", 1e-3, 1.4e-3, trials=80, finished=True))
+    merge([tmp_path / "a"], tmp_path / "b")
+    assert Database(tmp_path / "b", "0.27", HERE).best()["conv"] == record(
+        "conv", 1e-3, 1.4e-3, trials=80, finished=True
+    )
+
+
+def test_names_of_hardware_that_look_alike_are_kept_apart(tmp_path: Path) -> None:
+    Database(tmp_path, "0.27", "rack 7").add(record("conv"))
+    assert not Database(tmp_path, "0.27", "rack-7").best() and not Database(tmp_path, "0.27", "Rack 7").best()
+
+
+def test_tiles_that_cannot_be_are_not_taken(net: Path, tmp_path: Path) -> None:
+    """A file that was edited, or is of other loops, costs what it says and no more."""
+    found = api.tune(net, tune="8trials", database=tmp_path, input_shapes=SHAPES)
+    (file,) = tmp_path.glob("*/*.jsonl")
+    head, *_ = file.read_text(encoding="utf-8").splitlines()
+    name = json.dumps(found.kernels[0].name)
+    rest = '"seconds":1e-3,"before":2e-3,"trials":8}'
+    bad = [
+        f'{{"product":{name},"tile":{tile},{rest}' for tile in ('{"rows":0,"width":16}', '{"rows":"4"}', "{}")
+    ]
+    file.write_text("\n".join([head, *bad, "no json", ""]), encoding="utf-8")
+    compiled = graphopt.compile(net, target="tvm-llvm", database=tmp_path, input_shapes=SHAPES)
+    config = artifact.read_manifest(compiled.save(tmp_path / "net.gopt")).config
+    assert config["tuned"] == 0 and compiled.report.verification.status == "verified"
+    assert any("0 of" in warning and "tuned" in warning for warning in compiled.report.warnings)
+    assert api.tune(net, tune="8trials", database=tmp_path, input_shapes=SHAPES).tuned_share > 0
+
+
+def test_going_on_measures_what_was_not_measured() -> None:
+    pytest.importorskip("tvm")
+    from graphopt.targets.tvm.lower.products import Product
+    from graphopt.targets.tvm.tuning import tuner
+
+    vectors, product = Vectors(16, 32), Product((8, 28, 64), (64, 256))
+    tiles = product.tiles(vectors)
+    first = tuner._state(product, 1, None, vectors, set())
+    assert first.waiting == tiles[1:] and first.best == tiles[0]
+    # Eight were measured, and the third of them was the best.
+    kept = Record(product.key, tiles[3], 1e-3, 2e-3, 8)
+    assert tuner._state(product, 1, kept, vectors, set()).waiting == tiles[9:]
+    kept = Record(product.key, tiles[0], 1e-3, 1e-3, 8)
+    assert tuner._state(product, 1, kept, vectors, set()).waiting == tiles[9:]
+    # A crash leaves these out, and nothing else.
+    bad = {(product.key, tile) for tile in tiles[:3]}
+    after = tuner._state(product, 1, None, vectors, bad)
+    assert after.default == tiles[0] and after.waiting == tiles[3:]
+
+
+def test_a_device_elsewhere_is_not_tuned_here(net: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="through its tracker"):
+        graphopt.compile(
+            net, target="tvm-llvm", tune="1trials", database=tmp_path, device="rack", input_shapes=SHAPES
+        )

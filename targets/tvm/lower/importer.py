@@ -159,7 +159,9 @@ class _Packing(_Importer):
         return self._tiled(Product(shape, weight.shape), data, weight)
 
     def _tiled(self, product: Product, data: Any, weight: Array) -> Any:
-        tile = self._tiles.get(product.key) or product.tiles(self.vectors)[0]
+        tiles = product.tiles(self.vectors)
+        tuned = self._tiles.get(product.key)
+        tile = tuned if tuned in tiles else tiles[0]
         number = list(self.products).index(product) if product in self.products else len(self.products)
         self.products[product] += 1
         name = f"{'product' if product.window is None else 'convolution'}_{number}{END_OF_NUMBER}"

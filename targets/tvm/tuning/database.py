@@ -1,6 +1,6 @@
 """Tuned kernels on disk: one folder, in it a file for each version of TVM and each kind of hardware.
 
-    FOLDER/tvm-0.27.0.post1-loops-1/AMD-EPYC-9B45-avx512f-2-threads.jsonl
+    FOLDER/tvm-0.27.0.post1-loops-1/AMD-EPYC-9B45-avx512f-2-threads-0c3f1a.jsonl
 
 The first line says what the file is of; each other line is the best that was found of one product until then, later
 lines win. Lines are appended one by one, so what was measured survives a crash, an interruption and a full disk.
@@ -9,17 +9,18 @@ lines win. Lines are appended one by one, so what was measured survives a crash,
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from graphopt.cache import cache_folder
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.machine import cores, cpu_name
+from graphopt.targets.tvm.lower.tiles import Tile
 
 LOOPS = 1
 """Of graphopt's own loops: a tile that was the best of one version need not be that of another."""
@@ -39,7 +40,7 @@ class Record(msgspec.Struct, frozen=True):
     """
 
     product: str
-    tile: dict[str, Any]
+    tile: Tile
     seconds: float
     before: float
     trials: int
@@ -72,8 +73,8 @@ class Database:
         """The last record of each product; damaged lines are left out."""
         return {record.product: record for record in _records(self.file)}
 
-    def tiles(self) -> dict[str, dict[str, Any]]:
-        """The best tile of each product, as the compiler takes it."""
+    def tiles(self) -> dict[str, Tile]:
+        """The best tile of each product."""
         return {key: record.tile for key, record in self.best().items()}
 
     def add(self, record: Record) -> None:
@@ -144,7 +145,7 @@ def merge(sources: Iterable[Path], into: Path) -> dict[str, int]:
             if header is None:
                 raise UsageError(f"{file} is no database of tuned kernels", hint="remove it from the folder")
             best = joined.setdefault(header, {})
-            for record in _records(file):
+            for record in {record.product: record for record in _records(file)}.values():
                 rival = best.get(record.product)
                 # Seconds of two runs of tuning need not compare; what was gained beside the same default does.
                 if rival is None or _gain(record) > _gain(rival):
@@ -158,9 +159,9 @@ def merge(sources: Iterable[Path], into: Path) -> dict[str, int]:
     return counts
 
 
-def hardware_name(vectors: str, threads: int = 0) -> str:
-    """What kernels were measured on: this processor, its vector registers, and the threads."""
-    return f"{cpu_name()}, {vectors or 'plain'}, {threads or cores()} threads"
+def hardware_name(vectors: str) -> str:
+    """What kernels are measured on: this processor, its vector registers, and the threads."""
+    return f"{cpu_name()}, {vectors or 'plain'}, {cores()} threads"
 
 
 def _gain(record: Record) -> float:
@@ -198,14 +199,6 @@ def _ends_with_a_line(file: Path) -> bool:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
-
-
-def coverage(best: Mapping[str, Record], products: Mapping[str, float]) -> tuple[float, float]:
-    """Shares of a model's time: of products that are tuned, and of those that are not.
-
-    Args:
-        products: Share of the time of each, by key.
-    """
-    tuned = sum(share for key, share in products.items() if key in best)
-    return tuned, sum(products.values()) - tuned
+    """A file's name that is nobody else's."""
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+    return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -28,6 +28,8 @@ _MOST_COPIES = 64
 _WEIGHT = 1
 """Place among the arguments."""
 _ROUND_SECONDS = 0.004
+_LONG = 1.0
+"""Seconds of a kernel beyond which it is run once."""
 _ROUNDS, _LEAST_ROUNDS = 7, 3
 _PROFILE_RUNS = 15
 _SLOW = 4.0

@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +20,9 @@ from graphopt.targets.tvm.adapter import rpc, tensor
 from graphopt.targets.tvm.executable import last_words
 from graphopt.targets.tvm.tuning.lines import Lines
 
-_SECONDS = 60.0
-_CONNECT_SECONDS = 5.0
+_SECONDS, _PROFILE_SECONDS = 8.0, 600.0
+"""For measuring some kernels, which takes a fraction of a second; for running a whole model several times."""
+_CONNECT_SECONDS, _FREE_SECONDS = 5.0, 20.0
 _SESSION_SECONDS = 60
 _REPEATS, _LEAST_MILLISECONDS = 5, 4
 
@@ -59,20 +61,21 @@ class LocalRunner:
 
     def measure(self, library: Path, kernels: Sequence[Mapping[str, Any]]) -> list[float]:
         """As :class:`Runner`; a process that crashed or hangs is replaced."""
-        answer = self._ask({"library": str(library), "kernels": list(kernels)})
+        answer = self._ask({"library": str(library), "kernels": list(kernels)}, _SECONDS)
         return [float(value) for value in answer["seconds"]]
 
     def profile(self, library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str, Any] | None:
         """As :class:`Runner`."""
-        return self._ask({"library": str(library), "config": dict(config), "feeds": str(feeds)})
+        request = {"library": str(library), "config": dict(config), "feeds": str(feeds)}
+        return self._ask(request, _PROFILE_SECONDS)
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         process = self._process or self._start()
         assert process.stdin is not None
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            line = self._lines.next(_SECONDS)
+            line = self._lines.next(seconds)
         except OSError:
             line = ""
         if not line:
@@ -121,7 +124,12 @@ class RemoteRunner:
         try:
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
             tracker = rpc.connect_tracker(host, int(port))
+            # A device that was just given back takes a moment until it is free again.
+            deadline = time.monotonic() + _FREE_SECONDS
             queues = tracker.summary()["queue_info"]
+            while not queues.get(key, {}).get("free") and key in queues and time.monotonic() < deadline:
+                time.sleep(0.2)
+                queues = tracker.summary()["queue_info"]
         except Exception as error:  # TVM raises RuntimeError where the other side speaks otherwise
             raise RunnerLostError(
                 f"no RPC tracker answers at {address}: {last_words(error)}",
@@ -170,7 +178,9 @@ class RemoteRunner:
         return None
 
     def close(self) -> None:
-        """Nothing: the device is given back when the process ends."""
+        """Give the device back."""
+        self._kept.clear()
+        self._session = self._device = None
 
     def _arguments(self, shapes: Sequence[Sequence[int]]) -> list[Any]:
         key = tuple(map(tuple, shapes))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,24 +59,27 @@ def tune(job: Job, database: Database, effort: Effort, progress: Callable[[str],
         GraphoptError: The database cannot be written.
         KeyboardInterrupt: As usual; the tuner is ended first.
     """
-    session = _Session(job, database, effort, progress)
-    while session.restarts <= _MOST_RESTARTS:
-        if session.run():
-            break
-    else:
+    with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as folder:
+        session = _Session(job, database, effort, progress, folder)
+        while session.restarts <= _MOST_RESTARTS:
+            if session.run():
+                return session.outcome()
         raise TargetError(
             f"TVM crashed {session.restarts} times while tuning",
             hint="what was measured is kept; compile the model without --tune",
         )
-    return session.outcome()
 
 
 class _Session:
-    def __init__(self, job: Job, database: Database, effort: Effort, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, job: Job, database: Database, effort: Effort, progress: Callable[[str], None], folder: str
+    ) -> None:
         self._job, self._database, self._effort, self._progress = job, database, effort, progress
+        self._folder = folder
         self._started = time.monotonic()
         self._begun: dict[str, Any] = {}
         self._gained: dict[str, float] = {}
+        self._base: dict[str, float] = {}
         self._trials = 0
         self._trials_before = 0
         self._elapsed = 0.0
@@ -89,21 +95,25 @@ class _Session:
             "source": str(self._job.source), "config": dict(self._job.config), "feeds": str(self._job.feeds),
             "vectors": self._job.vectors, "threads": cores(), "tracker": self._job.tracker, "key": self._job.device,
             "database": str(self._database.folder), "tvm": self._database.header.tvm,
-            "hardware": self._database.header.hardware, "seconds": seconds, "trials": trials, "bad": self._bad,
+            "hardware": self._database.header.hardware, "folder": self._folder, "seconds": seconds,
+            "trials": trials, "bad": self._bad,
         }  # fmt: skip
         self._trials_before = self._trials
+        self._elapsed = time.monotonic() - self._started if self._begun else 0.0
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "graphopt.targets.tvm.tuning.tuner", json.dumps(job)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                env={**child_environment(), "TVM_BIND_THREADS": "0"},
+                env={**child_environment(), "TVM_BIND_THREADS": "0"}, start_new_session=True,
             )  # fmt: skip
             lines = Lines(process)
             try:
                 if self._follow(lines):
                     return True
             finally:
-                process.kill()
+                # With what measures for it, which may hang in a kernel.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 lines.close()
             log.seek(0)
@@ -112,10 +122,8 @@ class _Session:
         if self._trying is None:
             why = f": {words[-1][:300]}" if words else ""
             raise TargetError(f"TVM crashed before anything was measured{why}")
-        # What was being measured is left out from now on, but for the tile that had been measured before.
-        self._bad += [
-            {"product": self._trying["product"], "tile": tile} for tile in self._trying["tiles"][1:]
-        ]
+        # What was being measured is left out from now on.
+        self._bad += [{"product": self._trying["product"], "tile": tile} for tile in self._trying["tiles"]]
         self._trying = None
         return False
 
@@ -132,6 +140,7 @@ class _Session:
                 raise TargetError(event["message"], hint=event["hint"])
             if kind == "begun":
                 self._begun = self._begun or event
+                self._base = dict(self._gained)
                 patience = _BATCH_SECONDS
                 self._progress(f"{len(event['products'])} products{self._estimate()}")
             elif kind == "trying":
@@ -139,7 +148,10 @@ class _Session:
             elif kind == "round":
                 self._trying, self.restarts = None, 0
                 self._trials = self._trials_before + event["trials"]
-                self._gained |= event["gained"]
+                # A process that was started again counts from where the last one was.
+                self._gained |= {
+                    key: self._base.get(key, 1.0) * gain for key, gain in event["gained"].items()
+                }
                 self._elapsed = time.monotonic() - self._started
                 self._progress(f"{self._trials} trials{self._estimate()}: {event['product']}")
             elif kind == "done":

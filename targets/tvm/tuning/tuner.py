@@ -1,7 +1,7 @@
 """``tuner JOB``: measures tiles for the products of a model, and writes what it finds into the database.
 
-Run by :mod:`graphopt.targets.tvm.tuning.session`, which stops it when the time is over, and starts it again where TVM
-crashes. Tells what it does in JSON, one event a line of the standard output.
+Run by :mod:`graphopt.targets.tvm.tuning.session`, which ends it where it hangs, and starts it again where TVM crashes.
+Tells what it does in JSON, one event a line of the standard output.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -83,9 +82,7 @@ class _State:
         return left / (1 + self.without_gain / _BATCH) if self.waiting else 0.0
 
     def record(self) -> Record:
-        return Record(
-            self.product.key, asdict(self.best), self.seconds, self.before, self.trials, not self.waiting
-        )
+        return Record(self.product.key, self.best, self.seconds, self.before, self.trials, not self.waiting)
 
 
 def _tune(job: Mapping[str, Any], tell: Any) -> None:
@@ -95,36 +92,42 @@ def _tune(job: Mapping[str, Any], tell: Any) -> None:
     database = Database(Path(job["database"]), job["tvm"], job["hardware"])
     known = database.best()
     proto = onnx.load(job["source"])
-    tiles = {key: Tile(**record.tile) for key, record in known.items()}
-    module, products = import_packed(proto, vectors, tiles)
+    module, products = import_packed(proto, vectors, database.tiles())
     runner: Runner
     runner = RemoteRunner(job["tracker"], job["key"]) if job["tracker"] else LocalRunner(job["threads"])
     bad = {(entry["product"], Tile(**entry["tile"])) for entry in job["bad"]}
     states = [
         _state(product, count, known.get(product.key), vectors, bad) for product, count in products.items()
     ]
-    with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as folder:
-        try:
-            library = Path(folder) / "model.so"
-            build_library(module, cpu, vectors).export_library(str(library))
-            profile = runner.profile(library, job["config"], Path(job["feeds"]))
-            _share_out(states, profile)
-            tell(
-                "begun",
-                seconds=None if profile is None else profile["total"],
-                products=[
-                    {
-                        "key": state.product.key,
-                        "count": state.count,
-                        "share": state.share,
-                        "tuned": state.product.key in known,
-                    }
-                    for state in states
-                ],
-            )
-            _search(states, job, cpu, vectors, runner, Path(folder), database, tell)
-        finally:
-            runner.close()
+    folder = Path(job["folder"])
+    try:
+        profile = _profiled(build_library(module, cpu, vectors), runner, job, folder)
+        _share_out(states, profile)
+        tell(
+            "begun",
+            seconds=None if profile is None else profile["total"],
+            products=[
+                {"key": state.product.key, "count": state.count, "share": state.share} for state in states
+            ],
+        )
+        trials = _search(states, job, cpu, vectors, runner, folder, database, tell)
+    finally:
+        runner.close()
+    tell("done", trials=trials)
+
+
+def _profiled(library: Any, runner: Runner, job: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Where the time of the model goes; None where it does not run in the time there is."""
+    path = folder / "model.so"
+    library.export_library(str(path))
+    try:
+        return runner.profile(path, job["config"], Path(job["feeds"]))
+    except RunnerLostError:
+        raise
+    except TargetError:
+        return None
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _share_out(states: Sequence[_State], profile: Mapping[str, Any] | None) -> None:
@@ -146,19 +149,16 @@ def _share_out(states: Sequence[_State], profile: Mapping[str, Any] | None) -> N
 def _state(
     product: Product, count: int, record: Record | None, vectors: Vectors, bad: set[tuple[str, Tile]]
 ) -> _State:
-    tiles = [tile for tile in product.tiles(vectors) if (product.key, tile) not in bad]
+    tiles = product.tiles(vectors)
     default = tiles[0]
-    best = default if record is None else Tile(**record.tile)
-    trials = 0 if record is None else record.trials
-    waiting = (
-        []
-        if record is not None and record.finished
-        else [tile for tile in tiles if tile not in (default, best)]
-    )
-    # Those measured before were taken from the front.
-    state = _State(product, count, default, best, waiting[max(trials - 2, 0) :], trials=trials)
-    if record is not None:
-        state.before, state.seconds, state.began_with = record.before, record.seconds, record.seconds
+    best = default if record is None or record.tile not in tiles else record.tile
+    waiting = [tile for tile in tiles if tile not in (default, best) and (product.key, tile) not in bad]
+    if record is None or best != record.tile:
+        return _State(product, count, default, best, waiting)
+    # Those measured before were taken from the front; the best of them is not among these.
+    left = [] if record.finished else waiting[max(record.trials - (best != default), 0) :]
+    state = _State(product, count, default, best, left, trials=record.trials)
+    state.before, state.seconds, state.began_with = record.before, record.seconds, record.seconds
     return state
 
 
@@ -171,7 +171,8 @@ def _search(
     folder: Path,
     database: Database,
     tell: Any,
-) -> None:
+) -> int:
+    """Measure until the effort is spent or nothing is worth it; returns how many tiles were measured."""
     started, trials = time.monotonic(), 0
     most_seconds, most_trials = job["seconds"], job["trials"]
     while True:
@@ -185,13 +186,20 @@ def _search(
         batch = [state.waiting.pop(0) for _ in range(min(room, len(state.waiting)))]
         first = [state.default] if state.default not in (*batch, state.best) else []
         tried = [state.best, *first, *batch]
-        tell("trying", product=state.product.key, tiles=[asdict(tile) for tile in tried])
-        times = _times(state, tried, cpu, vectors, runner, folder)
+        tell("trying", product=state.product.key, tiles=[asdict(tile) for tile in batch])
+        state.trials += len(batch)
+        try:
+            times = _times(state, tried, cpu, vectors, runner, folder)
+        except RunnerLostError:
+            # It may be these that the device does not survive: the next time goes on behind them.
+            if state.seconds:
+                database.add(state.record())
+            raise
         trials += len(batch)
         _enter(state, tried, times)
         if state.without_gain >= _PATIENCE:
             state.waiting.clear()
-        if state.seconds:
+        if state.best in times:
             database.add(state.record())
         tell(
             "round",
@@ -202,13 +210,12 @@ def _search(
                 entry.product.key: entry.seconds / entry.began_with for entry in states if entry.began_with
             },
         )
-    tell("done", trials=trials)
+    return trials
 
 
 def _enter(state: _State, tried: Sequence[Tile], times: Mapping[Tile, float]) -> None:
     """Take over what was measured side by side: all times are told in those of the best tile until now."""
     batch = [tile for tile in tried if tile in times]
-    state.trials += len(tried)
     if state.best not in times:
         state.without_gain += len(tried)
         return
