@@ -18,7 +18,7 @@ pytest.importorskip("tvm")
 from graphopt.errors import TargetError
 from graphopt.targets.tvm import adapter
 from graphopt.targets.tvm.executable import vector_extension
-from graphopt.targets.tvm.lower.importer import import_graph
+from graphopt.targets.tvm.lower.importer import import_packed
 from graphopt.targets.tvm.lower.pipeline import build_library, processor
 from graphopt.targets.tvm.lower.tiles import Vectors
 from graphopt.targets.tvm.operators import CHECKED, check
@@ -68,10 +68,9 @@ def with_constants(case: Any, *, floats: bool) -> tuple[onnx.ModelProto, dict[st
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     with contextlib.redirect_stdout(io.StringIO()):
         target, _ = processor(vector_extension())
-        library = build_library(import_graph(model, opset, VECTORS), target, VECTORS)
+        library = build_library(import_packed(model, VECTORS, {})[0], target, VECTORS)
     import tvm
 
     machine = tvm.relax.VirtualMachine(library, tvm.cpu())
