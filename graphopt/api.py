@@ -189,9 +189,7 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
         data=data,
-        input_shapes=None
-        if input_shapes is None
-        else {name: tuple(dims) for name, dims in input_shapes.items()},
+        input_shapes=_as_tuples(input_shapes),
         seed=seed,
         threads=threads,
         repro_dir=None if repro_dir is None else Path(repro_dir),
@@ -252,12 +250,16 @@ def tune(
         effort=None if tune is None else parse_effort(tune),
         example_inputs=example_inputs,
         data=data,
-        input_shapes=None
-        if input_shapes is None
-        else {name: tuple(dims) for name, dims in input_shapes.items()},
+        input_shapes=_as_tuples(input_shapes),
         seed=seed,
     )
     return Compilation(request, progress).tune(tracker)
+
+
+def _as_tuples(
+    shapes: Mapping[str, Sequence[int | None]] | None,
+) -> dict[str, tuple[int | None, ...]] | None:
+    return None if shapes is None else {name: tuple(dims) for name, dims in shapes.items()}
 
 
 def _is_tuned(target: str) -> bool:

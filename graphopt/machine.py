@@ -21,29 +21,26 @@ def cpu_flags() -> frozenset[str]:
     Where the system does not list them, those that NumPy detects, in the same spelling; without the integer extensions
     that NumPy does not know.
     """
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
+    found = _cpuinfo("flags", "Features")
+    if found is not None:
+        return frozenset(found.split())
     features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
     return frozenset(name.lower() for name, there in features.items() if there)
 
 
 def cpu_name() -> str:
     """As its maker calls it; where the system does not say, the kind of processor."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*keys: str) -> str | None:
+    """What Linux says of the first processor under one of these keys; None where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
-            return value.strip()
-    return platform.processor() or platform.machine()
+        return None
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in fields if key.strip() in keys), None)
 
 
 def cores() -> int:

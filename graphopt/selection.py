@@ -112,21 +112,20 @@ class Selection:
     def _verify_elsewhere(self, form: Form, target: Target) -> FormTiming:
         """A form that cannot run on this machine, by what stands in for it."""
         timing = FormTiming(form.label, note=_NOT_RUN)
-        if isinstance(target, Rehearsed):
-            stand_in = target.stand_in(form)
-            if stand_in is not None:
-                rehearsal = FormTiming(form.label)
-                self._verify_here(stand_in.form, rehearsal)
-                self.bench.drop(stand_in.form)
-                if rehearsal.verified:
-                    self.stand_ins[form.label] = stand_in.what
-                    timing.note += f"; {stand_in.what}: {rehearsal.note or 'verified'}"
-                    return timing
-                timing.note += f"; {stand_in.what}: refused: {rehearsal.note}"
-                self.refused.add(form.label)
-                return timing
-        if form.label in self.judgements:
-            timing.note += f"; on the CPU {self.judgements[form.label].describe()}"
+        stand_in = target.stand_in(form) if isinstance(target, Rehearsed) else None
+        if stand_in is None:
+            if form.label in self.judgements:
+                timing.note += f"; on the CPU {self.judgements[form.label].describe()}"
+            return timing
+        rehearsal = FormTiming(form.label)
+        self._verify_here(stand_in.form, rehearsal)
+        self.bench.drop(stand_in.form)
+        if rehearsal.verified:
+            self.stand_ins[form.label] = stand_in.what
+            timing.note += f"; {stand_in.what}: {rehearsal.note or 'verified'}"
+        else:
+            self.refused.add(form.label)
+            timing.note += f"; {stand_in.what}: refused: {rehearsal.note}"
         return timing
 
     def _verify_here(self, form: Form, timing: FormTiming) -> None:
@@ -168,9 +167,8 @@ class Selection:
         candidates = [by_label[timing.label] for timing in self.report.forms if timing.verified]
         ours = [form for form in candidates if self._may_choose(form)]
         if not ours:
-            notes = "; ".join(f"{entry.label}: {entry.note}" for entry in self.report.forms if entry.note)
             raise TargetError(
-                f"no form of the model holds on {', '.join(sorted(self.choosable))}: {notes}",
+                f"no form of the model holds on {', '.join(sorted(self.choosable))}: {self._notes()}",
                 hint="choose another target: graphopt targets lists them",
             )
         if not measure:
@@ -183,6 +181,9 @@ class Selection:
             return best
         return self._best_variant([best, *tied], candidates[0])
 
+    def _notes(self) -> str:
+        return "; ".join(f"{entry.label}: {entry.note}" for entry in self.report.forms if entry.note)
+
     def _unmeasured(self, forms: Sequence[Form]) -> Form:
         """Nothing can be measured here: what the lossy passes proposed, or the graph as the target wants it.
 
@@ -191,8 +192,9 @@ class Selection:
         """
         held = [form for form in forms if form.label not in self.refused]
         if not held:
-            notes = "; ".join(f"{entry.label}: {entry.note}" for entry in self.report.forms if entry.note)
-            raise TargetError(f"no form of the model holds: {notes}", hint="graphopt targets lists others")
+            raise TargetError(
+                f"no form of the model holds: {self._notes()}", hint="graphopt targets lists others"
+            )
         lossy = [form for form in held if form.label in self.judgements]
         chosen = lossy[0] if lossy else held[-1]
         probe = self.targets[chosen.target][1]

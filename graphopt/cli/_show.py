@@ -118,10 +118,14 @@ def _tuned(tuning: Tuning) -> str:
     if tuning.before is not None and tuning.estimate is not None:
         before, after = milliseconds(1e3 * tuning.before), milliseconds(1e3 * tuning.estimate)
         estimate = f", about {before} -> {after} ms by the kernels' times"
-    covered = (
+    return f"{tuning.trials} trials in {tuning.seconds:.0f} s: {coverage(tuning)}{estimate}"
+
+
+def coverage(tuning: Tuning) -> str:
+    """Shares of the model's time, in words."""
+    return (
         f"{tuning.tuned_share:.0%} of the time in tuned kernels, {tuning.untuned_share:.0%} in untuned ones"
     )
-    return f"{tuning.trials} trials in {tuning.seconds:.0f} s: {covered}{estimate}"
 
 
 def _target(report: Report) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +218,7 @@ def command(
             tune=tune,
             database=database,
             device=device,
-            input_shapes=_typed(shapes),
+            input_shapes=shapes,
             seed=seed,
             threads=threads,
             repro_dir=repro_dir,
@@ -231,12 +230,6 @@ def command(
         write_json(compiled.report.as_dict())
     else:
         write("\n".join(lines(compiled.report)))
-
-
-def _typed(
-    shapes: Mapping[str, tuple[int | None, ...]] | None,
-) -> dict[str, tuple[int | None, ...]] | None:
-    return None if shapes is None else {name: tuple(dims) for name, dims in shapes.items()}
 
 
 def _save(compiled: CompiledModel, place: Path, dry_run: bool, progress: Progress) -> None:

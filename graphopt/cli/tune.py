@@ -11,7 +11,7 @@ from graphopt.cli._options import common, data_option, input_shape_option, seed_
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphopt.target import Tuning
+    from graphopt.target import TunedKernel, Tuning
 
 _MERGE = "merge"
 _MOST_SHOWN = 12
@@ -95,7 +95,7 @@ def command(
             tracker=tracker,
             device=device,
             data=data,
-            input_shapes=None if shapes is None else {name: tuple(dims) for name, dims in shapes.items()},
+            input_shapes=shapes,
             seed=seed,
             progress=progress,
         )
@@ -108,6 +108,7 @@ def command(
 def lines(tuning: Tuning) -> list[str]:
     """What tuning came to, as a person reads it."""
     from graphopt.cli._console import bold, dim, good, milliseconds, table
+    from graphopt.cli._show import coverage
 
     shown = [f"{bold('tuned for')}   {tuning.hardware}"]
     shown.append(f"{bold('measured')}    {tuning.trials} trials in {tuning.seconds:.0f} s")
@@ -118,10 +119,7 @@ def lines(tuning: Tuning) -> list[str]:
             f"{good(f'{ratio:.2f}x')} by the kernels' times; compile measures the model"
         )
     rest = 1 - tuning.tuned_share - tuning.untuned_share
-    shown.append(
-        f"{bold('coverage')}    {tuning.tuned_share:.0%} of the time in tuned kernels, {tuning.untuned_share:.0%} in "
-        f"untuned ones, {rest:.0%} in kernels that have nothing to tune"
-    )
+    shown.append(f"{bold('coverage')}    {coverage(tuning)}, {rest:.0%} in kernels that have nothing to tune")
     shown.append(f"{bold('database')}    {tuning.database}")
     rows = [
         [
@@ -141,10 +139,7 @@ def lines(tuning: Tuning) -> list[str]:
     return shown
 
 
-def _state(kernel: object) -> str:
-    from graphopt.target import TunedKernel
-
-    assert isinstance(kernel, TunedKernel)
+def _state(kernel: TunedKernel) -> str:
     if not kernel.tuned:
         return "untuned"
     return "done" if kernel.finished else "begun"

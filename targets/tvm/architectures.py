@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from graphopt.errors import UnknownNameError, UsageError
+from graphopt.errors import UnknownNameError
 
 GPUS = (
     "sm_75", "sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121",
@@ -33,7 +33,6 @@ def gpus_of(text: str, known: Collection[str] = GPUS) -> tuple[str, ...]:
 
     Raises:
         UnknownNameError: One is none of these.
-        UsageError: There is none.
     """
     found = set()
     for part in (part.strip().lower() for part in text.split(",")):
@@ -44,8 +43,6 @@ def gpus_of(text: str, known: Collection[str] = GPUS) -> tuple[str, ...]:
                 "CUDA architecture", part, sorted(known, key=number), hint="--arch sm_80,sm_90"
             )
         found.add(name)
-    if not found:
-        raise UsageError("no architecture given", hint="--arch sm_80,sm_90")
     return tuple(sorted(found, key=number))
 
 
@@ -55,8 +52,7 @@ def processor_of(text: str) -> str:
     Raises:
         UnknownNameError: No such level, or one of another kind of processor than this machine's.
     """
-    is_arm = platform.machine().lower() in ("aarch64", "arm64")
-    known = [name for name in PROCESSORS if name.startswith("aarch64") == is_arm]
+    known = [name for name in PROCESSORS if name.startswith("aarch64") == _is_arm()]
     if text.lower() not in known:
         raise UnknownNameError("processor level", text, known, hint=f"--arch {known[0]}")
     return text.lower()
@@ -88,13 +84,21 @@ def nearest(device: int, known: Collection[str]) -> str | None:
     if own in known:
         return own
     older = [name for name in known if number(name) < device]
-    return max(older, key=number).replace("sm_", "compute_") if older else None
+    return ptx_of(max(older, key=number)) if older else None
+
+
+def ptx_of(gpu: str) -> str:
+    """``compute_90``, the PTX of ``sm_90``: what the drivers of newer GPUs compile."""
+    return gpu.replace("sm_", "compute_")
 
 
 def gpus_here() -> tuple[str, ...]:
     """Those of :data:`GPUS` that computers with this kind of processor have."""
-    is_arm = platform.machine().lower() in ("aarch64", "arm64")
-    return tuple(name for name in GPUS if is_arm or name not in _WITH_ARM)
+    return tuple(name for name in GPUS if _is_arm() or name not in _WITH_ARM)
+
+
+def _is_arm() -> bool:
+    return platform.machine().lower() in ("aarch64", "arm64")
 
 
 def _runs_natively(device: int, code: int) -> bool:

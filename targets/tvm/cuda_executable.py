@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import importlib.util
-import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt import install
-from graphopt.errors import MissingExtraError, TargetError
+from graphopt.errors import TargetError
 from graphopt.machine import Probe
 from graphopt.targets.tvm.architectures import code_for, nearest
 from graphopt.targets.tvm.cuda_code import find_compiler
@@ -32,7 +32,6 @@ from graphopt.targets.tvm.executable import (
     TvmRuntime,
     import_runtime,
     runtime_library,
-    version,
 )
 from graphopt.targets.tvm.gpu import Gpu, first_gpu
 
@@ -40,6 +39,7 @@ CUDA = "tvm-cuda"
 _DEVICE = 2
 _CUDA_RUNTIME = "libcudart.so.13"
 _CALLBACK = "tvm_callback_cuda_compile"
+_NO_GPU = "there is no NVIDIA GPU with a driver on this machine"
 _turn = threading.Lock()
 """All models take turns: while a graph is captured, nothing else may take memory of the device."""
 
@@ -91,20 +91,19 @@ class TvmCudaRuntime(TvmRuntime):
 
     def probe(self) -> Probe:
         """Whether TVM is there, and a GPU with its driver."""
-        try:
-            found = version()
-            runtime_library()
-        except MissingExtraError as error:
-            return Probe(False, False, reason=str(error))
-        machine = {"tvm": found, "machine": platform.machine()}
-        gpu = first_gpu()
+        found, gpu = super().probe(), first_gpu()
+        if not found.available:
+            return found
+        # The host's code is the plainest there is: it needs no vectors.
+        machine = {key: found.machine[key] for key in ("tvm", "machine")}
+        found = dataclasses.replace(found, machine=machine)
         if gpu is None:
-            return Probe(True, False, found, "there is no NVIDIA GPU with a driver on this machine", machine)
+            return dataclasses.replace(found, runnable=False, reason=_NO_GPU)
         try:
             _load_runtime()
         except TargetError as error:
-            return Probe(True, False, found, f"{error.message}: {error.hint}", machine)
-        return Probe(True, True, found, f"{gpu.name} ({gpu.architecture})", machine)
+            return dataclasses.replace(found, runnable=False, reason=f"{error.message}: {error.hint}")
+        return dataclasses.replace(found, reason=f"{gpu.name} ({gpu.architecture})")
 
     def load(self, folder: Path, config: Mapping[str, Any], *, threads: int = 0) -> CudaExecutable:
         """The library that the configuration names, with its code for this GPU.
@@ -114,7 +113,7 @@ class TvmCudaRuntime(TvmRuntime):
         """
         gpu = first_gpu()
         if gpu is None:
-            raise TargetError("there is no NVIDIA GPU with a driver on this machine", hint="graphopt doctor")
+            raise TargetError(_NO_GPU, hint="graphopt doctor")
         made: Mapping[str, str] = config.get("code", {})
         name = code_for(gpu.capability, made)
         if name is None and made:

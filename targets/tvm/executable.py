@@ -123,7 +123,7 @@ class TvmExecutable:
         Raises:
             TargetError: TVM fails; its message is kept.
         """
-        arrays = [_aligned(np.asarray(feeds[name])) for name in self._inputs]
+        arrays = [aligned(np.asarray(feeds[name])) for name in self._inputs]
         try:
             # The machine holds one call's registers; each thread of the caller has a pool of its own to be told.
             with self._turn:
@@ -188,7 +188,7 @@ class TvmExecutable:
         return found
 
 
-def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same numbers where kernels may read whole vectors: in order, from an aligned address, in writable memory."""
     ready = array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0
     if ready and array.dtype.isnative:

@@ -7,17 +7,17 @@ it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt import install
-from graphopt.data.interface import optional_inputs_of, outputs_of
+from graphopt.data.interface import optional_inputs_of, outputs_of, save_feeds
 from graphopt.errors import TargetError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.ir.graphs import clone
@@ -35,6 +35,7 @@ from graphopt.targets.tvm.architectures import (
     nearest,
     number,
     processor_of,
+    ptx_of,
 )
 from graphopt.targets.tvm.build import build
 from graphopt.targets.tvm.cuda_code import find_compiler
@@ -99,8 +100,7 @@ class TvmTarget(_Compiling, TvmRuntime):
         """The same target for a level of processors.
 
         Raises:
-            UnknownNameError: No such level.
-            TargetError: It is of another kind of processor.
+            UnknownNameError: No such level, or one of another kind of processor.
         """
         return TvmTarget(self.name, processor_of(text), self._folder, self.device)
 
@@ -157,11 +157,8 @@ class TvmTarget(_Compiling, TvmRuntime):
         with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as temporary:
             source, arrays = Path(temporary) / "model.onnx", Path(temporary) / "feeds.npz"
             _save(model, source)
-            names = [value.name or "" for value in model.graph.inputs]
-            numbered = {f"input_{number}": np.asarray(feeds[name]) for number, name in enumerate(names)}
-            np.savez(arrays, **numbered)  # type: ignore[arg-type]
-            config = {**_interface(model), "inputs": list(numbered)}
-            job = Job(source, config, arrays, self._vectors(), tracker, self.device)
+            save_feeds(arrays, feeds)
+            job = Job(source, _interface(model), arrays, self._vectors(), tracker, self.device)
             return tune(job, self._database(), effort, progress)
 
     def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
@@ -174,10 +171,7 @@ class TvmTarget(_Compiling, TvmRuntime):
         return ()
 
     def _database(self) -> Database:
-        hardware = (
-            f"{self.device}, {self._vectors() or 'plain'}" if self.device else hardware_name(self._vectors())
-        )
-        return Database(self._folder, version(), hardware)
+        return Database(self._folder, version(), hardware_name(self._vectors(), self.device))
 
     def _vectors(self) -> str:
         return PROCESSORS[self.level] if self.level else vector_extension()
@@ -193,7 +187,12 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
 
     def __init__(self, name: str = CUDA, architectures: Sequence[str] = ()) -> None:
         super().__init__(name)
-        self.architectures = tuple(architectures) or _default_architectures()
+        self._asked = tuple(architectures)
+
+    @functools.cached_property
+    def architectures(self) -> tuple[str, ...]:
+        """What is compiled for, lowest first; compilers are looked for when it is needed."""
+        return self._asked or _default_architectures()
 
     def for_architecture(self, text: str) -> TvmCudaTarget:
         """The same target for one or several compute capabilities, as ``sm_80,sm_90``.
@@ -208,7 +207,9 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
     def probe(self) -> Probe:
         """As for the runtime; code for other GPUs than the one that is here does not run here."""
         found, gpu = super().probe(), first_gpu()
-        if gpu is None or code_for(gpu.capability, (*self.architectures, self._newest())) is not None:
+        if gpu is None:
+            return found
+        if code_for(gpu.capability, (*self.architectures, ptx_of(self.architectures[-1]))) is not None:
             return found
         reason = f"this GPU is {gpu.architecture}, not {', '.join(self.architectures)}"
         return dataclasses.replace(found, runnable=False, reason=reason)
@@ -219,24 +220,17 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
         Raises:
             TargetError: What cannot be lowered is named before anything is compiled, op by op.
         """
-        stand_in = self._stand_in_folder(folder)
+        stand_in, interface, vectors = self._stand_in_folder(folder), _interface(model), vector_extension()
+        target = {"kind": "cuda", "architectures": self.architectures, "vectors": vectors, "stand_in": ""}
         if not self.probe().runnable:
             stand_in.mkdir()
-        made = _built(
-            model,
-            folder,
-            {
-                "kind": "cuda",
-                "architectures": self.architectures,
-                "vectors": vector_extension(),
-                "stand_in": str(stand_in) if stand_in.is_dir() else "",
-            },
-        )
-        if stand_in.is_dir():
-            about = {**_interface(model), "vectors": vector_extension(), "loops": made["loops"]}
+            target["stand_in"] = str(stand_in)
+        made = _built(model, folder, target)
+        if target["stand_in"]:
+            about = {**interface, "vectors": vectors, "loops": made["loops"]}
             (stand_in / _CONFIG).write_text(json.dumps(about), encoding="utf-8")
         return {
-            **_interface(model),
+            **interface,
             "architectures": list(self.architectures),
             **{key: made[key] for key in ("code", "compiler", "source")},
             **_without_label(knobs),
@@ -259,9 +253,6 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
             "there is neither NVRTC nor nvcc on this machine: the bundle holds CUDA source, which is compiled where it "
             f"is loaded ({install.command('tvm-cuda')})",
         )
-
-    def _newest(self) -> str:
-        return self.architectures[-1].replace("sm_", "compute_")
 
     @staticmethod
     def _stand_in_folder(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from graphopt.targets.tvm.architectures import ptx_of
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.cuda_executable import digest
 from graphopt.targets.tvm.executable import LIBRARY, last_words
@@ -88,7 +89,7 @@ def _machine_code(kernels: str, architectures: Sequence[str], folder: Path) -> d
     compiler = find_compiler()
     if compiler is None:
         return {}
-    newest = architectures[-1].replace("sm_", "compute_")
+    newest = ptx_of(architectures[-1])
     code = {}
     for name in (*architectures, newest):
         code[name] = f"kernels.{name}.{'ptx' if name == newest else 'cubin'}"

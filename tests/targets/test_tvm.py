@@ -23,7 +23,7 @@ from graphopt.models import builders
 from graphopt.rewrite import Builder, Refuse
 from graphopt.targets.tvm import build as building
 from graphopt.targets.tvm.build import build
-from graphopt.targets.tvm.executable import TvmRuntime, _aligned, import_runtime
+from graphopt.targets.tvm.executable import TvmRuntime, aligned, import_runtime
 from graphopt.targets.tvm.legalize.recurrent import UnrollLstm
 from graphopt.targets.tvm.operators import check
 from graphopt.targets.tvm.target import TvmTarget
@@ -134,7 +134,7 @@ def test_inputs_and_constants_that_are_outputs_are_handed_out_as_copies(tmp_path
         "{ same = Identity(x)  shaped = Reshape(x, s)  fixed = Identity(k)  made = Relu(x) }"
     )
     executable = TvmRuntime().load(tmp_path, TvmTarget().emit(model, tmp_path, {}))
-    x = _aligned(np.arange(32, dtype=np.float32))
+    x = aligned(np.arange(32, dtype=np.float32))
     for _ in range(2):
         made = executable.run({"x": x})
         np.testing.assert_array_equal(made["shaped"].ravel(), np.arange(32))
@@ -157,7 +157,7 @@ def test_inputs_and_constants_that_are_outputs_are_handed_out_as_copies(tmp_path
     ids=["transposed", "unaligned", "read-only", "big-endian", "scalar", "empty"],
 )
 def test_inputs_lie_as_kernels_read_them(array: Any) -> None:
-    ready = _aligned(np.asarray(array))
+    ready = aligned(np.asarray(array))
     np.testing.assert_array_equal(ready, array)
     assert ready.flags.c_contiguous and ready.flags.writeable and ready.dtype.isnative
     assert ready.shape == np.shape(array) and (ready.size == 0 or ready.ctypes.data % 64 == 0)

@@ -20,7 +20,7 @@ from graphopt.targets.tvm.executable import vector_extension
 from graphopt.targets.tvm.lower import compute, functions, schedule
 from graphopt.targets.tvm.lower.compute import Window
 from graphopt.targets.tvm.lower.pipeline import processor
-from graphopt.targets.tvm.lower.tiles import Vectors, tile_of
+from graphopt.targets.tvm.lower.tiles import Vectors, tiles_of
 
 NARROW, WIDE = Vectors(4, 16), Vectors(16, 32)
 RNG = np.random.default_rng(11)
@@ -92,7 +92,7 @@ def test_a_convolution_is_that_of_its_definition(
         return
     data = RNG.standard_normal((batch, groups * inputs, *sizes)).astype(np.float32)
     weight = RNG.standard_normal((groups * each, inputs, *kernel)).astype(np.float32)
-    tile = tile_of(high, wide, each, vectors, runs_on=window.is_pointwise(kernel))
+    tile = tiles_of(high, wide, each, vectors, runs_on=window.is_pointwise(kernel))[0]
     packed = compute.pack_kernel(weight, groups, tile.width)
     expression = partial(compute.convolution, outputs=len(weight), window=window, tile=tile)
     close(computed(expression, data, packed, vectors=vectors), convolved(data, weight, window), inputs * 9)
@@ -104,7 +104,7 @@ def test_a_line_is_an_image_of_one_row(form: str, channels: int, kernel: int) ->
     window = Window((1, 4), (0, 3, 0, 2), (1, 1), 1, form)  # type: ignore[arg-type]
     data = RNG.standard_normal((2, channels, 700)).astype(np.float32)
     weight = RNG.standard_normal((24, channels, 1, kernel)).astype(np.float32)
-    tile = tile_of(1, window.output((2, channels, 700), (1, kernel))[1], 24, WIDE, runs_on=False)
+    tile = tiles_of(1, window.output((2, channels, 700), (1, kernel))[1], 24, WIDE, runs_on=False)[0]
     expression = partial(compute.convolution, outputs=24, window=window, tile=tile)
     given_data = data if form == "line" else data[..., None]
     made = computed(expression, given_data, compute.pack_kernel(weight, 1, tile.width), vectors=WIDE)
@@ -137,7 +137,7 @@ def test_a_product_is_that_of_its_definition(
 ) -> None:
     data = RNG.standard_normal((*leading, rows, inputs)).astype(np.float32)
     weight = RNG.standard_normal((inputs, outputs)).astype(np.float32)
-    tile = tile_of(math.prod(leading), rows, outputs, vectors, runs_on=True)
+    tile = tiles_of(math.prod(leading), rows, outputs, vectors, runs_on=True)[0]
     packed = compute.pack_matrix(weight, tile.width)
     made = computed(partial(compute.product, outputs=outputs, tile=tile), data, packed, vectors=vectors)
     close(made, data.astype(np.float64) @ weight, inputs)
@@ -146,7 +146,7 @@ def test_a_product_is_that_of_its_definition(
 def test_long_sums_of_equal_numbers_do_not_drift() -> None:
     """Rounding of equal numbers goes one way: one sum of 4,096 of them is off by far more than sums of parts."""
     data, weight = np.full((8, 4096), 0.1, np.float32), np.full((4096, 64), 0.3, np.float32)
-    tile = tile_of(1, 8, 64, WIDE, runs_on=True)
+    tile = tiles_of(1, 8, 64, WIDE, runs_on=True)[0]
     expression = partial(compute.product, outputs=64, tile=tile)
     made = computed(expression, data, compute.pack_matrix(weight, tile.width), vectors=WIDE)
     wanted = data.astype(np.float64) @ weight
@@ -221,7 +221,7 @@ def test_tiles_fit_the_registers_and_divide_where_they_run_on() -> None:
     for vectors in (NARROW, Vectors(8, 16), WIDE):
         for lines, length, channels in ((1, 1, 1), (7, 7, 512), (13, 13, 48), (1, 197, 768), (24, 160, 16)):
             for runs_on in (False, True):
-                tile = tile_of(lines, length, channels, vectors, runs_on=runs_on)
+                tile = tiles_of(lines, length, channels, vectors, runs_on=runs_on)[0]
                 assert tile.width % vectors.lanes == 0
                 assert tile.rows * tile.width // vectors.lanes <= vectors.count - 4
                 if tile.runs_on:

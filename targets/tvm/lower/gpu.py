@@ -24,10 +24,9 @@ from graphopt.targets.tvm.adapter import (
 from graphopt.targets.tvm.executable import last_words
 from graphopt.targets.tvm.lower.gpu_product import product
 from graphopt.targets.tvm.lower.gpu_window import window
-from graphopt.targets.tvm.lower.schedule import for_processor
+from graphopt.targets.tvm.lower.schedule import SCHEDULED, each_function, for_processor
 from graphopt.targets.tvm.lower.tiles import Vectors
 
-_SCHEDULED = "tirx.is_scheduled"
 _MOST_BLOCKS = 65535
 _WAS_THREAD = "graphopt.thread"
 
@@ -46,20 +45,14 @@ def scheduled(module: IRModule, target: Target) -> IRModule:
     Raises:
         NoLoopsError: Names the function that no rule takes.
     """
-    changed = {}
-    for name, function in module.functions_items():
-        if isinstance(function, tirx.PrimFunc) and not function.attrs.get(_SCHEDULED, 0):
-            changed[name] = _bound(name.name_hint, function, target)
-    for name, function in changed.items():
-        module[name] = function
-    return module
+    return each_function(module, lambda name, function: _bound(name, function, target))
 
 
 def _bound(name: str, function: Any, target: Target) -> Any:
     why = "no rule takes it"
     own = _own(function)
     if own is not None:
-        return own.with_attr(_SCHEDULED, True)
+        return own.with_attr(SCHEDULED, True)
     for rule in GPU_RULES:
         try:
             found = rule().apply(function, target, False)
@@ -70,7 +63,7 @@ def _bound(name: str, function: Any, target: Target) -> Any:
             continue
         made = (found[0] if isinstance(found, list) else found).mod["main"]
         if _fits(made):
-            return made.with_attr(_SCHEDULED, True)
+            return made.with_attr(SCHEDULED, True)
         why = f"{rule.__name__}: it has more blocks than a GPU launches"
     raise NoLoopsError(f"there are no loops for {name} on a GPU: {why}")
 

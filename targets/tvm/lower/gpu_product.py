@@ -35,9 +35,6 @@ class _Lanes:
     columns: int
     fast: int
 
-    def of(self, axis: int) -> str:
-        return "threadIdx.x" if axis == self.fast else "threadIdx.y"
-
     @property
     def counts(self) -> tuple[int, int]:
         """Of threadIdx.y and of threadIdx.x."""

@@ -19,7 +19,7 @@ from graphopt.targets.tvm.lower.tiles import Tile, Vectors
 if TYPE_CHECKING:
     import onnx
 
-END_OF_NUMBER = "th"
+_END_OF_NUMBER = "th"
 """Behind a product's number in a kernel's name: TVM adds numbers of its own."""
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
@@ -52,7 +52,7 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 def number_of(kernel: str) -> int | None:
     """Of the product that a kernel computes; None for what is no product."""
-    found = re.search(rf"(?:product|convolution)_(\d+){END_OF_NUMBER}", kernel)
+    found = re.search(rf"(?:product|convolution)_(\d+){_END_OF_NUMBER}", kernel)
     return None if found is None else int(found[1])
 
 
@@ -162,9 +162,9 @@ class _Packing(_Importer):
         tiles = product.tiles(self.vectors)
         tuned = self._tiles.get(product.key)
         tile = tuned if tuned in tiles else tiles[0]
-        number = list(self.products).index(product) if product in self.products else len(self.products)
         self.products[product] += 1
-        name = f"{'product' if product.window is None else 'convolution'}_{number}{END_OF_NUMBER}"
+        number = list(self.products).index(product)
+        name = f"{'product' if product.window is None else 'convolution'}_{number}{_END_OF_NUMBER}"
         return self._kernel(name, product.expression(tile), data, product.pack(weight, tile))
 
     def _kernel(self, name: str, expression: Any, data: Any, weight: Array) -> Any:

@@ -98,10 +98,12 @@ def build_library(module: IRModule, target: Target, vectors: Vectors) -> Any:
 
 @dataclass(frozen=True)
 class CudaLibrary:
-    """Attributes:
-    compiled: The module with its kernels as CUDA source, not yet written.
-    loops: Its functions, bound to blocks and threads.
-    plain: The same before that.
+    """Kernels for a GPU.
+
+    Attributes:
+        compiled: The module with its kernels as CUDA source, not yet written.
+        loops: Its functions, bound to blocks and threads.
+        plain: The same before that.
     """
 
     compiled: Any
@@ -119,8 +121,8 @@ def build_cuda_library(module: IRModule, target: Target) -> CudaLibrary:
         # Sorting and running sums are written for threads by TVM; they are seen here, before anything is bound.
         dispatched = Sequential((relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()))(module)
         plain = fused(dispatched)
-        loops = gpu_loops.scheduled(_copy(plain), target)
-        ready = finished(_copy(loops), graphs=not gpu_loops.keeps_memory_of_its_own(loops))
+        loops = gpu_loops.scheduled(plain, target)
+        ready = finished(loops, graphs=not gpu_loops.keeps_memory_of_its_own(loops))
         compiled = compile_module(ready, target=target, relax_pipeline=None)
         return CudaLibrary(compiled, loops, plain)
 
@@ -135,11 +137,6 @@ def build_stand_in(library: CudaLibrary, processor: Target, vectors: Vectors) ->
         if followed < all_of_them:
             words += f" ({followed} of {all_of_them}, the others with a processor's own)"
         return compile_module(finished(serial), target=processor, relax_pipeline=None), words
-
-
-def _copy(module: IRModule) -> IRModule:
-    """Functions are not changed, modules are."""
-    return IRModule(dict(module.functions_items()), attrs=module.attrs)
 
 
 def kernels_of(library: CudaLibrary) -> str:

@@ -13,9 +13,6 @@ from graphopt.targets.tvm.lower import compute
 from graphopt.targets.tvm.lower.compute import Array, Window
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
 
-_GROUPS_OF_CHANNELS = 2
-"""Blocks of channels from which on their order matters."""
-
 
 @dataclass(frozen=True)
 class Product:
@@ -61,7 +58,8 @@ class Product:
         found = []
         for tile in tiles_of(lines, length, channels, vectors, runs_on=runs_on):
             found.append(tile)
-            if channels > (_GROUPS_OF_CHANNELS - 1) * tile.width:
+            # With one block of channels there is no order of blocks.
+            if channels > tile.width:
                 found.append(replace(tile, channels_inside=True))
         return found
 

@@ -6,6 +6,7 @@ A function that :func:`scheduled` has no rule for keeps the loops that TVM made:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from graphopt.targets.tvm.adapter import IndexMap, IRModule, Schedule, ScheduleError, tirx
@@ -21,6 +22,8 @@ from graphopt.targets.tvm.lower.compute import (
 )
 from graphopt.targets.tvm.lower.tiles import Vectors
 
+SCHEDULED = "tirx.is_scheduled"
+"""TVM's own mark."""
 _PARALLEL_FROM = 1 << 13
 """Elements below which starting threads costs more than they save."""
 _MOST_UNROLLED = 64
@@ -35,13 +38,16 @@ _PIECE = 4
 
 def scheduled(module: IRModule, vectors: Vectors) -> IRModule:
     """Every loop nest of a module with loops for this processor."""
-    changed = {}
+    return each_function(module, lambda name, function: for_processor(function, vectors))
+
+
+def each_function(module: IRModule, change: Callable[[str, Any], Any]) -> IRModule:
+    """A module with every loop nest that has no loops yet changed by a function of its name and itself."""
+    made = IRModule(dict(module.functions_items()), attrs=module.attrs)
     for name, function in module.functions_items():
-        if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled", 0):
-            changed[name] = for_processor(function, vectors)
-    for name, function in changed.items():
-        module[name] = function
-    return module
+        if isinstance(function, tirx.PrimFunc) and not function.attrs.get(SCHEDULED, 0):
+            made[name] = change(name.name_hint, function)
+    return made
 
 
 def for_processor(function: Any, vectors: Vectors) -> Any:
@@ -50,7 +56,7 @@ def for_processor(function: Any, vectors: Vectors) -> Any:
         schedule = Schedule(function)
         try:
             if rule(schedule, vectors):
-                return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+                return schedule.mod["main"].with_attr(SCHEDULED, True)
         except ScheduleError:
             continue
     return function

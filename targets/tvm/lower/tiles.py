@@ -49,8 +49,8 @@ class Tile:
     channels_inside: bool = False
 
 
-def tile_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on: bool) -> Tile:
-    """The tile that multiplies an output of these sizes fastest, as far as that can be said without measuring.
+def tiles_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on: bool) -> list[Tile]:
+    """All tiles for an output of these sizes, first what is fastest as far as that can be said without measuring.
 
     Args:
         lines: Of positions that lie in a row.
@@ -58,11 +58,6 @@ def tile_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on
         channels: Outputs at each position.
         runs_on: Whether the end of a line may lie within a tile.
     """
-    return tiles_of(lines, length, channels, vectors, runs_on=runs_on)[0]
-
-
-def tiles_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_on: bool) -> list[Tile]:
-    """All tiles for an output of these sizes, the most promising first; as for :func:`tile_of`."""
     found: list[tuple[float, int, int, Tile]] = []
     # TVM does not come to an end with one row of several.
     least = 1 if length == 1 else 2

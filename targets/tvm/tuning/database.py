@@ -159,9 +159,10 @@ def merge(sources: Iterable[Path], into: Path) -> dict[str, int]:
     return counts
 
 
-def hardware_name(vectors: str) -> str:
-    """What kernels are measured on: this processor, its vector registers, and the threads."""
-    return f"{cpu_name()}, {vectors or 'plain'}, {cores()} threads"
+def hardware_name(vectors: str, device: str = "") -> str:
+    """What kernels are measured on: a device by its name, or this processor with its threads; and its vectors."""
+    kind = vectors or "plain"
+    return f"{device}, {kind}" if device else f"{cpu_name()}, {kind}, {cores()} threads"
 
 
 def _gain(record: Record) -> float:

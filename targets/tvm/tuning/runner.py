@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.targets.tvm.executable import TvmExecutable, import_runtime, last_words
+from graphopt.data.interface import load_feeds
+from graphopt.targets.tvm.executable import TvmExecutable, aligned, import_runtime, last_words
 
 _ROTATED_BYTES = 8 << 20
 """Weights are taken in turns from about so many bytes: in a model, other kernels have used the caches since. What is
@@ -28,8 +29,6 @@ _MOST_COPIES = 64
 _WEIGHT = 1
 """Place among the arguments."""
 _ROUND_SECONDS = 0.004
-_LONG = 1.0
-"""Seconds of a kernel beyond which it is run once."""
 _ROUNDS, _LEAST_ROUNDS = 7, 3
 _PROFILE_RUNS = 15
 _SLOW = 4.0
@@ -59,8 +58,7 @@ def main() -> None:
 
 
 def _profile(library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str, Any]:
-    with np.load(feeds) as arrays:
-        total, kernels = TvmExecutable(library, config).profile(dict(arrays), _PROFILE_RUNS)
+    total, kernels = TvmExecutable(library, config).profile(load_feeds(feeds), _PROFILE_RUNS)
     return {"total": total, "kernels": kernels}
 
 
@@ -78,14 +76,11 @@ def _measure(
             kept.clear()
             kept[shapes] = _copies(ffi, shapes)
         arguments.append(kept[shapes])
-    once = [_run(function, copies, 1) for function, copies in zip(functions, arguments, strict=True)]
-    once = [
-        min(first, _run(function, copies, 1))
-        for first, function, copies in zip(once, functions, arguments, strict=True)
-    ]
+    pairs = list(zip(functions, arguments, strict=True))
+    once = [min(_run(function, copies, 1) for _ in range(2)) for function, copies in pairs]
     rounds: list[list[float]] = [[] for _ in kernels]
     for number in range(_ROUNDS):
-        for index, (function, copies) in enumerate(zip(functions, arguments, strict=True)):
+        for index, (function, copies) in enumerate(pairs):
             if number >= _LEAST_ROUNDS and once[index] > _SLOW * min(once):
                 continue
             count = max(1, min(int(_ROUND_SECONDS / max(once[index], 1e-7)), 1000))
@@ -105,21 +100,13 @@ def _copies(ffi: Any, shapes: Sequence[Sequence[int]]) -> list[list[Any]]:
     size = 4 * math.prod(shapes[_WEIGHT])
     count = max(1, min(_ROTATED_BYTES // max(size, 1), _MOST_COPIES))
     rng = np.random.default_rng(0)
-    first = [ffi.from_dlpack(_aligned(rng, shape)) for shape in shapes]
-    found = [first]
-    for _ in range(count - 1):
-        found.append([*first])
-        found[-1][_WEIGHT] = ffi.from_dlpack(_aligned(rng, shapes[_WEIGHT]))
-    return found
 
+    def filled(shape: Sequence[int]) -> Any:
+        return ffi.from_dlpack(aligned(rng.random(shape, np.float32)))
 
-def _aligned(rng: np.random.Generator, shape: Sequence[int]) -> Any:
-    count = math.prod(shape)
-    space = np.empty(count + 16, np.float32)
-    start = -(space.ctypes.data // 4) % 16
-    found = space[start : start + count].reshape(tuple(shape))
-    found[...] = rng.random(found.shape, np.float32)
-    return found
+    first = [filled(shape) for shape in shapes]
+    others = [[*first[:_WEIGHT], filled(shapes[_WEIGHT]), *first[_WEIGHT + 1 :]] for _ in range(count - 1)]
+    return [first, *others]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from graphopt.targets.tvm.tuning.lines import Lines
 _SECONDS, _PROFILE_SECONDS = 8.0, 600.0
 """For measuring some kernels, which takes a fraction of a second; for running a whole model several times."""
 _CONNECT_SECONDS, _FREE_SECONDS = 5.0, 20.0
-_SESSION_SECONDS = 60
 _REPEATS, _LEAST_MILLISECONDS = 5, 4
 
 

@@ -6,11 +6,12 @@ Tells what it does in JSON, one event a line of the standard output.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def _times(
         return found
 
 
-_numbers: Iterator[int] = iter(range(1 << 62))
+_numbers = itertools.count()
 
 
 def _measured(
