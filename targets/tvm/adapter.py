@@ -13,7 +13,7 @@ from tvm import relax, rpc, te, tirx, topi
 from tvm.ir import IRModule
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential
-from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, ScheduleError, dlight
 from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize as realize_of
 from tvm.s_tir.dlight.gpu.matmul import auto_inline_consumer_chain, auto_inline_producers
@@ -55,6 +55,7 @@ __all__ = [
     "auto_inline_producers",
     "compile_module",
     "index_maps_of",
+    "onnx_input",
     "realize_of",
     "register_lowering",
     "relax",

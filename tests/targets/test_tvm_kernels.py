@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from graphopt.targets.tvm.executable import vector_extension
 from graphopt.targets.tvm.lower import compute, functions, schedule
 from graphopt.targets.tvm.lower.compute import Window
 from graphopt.targets.tvm.lower.pipeline import processor
-from graphopt.targets.tvm.lower.tiles import Vectors, tiles_of
+from graphopt.targets.tvm.lower.tiles import Vectors, depthwise_tile, tiles_of
 
 NARROW, WIDE = Vectors(4, 16), Vectors(16, 32)
 RNG = np.random.default_rng(11)
@@ -45,9 +46,9 @@ def computed(
 
 
 def convolved(data: Array, weight: Array, window: Window) -> Array:
-    """Conv of an image by the definition, in float64."""
+    """Conv of an image, channels last, by the definition, in float64."""
     top, left, bottom, right = window.pads
-    data = np.pad(data.astype(np.float64), [(0, 0), (0, 0), (top, bottom), (left, right)])
+    data = np.pad(np.moveaxis(data, -1, 1).astype(np.float64), [(0, 0), (0, 0), (top, bottom), (left, right)])
     batch, _, high, wide = data.shape
     outputs, inputs, tall, broad = weight.shape
     (sy, sx), (dy, dx) = window.strides, window.dilations
@@ -63,7 +64,7 @@ def convolved(data: Array, weight: Array, window: Window) -> Array:
                     :, :, y : y + sy * (made_high - 1) + 1 : sy, x : x + sx * (made_wide - 1) + 1 : sx
                 ]
                 made[:, o] += (seen * weight[o, :, ky, kx].reshape(1, -1, 1, 1)).sum(axis=1)
-    return made
+    return np.moveaxis(made, 1, -1)
 
 
 def close(got: Array, wanted: Array, terms: int) -> None:
@@ -80,19 +81,21 @@ small = st.integers(1, 3)
     vectors=st.sampled_from([NARROW, WIDE]), groups=small, each=st.integers(1, 37), inputs=st.integers(1, 5),
     sizes=st.tuples(st.integers(1, 19), st.integers(1, 19)), kernel=st.tuples(small, small),
     strides=st.tuples(small, small), dilations=st.tuples(small, small), batch=st.integers(1, 2),
-    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    pads=st.tuples(*[st.integers(0, 2)] * 4), channels_inside=st.booleans(),
 )  # fmt: skip
 def test_a_convolution_is_that_of_its_definition(
     vectors: Vectors, groups: int, each: int, inputs: int, sizes: tuple[int, int], kernel: tuple[int, int],
     strides: tuple[int, int], dilations: tuple[int, int], batch: int, pads: tuple[int, int, int, int],
+    channels_inside: bool,
 ) -> None:  # fmt: skip
     window = Window(strides, pads, dilations, groups)
-    high, wide = window.output((batch, groups * inputs, *sizes), kernel)
+    high, wide = window.output((batch, *sizes, groups * inputs), kernel)
     if high < 1 or wide < 1:
         return
-    data = RNG.standard_normal((batch, groups * inputs, *sizes)).astype(np.float32)
+    data = RNG.standard_normal((batch, *sizes, groups * inputs)).astype(np.float32)
     weight = RNG.standard_normal((groups * each, inputs, *kernel)).astype(np.float32)
-    tile = tiles_of(high, wide, each, vectors, runs_on=window.is_pointwise(kernel))[0]
+    tile = tiles_of(high, wide, each, vectors, runs_on=False)[0]
+    tile = replace(tile, channels_inside=channels_inside)
     packed = compute.pack_kernel(weight, groups, tile.width)
     expression = partial(compute.convolution, outputs=len(weight), window=window, tile=tile)
     close(computed(expression, data, packed, vectors=vectors), convolved(data, weight, window), inputs * 9)
@@ -102,28 +105,37 @@ def test_a_convolution_is_that_of_its_definition(
 @pytest.mark.parametrize(("channels", "kernel"), [(3, 5), (40, 64), (1, 512)])
 def test_a_line_is_an_image_of_one_row(form: str, channels: int, kernel: int) -> None:
     window = Window((1, 4), (0, 3, 0, 2), (1, 1), 1, form)  # type: ignore[arg-type]
-    data = RNG.standard_normal((2, channels, 700)).astype(np.float32)
+    data = RNG.standard_normal((2, 700, channels)).astype(np.float32)
     weight = RNG.standard_normal((24, channels, 1, kernel)).astype(np.float32)
-    tile = tiles_of(1, window.output((2, channels, 700), (1, kernel))[1], 24, WIDE, runs_on=False)[0]
+    tile = tiles_of(1, window.output((2, 700, channels), (1, kernel))[1], 24, WIDE, runs_on=False)[0]
     expression = partial(compute.convolution, outputs=24, window=window, tile=tile)
-    given_data = data if form == "line" else data[..., None]
+    given_data = data if form == "line" else data[:, :, None]
     made = computed(expression, given_data, compute.pack_kernel(weight, 1, tile.width), vectors=WIDE)
-    wanted = convolved(data[:, :, None], weight, window)
+    wanted = convolved(data[:, None], weight, window)
     close(made.reshape(wanted.shape), wanted, channels * kernel)
 
 
 @settings(max_examples=20, deadline=None)
 @given(
-    channels=st.integers(2, 20), multiplier=st.integers(1, 2), stride=st.integers(1, 3), pad=st.integers(0, 2),
+    channels=st.integers(2, 40), multiplier=st.integers(1, 2), stride=st.integers(1, 3), pad=st.integers(0, 2),
     sizes=st.tuples(st.integers(5, 20), st.integers(5, 20)), kernel=st.sampled_from([1, 3, 5]),
+    vectors=st.sampled_from([NARROW, WIDE]),
 )  # fmt: skip
 def test_a_depthwise_convolution_is_that_of_its_definition(
-    channels: int, multiplier: int, stride: int, pad: int, sizes: tuple[int, int], kernel: int
+    channels: int,
+    multiplier: int,
+    stride: int,
+    pad: int,
+    sizes: tuple[int, int],
+    kernel: int,
+    vectors: Vectors,
 ) -> None:
     window = Window((stride, stride), (pad,) * 4, (1, 1), channels)  # type: ignore[arg-type]
-    data = RNG.standard_normal((1, channels, *sizes)).astype(np.float32)
+    data = RNG.standard_normal((1, *sizes, channels)).astype(np.float32)
     weight = RNG.standard_normal((channels * multiplier, 1, kernel, kernel)).astype(np.float32)
-    made = computed(partial(compute.depthwise, window=window, lanes=8), data, weight, vectors=WIDE)
+    tile = depthwise_tile(window.output(data.shape, (kernel, kernel))[1], len(weight), vectors)
+    expression = partial(compute.depthwise, outputs=len(weight), window=window, tile=tile)
+    made = computed(expression, data, compute.pack_depthwise(weight, tile.width), vectors=vectors)
     close(made, convolved(data, weight, window), kernel * kernel)
 
 

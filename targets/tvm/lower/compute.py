@@ -1,8 +1,9 @@
 """What products compute, as tensor expressions over weights that are packed for vector registers.
 
-A weight is cut into blocks of ``width`` output channels whose numbers for one element of the reduced axes lie side by
-side, so that the innermost loop reads whole vectors of it; the input stays as ONNX has it. The sums are made in the
-same packed order and unpacked next to where they are used (:mod:`graphopt.targets.tvm.lower.schedule`).
+Data have their channels last, so that the channels of a position lie side by side. A weight is cut into blocks of
+``width`` output channels whose numbers for one element of the reduced axes lie side by side too: the innermost loop
+reads whole vectors of weights, and writes whole vectors of the result. The sums are made in the same packed order and
+unpacked next to where they are used (:mod:`graphopt.targets.tvm.lower.schedule`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ UNPACKED = "unpacked"
 TAKEN = "taken"
 PADDED = "padded"
 DEPTHWISE = "depthwise_sums"
-ROWS, RUNS_ON, CHANNELS_INSIDE = "graphopt.rows", "graphopt.runs_on", "graphopt.channels_inside"
+ROWS, WIDTH = "graphopt.rows", "graphopt.width"
+RUNS_ON, CHANNELS_INSIDE = "graphopt.runs_on", "graphopt.channels_inside"
 """Annotations of a block: its tile."""
 
 Array = npt.NDArray[Any]
@@ -32,7 +34,7 @@ Array = npt.NDArray[Any]
 class Window:
     """How a convolution's window moves over an image: (height, width) each; pads as ONNX: top, left, bottom, right.
 
-    A line [batch, channels, length] and a column [batch, channels, length, 1] are images of one row, as tensors lie.
+    A line [batch, length, channels] and a column [batch, length, 1, channels] are images of one row.
     """
 
     strides: tuple[int, int]
@@ -42,20 +44,20 @@ class Window:
     form: Literal["image", "line", "column"] = "image"
 
     def image(self, place: Sequence[Any]) -> tuple[Any, Any]:
-        """The place in the image of an element of the tensor, given by what follows its channel."""
+        """The place in the image of an element of the tensor, given by what lies between its batch and its channel."""
         return (place[0], place[1]) if self.form == "image" else (0, place[0])
 
     def at(self, n: Any, c: Any, y: Any, x: Any) -> tuple[Any, ...]:
         """Where an element of the image lies in the tensor."""
-        return {"image": (n, c, y, x), "line": (n, c, x), "column": (n, c, x, 0)}[self.form]
+        return {"image": (n, y, x, c), "line": (n, x, c), "column": (n, x, 0, c)}[self.form]
 
     def shape(self, n: Any, c: Any, y: Any, x: Any) -> tuple[Any, ...]:
         """Of the tensor."""
-        return {"image": (n, c, y, x), "line": (n, c, x), "column": (n, c, x, 1)}[self.form]
+        return {"image": (n, y, x, c), "line": (n, x, c), "column": (n, x, 1, c)}[self.form]
 
     def output(self, shape: Sequence[Any], kernel: tuple[int, int]) -> tuple[int, int]:
         """Height and width of what it makes of a tensor of this shape (ONNX specification, Conv)."""
-        sizes = [int(size) for size in shape[2:]]
+        sizes = [int(size) for size in shape[1:-1]]
         height, width = sizes if self.form == "image" else (1, sizes[0])
         extents = [dilation * (size - 1) + 1 for dilation, size in zip(self.dilations, kernel, strict=True)]
         return (
@@ -64,12 +66,12 @@ class Window:
         )
 
     def is_pointwise(self, kernel: tuple[int, int]) -> bool:
-        """Whether every output is made of the one input at its place."""
-        return kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
+        """Whether it is a product of matrices: every output is made of all channels at its place."""
+        return kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads) and self.groups == 1
 
 
 def pack_kernel(weight: Array, groups: int, width: int) -> Array:
-    """Weights [outputs, inputs / groups, height, width] as [groups, blocks, inputs / groups, height, width, ``width``].
+    """Weights [outputs, inputs / groups, height, width] as [groups, blocks, height, width, inputs / groups, ``width``].
 
     The last block of a group is filled up with zeros.
     """
@@ -78,7 +80,7 @@ def pack_kernel(weight: Array, groups: int, width: int) -> Array:
     blocks = -(-each // width)
     padded = np.zeros((groups, blocks * width, inputs, height, breadth), weight.dtype)
     padded[:, :each] = weight.reshape(groups, each, inputs, height, breadth)
-    packed = padded.reshape(groups, blocks, width, inputs, height, breadth).transpose(0, 1, 3, 4, 5, 2)
+    packed = padded.reshape(groups, blocks, width, inputs, height, breadth).transpose(0, 1, 4, 5, 3, 2)
     return np.ascontiguousarray(packed)
 
 
@@ -92,33 +94,33 @@ def pack_matrix(weight: Array, width: int) -> Array:
 
 
 def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: Tile) -> Any:
-    """Conv [batch, channels, height, width] by weights from :func:`pack_kernel`.
+    """Conv [batch, height, width, channels] by weights from :func:`pack_kernel`.
 
     Args:
         outputs: Number of output channels.
         tile: What lies behind the last column is computed in vain.
     """
     batch = data.shape[0]
-    groups, blocks, inputs, tall, broad, width = (int(size) for size in packed.shape)
+    groups, blocks, tall, broad, inputs, width = (int(size) for size in packed.shape)
     made_high, made_wide = window.output(data.shape, (tall, broad))
-    columns = made_wide if tile.runs_on else round_up(made_wide, tile.rows)
+    columns = round_up(made_wide, tile.rows)
     source = _padded(data, window, columns - made_wide)
     channel = te.reduce_axis((0, inputs), "channel")
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
     (sy, sx), (dy, dx) = window.strides, window.dilations
 
-    def add_up(n: Any, block: Any, y: Any, x: Any, lane: Any) -> Any:
+    def add_up(n: Any, y: Any, x: Any, block: Any, lane: Any) -> Any:
         group = block // blocks
         number = source[window.at(n, group * inputs + channel, y * sy + ky * dy, x * sx + kx * dx)]
-        return te.sum(number * packed[group, block % blocks, channel, ky, kx, lane], axis=[channel, ky, kx])
+        return te.sum(number * packed[group, block % blocks, ky, kx, channel, lane], axis=[channel, ky, kx])
 
     sums = te.compute(
-        (batch, groups * blocks, made_high, columns, width), add_up, name=SUMS, attrs=_attributes(tile)
+        (batch, made_high, columns, groups * blocks, width), add_up, name=SUMS, attrs=_attributes(tile)
     )
 
-    def unpack(n: Any, o: Any, *place: Any) -> Any:
-        y, x = window.image(place)
-        return sums[n, o // width, y, x, o % width]
+    def unpack(n: Any, *place: Any) -> Any:
+        (y, x), o = window.image(place), place[-1]
+        return sums[n, y, x, o // width, o % width]
 
     each = outputs // groups
     if groups == 1 or each % width == 0:
@@ -128,40 +130,45 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
         window.shape(batch, groups * blocks * width, made_high, made_wide), unpack, name=UNPACKED
     )
 
-    def take(n: Any, o: Any, *place: Any) -> Any:
-        whole = (n, o // each * (blocks * width) + o % each, *place)
+    def take(*place: Any) -> Any:
+        o = place[-1]
+        whole = (*place[:-1], o // each * (blocks * width) + o % each)
         return filled[whole]
 
     return te.compute(window.shape(batch, outputs, made_high, made_wide), take, name=TAKEN)
 
 
-def depthwise(data: Any, weight: Any, *, window: Window, lanes: int) -> Any:
-    """Conv whose every channel is convolved alone, by weights [channels * multiplier, 1, height, width].
+def pack_depthwise(weight: Array, lanes: int) -> Array:
+    """Weights [channels * multiplier, 1, height, width] as [height, width, channels * multiplier], with zeros behind."""
+    outputs, _, tall, broad = weight.shape
+    packed = np.zeros((tall, broad, round_up(outputs, lanes)), weight.dtype)
+    packed[:, :, :outputs] = weight[:, 0].transpose(1, 2, 0)
+    return packed
 
-    Args:
-        lanes: Lines are computed in vectors of so many columns.
-    """
-    batch, channels = data.shape[:2]
-    outputs, _, tall, broad = (int(size) for size in weight.shape)
-    multiplier = outputs // int(channels)
+
+def depthwise(data: Any, packed: Any, *, outputs: int, window: Window, tile: Tile) -> Any:
+    """Conv [batch, height, width, channels], each channel by itself, by weights from :func:`pack_depthwise`."""
+    batch, channels = data.shape[0], int(data.shape[-1])
+    tall, broad, made = (int(size) for size in packed.shape)
+    multiplier = outputs // channels
     made_high, made_wide = window.output(data.shape, (tall, broad))
-    columns = round_up(made_wide, lanes)
-    source = _padded(data, window, columns - made_wide)
+    columns = round_up(made_wide, tile.rows)
+    source = _padded(data, window, columns - made_wide, -(-made // multiplier) - channels)
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
     (sy, sx), (dy, dx) = window.strides, window.dilations
     sums = te.compute(
-        (batch, outputs, made_high, columns),
-        lambda n, o, y, x: te.sum(
-            source[window.at(n, o // multiplier, y * sy + ky * dy, x * sx + kx * dx)] * weight[o, 0, ky, kx],
+        (batch, made_high, columns, made),
+        lambda n, y, x, o: te.sum(
+            source[window.at(n, o // multiplier, y * sy + ky * dy, x * sx + kx * dx)] * packed[ky, kx, o],
             axis=[ky, kx],
         ),
         name=DEPTHWISE,
-        attrs={ROWS: lanes},
+        attrs=_attributes(tile),
     )
 
-    def unpack(n: Any, o: Any, *place: Any) -> Any:
-        y, x = window.image(place)
-        return sums[n, o, y, x]
+    def unpack(n: Any, *place: Any) -> Any:
+        (y, x), o = window.image(place), place[-1]
+        return sums[n, y, x, o]
 
     return te.compute(window.shape(batch, outputs, made_high, made_wide), unpack, name=UNPACKED)
 
@@ -191,13 +198,20 @@ def product(data: Any, packed: Any, *, outputs: int, tile: Tile) -> Any:
     return te.compute((*leading, outputs), unpack, name=UNPACKED)
 
 
-def _padded(data: Any, window: Window, more_columns: int) -> Any:
+def _padded(data: Any, window: Window, more_columns: int, more_channels: int = 0) -> Any:
     top, left, bottom, right = window.pads
     right += more_columns * window.strides[1]
-    if not (top or left or bottom or right):
+    if not (top or left or bottom or right or more_channels):
         return data
-    return topi.nn.pad(data, window.at(0, 0, top, left), window.at(0, 0, bottom, right), name=PADDED)
+    return topi.nn.pad(
+        data, window.at(0, 0, top, left), window.at(0, more_channels, bottom, right), name=PADDED
+    )
 
 
 def _attributes(tile: Tile) -> dict[str, int]:
-    return {ROWS: tile.rows, RUNS_ON: int(tile.runs_on), CHANNELS_INSIDE: int(tile.channels_inside)}
+    return {
+        ROWS: tile.rows,
+        WIDTH: tile.width,
+        RUNS_ON: int(tile.runs_on),
+        CHANNELS_INSIDE: int(tile.channels_inside),
+    }

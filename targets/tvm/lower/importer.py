@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, relax
+from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
 from graphopt.targets.tvm.lower import compute
 from graphopt.targets.tvm.lower.compute import Array, Window
+from graphopt.targets.tvm.lower.layouts import ChannelsLast, static_shape
 from graphopt.targets.tvm.lower.products import Product
-from graphopt.targets.tvm.lower.tiles import Tile, Vectors
+from graphopt.targets.tvm.lower.tiles import Tile, Vectors, depthwise_tile
 
 if TYPE_CHECKING:
     import onnx
@@ -71,6 +72,9 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             self._keep_inside(inputs, attrs)
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
+        elif op_name == "Sum":
+            # The frontend copies the operands into one tensor first.
+            made = reduce(lambda left, right: self.bb.normalize(relax.op.add(left, right)), inputs)
         else:
             made = self._product_of(op_name, list(inputs), attrs)
         if made is not None:
@@ -84,28 +88,40 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _keep_inside(self, inputs: Any, attrs: Mapping[str, Any]) -> None:
         """Indices that are computed, cut off at the ends: TVM reads foreign memory for one beyond them."""
-        shape = _static(self.bb.normalize(inputs[0]))
+        shape = static_shape(self.bb.normalize(inputs[0]))
         if shape is not None and not isinstance(inputs[0], relax.ShapeExpr):
             size = shape[int(attrs.get("axis", 0))]
             inputs[1] = self.bb.emit(relax.op.clip(inputs[1], -size, size - 1))
 
 
 class _Packing(_Importer):
-    """Products with constant weights over packed weights."""
+    """Products with constant weights over packed weights; images with their channels last."""
 
     def __init__(self, vectors: Vectors, tiles: Mapping[str, Tile]) -> None:
         super().__init__()
         self.vectors = vectors
         self.products: Counter[Product] = Counter()
         self._tiles = tiles
+        self._layouts = ChannelsLast(self.bb)
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
+        def convert(given: list[Any]) -> Any:
+            return super(_Packing, self)._convert_operator(op_name, onnx_input(given), attrs, opset)
+
+        made = self._conv(list(inputs), attrs) if op_name == "Conv" else None
+        if made is not None:
+            return self._layouts.add(made)
+        made = self._layouts.convert(op_name, list(inputs), attrs, convert)
+        return convert(list(inputs)) if made is None else made
 
     def _product_of(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
-        lower = {"Conv": self._conv, "Gemm": self._gemm, "MatMul": self._matmul}.get(op_name)
+        lower = {"Gemm": self._gemm, "MatMul": self._matmul}.get(op_name)
         return None if lower is None else lower(inputs, attrs)
 
-    def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
-        data, weight = self.bb.normalize(inputs[0]), _constant(inputs[1])
-        shape = _static(data)
+    def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
+        """With its channels last; None where it has no loops here."""
+        weight = _constant(inputs[1])
+        shape = static_shape(self.bb.normalize(inputs[0]))
         if weight is None or shape is None or len(shape) not in (3, 4) or weight.dtype != np.float32:
             return None
         spatial = len(shape) - 2
@@ -121,17 +137,23 @@ class _Packing(_Importer):
             form, weight = "column", weight.transpose(0, 1, 3, 2)
             pads, strides, dilations = (0, pads[0], 0, pads[2]), (1, strides[0]), (1, dilations[0])
         window = Window(strides, pads, dilations, groups, form)  # type: ignore[arg-type]
-        if weight.shape[1] == 1 and groups == shape[1] and groups > 1:
-            _, wide = window.output(shape, weight.shape[2:])
-            lanes = min(self.vectors.lanes, _power_of_two(wide))
-            expression = partial(compute.depthwise, window=window, lanes=lanes)
-            made = self._kernel("depthwise", expression, data, np.ascontiguousarray(weight))
+        data = self._layouts.of(inputs[0])
+        shape = (shape[0], *shape[2:], shape[1])
+        if weight.shape[1] == 1 and groups == shape[-1] and groups > 1:
+            made = self._depthwise(data, shape, weight, window)
+        elif window.is_pointwise(weight.shape[2:]):
+            made = self._product(data, weight[:, :, 0, 0].T)
         else:
             made = self._tiled(Product(shape, weight.shape, window), data, weight)
         if len(inputs) < 3 or inputs[2] is None:
             return made
-        bias = _shaped(inputs[2], (1, -1, *(1,) * spatial))
-        return relax.op.add(self.bb.emit(made), bias)
+        return relax.op.add(self.bb.emit(made), inputs[2])
+
+    def _depthwise(self, data: Any, shape: Sequence[int], weight: Array, window: Window) -> Any:
+        _, wide = window.output(shape, weight.shape[2:])
+        tile = depthwise_tile(wide, len(weight), self.vectors)
+        expression = partial(compute.depthwise, outputs=len(weight), window=window, tile=tile)
+        return self._kernel("depthwise", expression, data, compute.pack_depthwise(weight, tile.width))
 
     def _matmul(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
         del attrs
@@ -153,7 +175,7 @@ class _Packing(_Importer):
 
     def _product(self, data: Any, weight: Array) -> Any:
         data = self.bb.normalize(data)
-        shape = _static(data)
+        shape = static_shape(data)
         if shape is None or len(shape) < 2 or weight.dtype != np.float32:
             return None
         return self._tiled(Product(shape, weight.shape), data, weight)
@@ -203,23 +225,3 @@ def _one_infinity(data: Any, attrs: Mapping[str, Any]) -> Any | None:
 def _constant(value: Any) -> Array | None:
     """The numbers of a Relax constant; None for anything else."""
     return value.value.numpy() if isinstance(value, Constant) else None
-
-
-def _static(value: Any) -> tuple[int, ...] | None:
-    shape = getattr(value.ty, "shape", None)
-    if shape is None or not hasattr(shape, "values"):
-        return None
-    try:
-        return tuple(int(size) for size in shape.values)
-    except TypeError:
-        return None
-
-
-def _shaped(value: Any, shape: tuple[int, ...]) -> Any:
-    array = _constant(value)
-    return relax.op.reshape(value, shape) if array is None else relax.const(array.reshape(shape))
-
-
-def _power_of_two(size: int) -> int:
-    """The least that is not smaller."""
-    return 1 << max(size - 1, 0).bit_length()

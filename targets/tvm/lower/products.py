@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +14,16 @@ from graphopt.targets.tvm.lower import compute
 from graphopt.targets.tvm.lower.compute import Array, Window
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
 
+_WEIGHTS_THAT_STAY = 1 << 17
+"""In the cache of one core, while all of them are read for one position after the other."""
+
 
 @dataclass(frozen=True)
 class Product:
-    """A Conv, MatMul or Gemm of float32.
+    """A Conv, MatMul or Gemm of float32; a pointwise Conv is a MatMul.
 
     Attributes:
-        data: Shape of the data.
+        data: Shape of the data, channels last.
         weight: Shape of the weights, [outputs, inputs / groups, height, width] or [inputs, outputs].
         window: Of a convolution; None of a product of matrices.
     """
@@ -50,17 +54,17 @@ class Product:
         """All that it can be computed in, the most promising first."""
         if self.window is None:
             lines, length, channels = int(np.prod(self.data[:-2])), self.data[-2], self.weight[1]
-            runs_on = True
         else:
-            kernel = self.weight[2:]
-            lines, length = self.window.output(self.data, kernel)  # type: ignore[arg-type]
-            channels, runs_on = self.weight[0] // self.window.groups, self.window.is_pointwise(kernel)  # type: ignore[arg-type]
+            lines, length = self.window.output(self.data, self.weight[2:])  # type: ignore[arg-type]
+            channels = self.weight[0] // self.window.groups
         found = []
-        for tile in tiles_of(lines, length, channels, vectors, runs_on=runs_on):
+        for tile in tiles_of(lines, length, channels, vectors, runs_on=self.window is None):
             found.append(tile)
             # With one block of channels there is no order of blocks.
             if channels > tile.width:
                 found.append(replace(tile, channels_inside=True))
+                if math.prod(self.weight) <= _WEIGHTS_THAT_STAY:
+                    found[-2:] = reversed(found[-2:])
         return found
 
     def pack(self, weight: Array, tile: Tile) -> Array:

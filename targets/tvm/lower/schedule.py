@@ -19,6 +19,7 @@ from graphopt.targets.tvm.lower.compute import (
     SUMS,
     TAKEN,
     UNPACKED,
+    WIDTH,
 )
 from graphopt.targets.tvm.lower.tiles import Vectors
 
@@ -111,22 +112,15 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
         _spread(schedule, last, vectors)
         last = unpacked
     count = _reduced(schedule, sums)
-    is_matrix = count == 1
     if runs_on:
-        _join_lines(schedule, sums, last, is_matrix=is_matrix)
+        _join_lines(schedule, sums, last)
     kept = len(schedule.get_loops(sums)) - count
     parts = _in_parts(schedule, sums, count)
     loops = schedule.get_loops(sums)
-    spatial, reduced = loops[:kept], loops[kept:]
-    if is_matrix:
-        *positions, block, lane = spatial
-        outer = []
-    else:
-        batch, block, *positions, lane = spatial
-        outer = [batch]
+    (*positions, block, lane), reduced = loops[:kept], _channels_inside(loops[kept:])
     far, near = schedule.split(positions[-1], [None, rows])
     places = [*positions[:-1], far]
-    in_order = [*outer, *places, block] if int(about[CHANNELS_INSIDE]) else [*outer, block, *places]
+    in_order = [*places, block] if int(about[CHANNELS_INSIDE]) else [block, *places]
     schedule.reorder(*in_order, *reduced, near, lane)
     shared = schedule.fuse(*in_order)
     schedule.parallel(shared)
@@ -145,19 +139,23 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
         around = len(schedule.get_loops(sums)) - 2
         for copied, more in ((held, 0), (parts, count)):
             inside = schedule.get_loops(copied)[around:]
-            row = inside.pop(-more - 3 if is_matrix else -more - 2)
+            row = inside.pop(-more - 3)
             line = inside.pop(-more - 1)
-            schedule.reorder(*inside, row, line)
-            _keep_in_registers(schedule, copied, vectors, inside[-more] if more else None)
+            added = _channels_inside(inside[-more:]) if more else []
+            schedule.reorder(*inside[: len(inside) - more], *added, row, line)
+            _keep_in_registers(schedule, copied, vectors, added[0] if more else None)
         _vectorize(schedule, lane, vectors)
         first = schedule.decompose_reduction(sums, reduced[0])
         _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
-    if is_matrix:
-        *_, line = schedule.get_loops(last)
-        if not _has_predicate(schedule, last):
-            _vectorize(schedule, line, vectors)
-    _pad(schedule)
+    if not _has_predicate(schedule, last):
+        _vectorize(schedule, schedule.get_loops(last)[-1], vectors)
+    _pad(schedule, vectors)
     return True
+
+
+def _channels_inside(reduced: list[Any]) -> list[Any]:
+    """The reduced loops of channels, rows and columns in the order in which data lie."""
+    return [*reduced[1:], reduced[0]]
 
 
 def _keep_in_registers(schedule: Any, block: Any, vectors: Vectors, reduced: Any = None) -> None:
@@ -187,18 +185,19 @@ def _in_parts(schedule: Any, sums: Any, count: int) -> Any | None:
     return schedule.rfactor(part, 0)
 
 
-def _join_lines(schedule: Any, sums: Any, last: Any, *, is_matrix: bool) -> None:
+def _join_lines(schedule: Any, sums: Any, last: Any) -> None:
     """Count positions through, so that a tile may lie on two lines: [..., lines, length, ...] to [..., length, ...]."""
-    first = 0 if is_matrix else 2
-    behind = 2 if is_matrix else 1
-    of_sums = [int(size) for size in schedule.get(sums).writes[0].source.shape]
-    lengths = of_sums[first : len(of_sums) - behind]
+    behind = 2
+    lengths = [int(size) for size in schedule.get(sums).writes[0].source.shape][:-behind]
+    # TVM's maps of indices have no place for what has one value.
+    before = next((place for place, size in enumerate(lengths) if size > 1), len(lengths))
+    lengths = lengths[before:]
     if len(lengths) < 2:
         return
     reduced = _reduced(schedule, sums)
-    schedule.transform_layout(sums, ("write", 0), _joining(first, lengths, behind))
-    schedule.transform_block_layout(sums, _joining(first, lengths, behind + reduced))
-    schedule.transform_block_layout(last, _joining(first, lengths, 1 if is_matrix else 0))
+    schedule.transform_layout(sums, ("write", 0), _joining(before, lengths, behind))
+    schedule.transform_block_layout(sums, _joining(before, lengths, behind + reduced))
+    schedule.transform_block_layout(last, _joining(before, lengths, 1))
 
 
 def _joining(before: int, lengths: list[int], behind: int) -> Any:
@@ -209,30 +208,33 @@ def _joining(before: int, lengths: list[int], behind: int) -> Any:
         position = inside[0]
         for index, length in zip(inside[1:], lengths[1:], strict=True):
             position = position * length + index
-        return [*indices[:before], position, *indices[len(indices) - behind :]]
+        return [*indices[:before], position, *indices[before + len(lengths) :]]
 
     return IndexMap.from_func(join, ndim=before + len(lengths) + behind)
 
 
 def _depthwise(schedule: Any, vectors: Vectors) -> bool:
-    """Sums of each channel by itself, in vectors along lines."""
+    """Sums of each channel by itself, in vectors of channels."""
     sums = _find(schedule, DEPTHWISE)
     if sums is None:
         return False
-    lanes = int(schedule.get(sums).annotations[ROWS])
+    about = schedule.get(sums).annotations
     last = _inline(schedule, (sums,))
-    batch, channel, y, x, ky, kx = schedule.get_loops(sums)
-    far, near = schedule.split(x, [None, lanes])
-    schedule.reorder(batch, channel, y, far, ky, kx, near)
-    shared = schedule.fuse(batch, channel)
+    batch, y, x, channel, ky, kx = schedule.get_loops(sums)
+    far, near = schedule.split(x, [None, int(about[ROWS])])
+    block, lane = schedule.split(channel, [None, int(about[WIDTH])])
+    schedule.reorder(batch, y, far, block, ky, kx, near, lane)
+    shared = schedule.fuse(batch, y, far)
     schedule.parallel(shared)
+    held = schedule.cache_write(sums, 0, "local")
+    schedule.reverse_compute_at(held, block)
+    schedule.reverse_compute_at(last, block)
+    if not _has_predicate(schedule, last):
+        _vectorize(schedule, schedule.get_loops(last)[-1], vectors)
     schedule.unroll(kx)
-    schedule.vectorize(near)
-    schedule.set_scope(sums, 0, "local")
-    schedule.reverse_compute_at(last, far)
-    first = schedule.decompose_reduction(sums, ky)
-    schedule.vectorize(schedule.get_loops(first)[-1])
-    _pad(schedule)
+    _keep_in_registers(schedule, held, vectors)
+    _keep_in_registers(schedule, sums, vectors, ky)
+    _pad(schedule, vectors)
     return True
 
 
@@ -347,11 +349,10 @@ def _reads_along(schedule: Any, block: Any, count: int) -> bool:
     return all(place.same_as(var) for place, var in zip(places, reduced, strict=True))
 
 
-def _pad(schedule: Any) -> None:
+def _pad(schedule: Any, vectors: Vectors) -> None:
     block = _find(schedule, PADDED)
     if block is not None:
-        loops = schedule.get_loops(block)
-        schedule.parallel(schedule.fuse(*loops[:-1]))
+        _spread(schedule, block, vectors)
 
 
 def _reduced(schedule: Any, block: Any) -> int:

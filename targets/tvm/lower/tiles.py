@@ -76,6 +76,16 @@ def tiles_of(lines: int, length: int, channels: int, vectors: Vectors, *, runs_o
     return [tile for *_, tile in found]
 
 
+def depthwise_tile(length: int, channels: int, vectors: Vectors) -> Tile:
+    """For sums of each channel by itself: as many positions of a line as keep the multipliers busy."""
+    lanes = next(
+        (size for size in (vectors.lanes, vectors.lanes // 2) if channels % size == 0), vectors.lanes
+    )
+    most = min(_LATENCY, length)
+    rows = min(range(max(most // 2, 1), most + 1), key=lambda size: (round_up(length, size), -size))
+    return Tile(rows, lanes)
+
+
 def round_up(size: int, step: int) -> int:
     """The least multiple of ``step`` that is not smaller."""
     return -(-size // step) * step

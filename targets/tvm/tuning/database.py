@@ -1,6 +1,6 @@
 """Tuned kernels on disk: one folder, in it a file for each version of TVM and each kind of hardware.
 
-    FOLDER/tvm-0.27.0.post1-loops-1/AMD-EPYC-9B45-avx512f-2-threads-0c3f1a.jsonl
+    FOLDER/tvm-0.27.0.post1-loops-2/AMD-EPYC-9B45-avx512f-2-threads-0c3f1a.jsonl
 
 The first line says what the file is of; each other line is the best that was found of one product until then, later
 lines win. Lines are appended one by one, so what was measured survives a crash, an interruption and a full disk.
@@ -22,7 +22,7 @@ from graphopt.errors import GraphoptError, UsageError
 from graphopt.machine import cores, cpu_name
 from graphopt.targets.tvm.lower.tiles import Tile
 
-LOOPS = 1
+LOOPS = 2
 """Of graphopt's own loops: a tile that was the best of one version need not be that of another."""
 _SUFFIX = ".jsonl"
 

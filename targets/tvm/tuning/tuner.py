@@ -290,8 +290,7 @@ def kernel_of(product: Product, tile: Tile, vectors: Vectors) -> tuple[Any, list
         te.placeholder(packed, "float32", "weight"),
     )
     made = product.expression(tile)(data, weight)
-    axis = len(made.shape) - 1 if product.window is None else 1
-    bias_shape = [int(size) if place == axis else 1 for place, size in enumerate(made.shape)]
+    bias_shape = [int(made.shape[-1])]
     bias = te.placeholder(bias_shape, "float32", "bias")
     out = topi.nn.relu(topi.add(made, bias))
     function = te.create_prim_func([data, weight, bias, out], index_dtype_override="int64")
