@@ -177,6 +177,17 @@ def test_reductions_of_any_length(length: int, reduce: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "shape", [(3, 5, 128), (4, 6625), (2, 7, 16), (7, 7, 49), (3, 53), (5, 1), (300, 64)]
+)
+@pytest.mark.parametrize("vectors", [NARROW, WIDE])
+def test_softmax_over_lines_of_any_length(shape: tuple[int, ...], vectors: Vectors) -> None:
+    data = 5 * RNG.standard_normal(shape).astype(np.float32)
+    powers = np.exp(data.astype(np.float64) - data.max(axis=-1, keepdims=True))
+    made = computed(partial(adapter.topi.nn.softmax, axis=-1), data, vectors=vectors)
+    close(made, powers / powers.sum(axis=-1, keepdims=True), shape[-1])
+
+
+@pytest.mark.parametrize(
     ("rows", "columns", "inputs"), [(40, 48, 15), (128, 128, 32), (7, 33, 5), (13, 16, 9)]
 )
 def test_a_product_of_two_computed_tensors(rows: int, columns: int, inputs: int) -> None:

@@ -139,7 +139,7 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
 
 
 def pack_depthwise(weight: Array, lanes: int) -> Array:
-    """Weights [channels * multiplier, 1, height, width] as [height, width, channels * multiplier], with zeros behind."""
+    """Weights [channels * multiplier, 1, height, width] as [height, width, channels * multiplier], zeros behind."""
     outputs, _, tall, broad = weight.shape
     packed = np.zeros((tall, broad, round_up(outputs, lanes)), weight.dtype)
     packed[:, :, :outputs] = weight[:, 0].transpose(1, 2, 0)

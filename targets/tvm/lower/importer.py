@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _END_OF_NUMBER = "th"
 """Behind a product's number in a kernel's name: TVM adds numbers of its own."""
+_PAIRWISE = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minimum}
+"""The frontend copies all operands into one tensor first."""
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
@@ -72,9 +74,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             self._keep_inside(inputs, attrs)
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
-        elif op_name == "Sum":
-            # The frontend copies the operands into one tensor first.
-            made = reduce(lambda left, right: self.bb.normalize(relax.op.add(left, right)), inputs)
+        elif op_name in _PAIRWISE:
+            made = reduce(lambda left, right: self.bb.normalize(_PAIRWISE[op_name](left, right)), inputs)
         else:
             made = self._product_of(op_name, list(inputs), attrs)
         if made is not None:

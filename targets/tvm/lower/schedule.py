@@ -53,7 +53,7 @@ def each_function(module: IRModule, change: Callable[[str, Any], Any]) -> IRModu
 
 def for_processor(function: Any, vectors: Vectors) -> Any:
     """One loop nest with loops for this processor."""
-    for rule in (_product, _depthwise, _contraction, _lines):
+    for rule in (_product, _depthwise, _contraction, _rows, _lines):
         schedule = Schedule(function)
         try:
             if rule(schedule, vectors):
@@ -271,18 +271,80 @@ def _contraction(schedule: Any, vectors: Vectors) -> bool:
     return True
 
 
+def _rows(schedule: Any, vectors: Vectors) -> bool:
+    """Lines that are reduced and then written, as by a softmax: all of a line's steps while it is in the cache."""
+    _inline_pairs(schedule)
+    *before, last = _blocks(schedule)
+    loops = schedule.get_loops(last)
+    extents = [_extent(schedule, loop) for loop in loops]
+    reducing = [block for block in before if not _is_spatial(schedule, block)]
+    if not reducing or len(loops) < 2 or not all(extents) or extents[-1] < 2:
+        return False
+    if not _is_spatial(schedule, last):
+        return False
+    made = []
+    for block in before:
+        sizes = [_extent(schedule, loop) for loop in schedule.get_loops(block)]
+        if not _follows(sizes, extents[:-1]):
+            return False
+        if block in reducing:
+            count = _reduced(schedule, block)
+            if count != 1 or not _reads_along(schedule, block, 1):
+                return False
+            width = _parts(sizes[-1], vectors)
+            if width > 1:
+                _, near = schedule.split(schedule.get_loops(block)[-1], [None, width])
+                made.append(schedule.rfactor(near, len(schedule.get(block).writes[0].source.shape)))
+        made.append(block)
+    shared = schedule.fuse(*schedule.get_loops(last)[:-1])
+    if math.prod(extents) >= _PARALLEL_FROM:
+        schedule.parallel(shared)
+    for block in reversed(made):
+        schedule.compute_at(block, shared)
+    for block in (*made, last):
+        inner = schedule.get_loops(block)
+        if _is_spatial(schedule, block):
+            if not _has_predicate(schedule, block):
+                _vectorize(schedule, inner[-1], vectors)
+        elif block not in reducing:
+            *_, lane, far = inner
+            schedule.reorder(far, lane)
+            _vectorize(schedule, lane, vectors)
+            first = schedule.decompose_reduction(block, far)
+            _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
+    return True
+
+
+def _follows(sizes: list[int], outer: list[int]) -> bool:
+    """Whether loops have these outer ones and one more."""
+    return len(sizes) == len(outer) + 1 and all(sizes) and sizes[: len(outer)] == outer
+
+
 def _lines(schedule: Any, vectors: Vectors) -> bool:
     """Whatever else: outer loops over the cores, the innermost one in vectors."""
-    for block in _blocks(schedule)[:-1]:
-        readers = schedule.get_consumers(block)
-        if len(readers) == 1 and _is_spatial(schedule, block) and _is_spatial(schedule, readers[0]):
-            schedule.compute_inline(block)
+    _inline_pairs(schedule)
     for block in _blocks(schedule):
         if _is_spatial(schedule, block):
             _spread(schedule, block, vectors)
         else:
             _reduce(schedule, block, vectors)
     return True
+
+
+def _inline_pairs(schedule: Any) -> None:
+    """Put what is computed element by element into its one reader."""
+    for block in _blocks(schedule)[:-1]:
+        readers = schedule.get_consumers(block)
+        if len(readers) == 1 and _is_spatial(schedule, block) and _is_spatial(schedule, readers[0]):
+            schedule.compute_inline(block)
+
+
+def _parts(length: int, vectors: Vectors) -> int:
+    """In how many sums a line is reduced, element by element in turns; one where it cannot be divided."""
+    # A factor that does not divide would need a condition, with which TVM makes parts that are wrong.
+    width = max((size for size in range(2, _MOST_PARTS + 1) if length % size == 0), default=1)
+    width = vectors.lanes if length % vectors.lanes == 0 else width
+    return width if length >= 2 * width else 1
 
 
 def _spread(schedule: Any, block: Any, vectors: Vectors) -> None:
@@ -311,10 +373,8 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
     spatial, reduced = loops[:-count], loops[-count:]
     is_large = math.prod(extents) >= _PARALLEL_FROM
     length = math.prod(extents[-count:])
-    # A factor that does not divide would need a condition, with which TVM makes parts that are wrong.
-    width = max((size for size in range(2, _MOST_PARTS + 1) if length % size == 0), default=1)
-    width = vectors.lanes if length % vectors.lanes == 0 else width
-    if length >= 2 * width > 2 and _reads_along(schedule, block, count):
+    width = _parts(length, vectors)
+    if width > 1 and _reads_along(schedule, block, count):
         outer = schedule.fuse(*spatial)
         # Besides being faster, sums of parts are more exact than one long sum.
         far, near = schedule.split(schedule.fuse(*reduced), [None, width])
