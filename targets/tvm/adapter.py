@@ -14,17 +14,20 @@ from tvm.ir import IRModule
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
-from tvm.s_tir import SBlock, SBlockRealize, Schedule, ScheduleError, dlight
+from tvm.s_tir import SBlock, SBlockRealize, Schedule, ScheduleError, TensorIntrin, dlight
 from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize as realize_of
 from tvm.s_tir.dlight.gpu.matmul import auto_inline_consumer_chain, auto_inline_producers
 from tvm.s_tir.dlight.gpu.matmul import get_index_map as index_maps_of
+from tvm.script import from_source
 from tvm.target import Target
+from tvm.target.codegen import llvm_lookup_intrinsic_id as llvm_intrinsic
 from tvm.tirx import IndexMap
 from tvm.tirx.analysis import undefined_vars
 from tvm.tirx.op import register_intrin_lowering
 
 compile_module = tvm.compile
 tensor = tvm.runtime.tensor
+register_tensor_intrinsic = TensorIntrin.register
 GPU_RULES = (
     dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction, dlight.gpu.Fallback,
 )  # fmt: skip
@@ -54,10 +57,13 @@ __all__ = [
     "auto_inline_consumer_chain",
     "auto_inline_producers",
     "compile_module",
+    "from_source",
     "index_maps_of",
+    "llvm_intrinsic",
     "onnx_input",
     "realize_of",
     "register_lowering",
+    "register_tensor_intrinsic",
     "relax",
     "rpc",
     "te",

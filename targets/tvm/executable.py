@@ -32,6 +32,9 @@ _FLAGS = {
     "neon": ("asimd",),
 }
 """What vector registers go by, widest first, and the processor's flags that code for them needs (x86-64-v4 and -v3)."""
+_DOTS = {"avx512f": "avx512_vnni", "avx2": "avx_vnni"}
+"""Flags of the instruction for products of bytes that goes with them."""
+_WITH_DOTS = "+vnni"
 
 
 def vector_extension() -> str:
@@ -39,9 +42,17 @@ def vector_extension() -> str:
     return next((name for name in _FLAGS if has_extension(name)), "")
 
 
+def dot_products(name: str) -> str:
+    """These vector registers with the instruction for products of bytes, where this processor has it; else ""."""
+    wanted = name + _WITH_DOTS
+    return wanted if name in _DOTS and has_extension(wanted) else ""
+
+
 def has_extension(name: str) -> bool:
     """Whether this processor runs code for these vector registers."""
-    return cpu_flags().issuperset(_FLAGS.get(name, ()))
+    registers = name.removesuffix(_WITH_DOTS)
+    needed = {*_FLAGS.get(registers, ()), *((_DOTS[registers],) if registers != name else ())}
+    return cpu_flags().issuperset(needed)
 
 
 def import_runtime() -> Any:

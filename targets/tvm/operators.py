@@ -18,14 +18,15 @@ _MOST_NAMED = 5
 CHECKED = frozenset((
     "Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh",
     "AveragePool", "BatchNormalization", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
-    "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose",
-    "Cos", "Cosh", "CumSum", "DepthToSpace", "Div", "Dropout", "Einsum", "Elu", "Equal", "Erf", "Exp",
+    "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvInteger", "ConvTranspose",
+    "Cos", "Cosh", "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Dropout",
+    "DynamicQuantizeLinear", "Einsum", "Elu", "Equal", "Erf", "Exp",
     "Expand", "EyeLike", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
     "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample", "GroupNormalization",
     "HardSigmoid", "HardSwish", "Hardmax", "Identity", "If", "InstanceNormalization", "IsInf", "IsNaN", "LRN",
-    "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max",
+    "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "MatMulInteger", "Max",
     "MaxPool", "Mean",  "Min", "Mish", "Mod", "Mul", "Neg", "Not", 
-    "Or", "PRelu", "Pad", "Pow", "RMSNormalization", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
+    "Or", "PRelu", "Pad", "Pow", "QuantizeLinear", "RMSNormalization", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
     "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
     "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "ScatterElements", "ScatterND", "Selu", "Shape",
     "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign",
@@ -156,9 +157,41 @@ def _space_to_depth(node: ir.Node) -> str:
     return "TVM orders depth first" if facts.attribute(node, "mode", "DCR") != "DCR" else ""
 
 
+def _quantized(node: ir.Node) -> str:
+    """Q and DQ of integers of 8 and 16 bits (DQ: and of 32), with one scale or one for each place along an axis."""
+    integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+    numbers = node.inputs[0] if node.op_type == "QuantizeLinear" else node.outputs[0]
+    known = _INTEGERS if node.op_type == "QuantizeLinear" else _INTEGERS | {ir.DataType.INT32}
+    if (
+        integers is None
+        or integers.dtype not in known
+        or numbers is None
+        or numbers.dtype != ir.DataType.FLOAT
+    ):
+        return "it is not between float32 and integers of 8 or 16 bits"
+    if facts.attribute(node, "block_size", 0):
+        return "its scales are those of blocks"
+    rank = facts.rank(node.inputs[1])
+    if rank is None or rank > 1:
+        return "its scales do not lie along one axis"
+    if node.op_type == "QuantizeLinear" and len(node.inputs) < 3 and integers.dtype != ir.DataType.UINT8:
+        return "its type is not that of its zero point"
+    return ""
+
+
+def _conv_integer(node: ir.Node) -> str:
+    weight = facts.static_dims(node.inputs[1])
+    if weight is None or facts.static_dims(node.inputs[0]) is None:
+        return "its sizes are not known"
+    return "" if len(weight) == 4 else "it is not of an image"
+
+
+_INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.INT16}
 _ONE_OUTPUT = frozenset({"Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
 _CONDITIONS: Mapping[str, Callable[[ir.Node], str]] = {
     "AveragePool": _pool,
+    "ConvInteger": _conv_integer,
+    "DequantizeLinear": _quantized,
     "Dropout": _dropout,
     "IsInf": _is_inf,
     "MaxPool": _pool,
@@ -169,6 +202,7 @@ _CONDITIONS: Mapping[str, Callable[[ir.Node], str]] = {
     "Erf": _float64,
     "Gelu": _float64,
     "Mod": _mod,
+    "QuantizeLinear": _quantized,
     "Resize": _resize,
     "SpaceToDepth": _space_to_depth,
 }

@@ -44,6 +44,7 @@ from graphopt.targets.tvm.executable import (
     LIBRARY,
     LLVM,
     TvmRuntime,
+    dot_products,
     has_extension,
     vector_extension,
     version,
@@ -54,6 +55,7 @@ from graphopt.targets.tvm.tuning.database import Database, hardware_name
 from graphopt.targets.tvm.tuning.session import Job, tune
 
 _CONFIG = "config.json"
+_INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})
 
 
 class _Compiling:
@@ -69,7 +71,7 @@ class _Compiling:
         return (RewritePass(self.name, [rewrite() for rewrite in REWRITES]),)
 
     def integer_kernels(self) -> IntegerKernels | None:
-        """None yet."""
+        """None that the search for a mix could measure one by one."""
         return None
 
     def allowed_domains(self) -> frozenset[str]:
@@ -108,6 +110,13 @@ class TvmTarget(_Compiling, TvmRuntime):
         """The same target with the records of a folder, and of a device."""
         return TvmTarget(self.name, self.level, folder, device)
 
+    def legalization(self) -> Sequence[Pass]:
+        """What TVM lacks, or computes slowly; products between Q and DQ on integers where there is an instruction."""
+        from graphopt.targets.tvm.legalize import INTEGERS, REWRITES
+
+        chosen = (*REWRITES, *INTEGERS) if self._dots() else REWRITES
+        return (RewritePass(self.name, [rewrite() for rewrite in chosen]),)
+
     def probe(self) -> Probe:
         """As for the runtime; code for a higher level than this processor's does not run here."""
         found = super().probe()
@@ -123,6 +132,8 @@ class TvmTarget(_Compiling, TvmRuntime):
             TargetError: What cannot be lowered is named before anything is compiled, op by op.
         """
         vectors = self._vectors()
+        if any(node.op_type in _INTEGER_PRODUCTS for node in model.graph.all_nodes()):
+            vectors = self._dots() or vectors
         tiles = {key: dataclasses.asdict(tile) for key, tile in self._database().tiles().items()}
         made = _built(model, folder, {"kind": "llvm", "vectors": vectors, "tiles": tiles})
         told = {key: made[key] for key in ("mcpu", "products", "tuned")}
@@ -172,6 +183,10 @@ class TvmTarget(_Compiling, TvmRuntime):
 
     def _database(self) -> Database:
         return Database(self._folder, version(), hardware_name(self._vectors(), self.device))
+
+    def _dots(self) -> str:
+        """The vectors with an instruction for products of bytes; "" where there is none, or may be none."""
+        return "" if self.level else dot_products(self._vectors())
 
     def _vectors(self) -> str:
         return PROCESSORS[self.level] if self.level else vector_extension()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from graphopt.rewrite import Rewrite
 from graphopt.targets.openvino.legalize.attention import LegalizeAttention
 from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeToDepth
+from graphopt.targets.tvm.legalize.integers import IntegerProduct
 from graphopt.targets.tvm.legalize.recurrent import UnrollLstm
 
 REWRITES: tuple[type[Rewrite], ...] = (LegalizeAttention, ConvTransposeToDepth, UnrollLstm)
+INTEGERS: tuple[type[Rewrite], ...] = (IntegerProduct,)
+"""Where the processor multiplies bytes."""

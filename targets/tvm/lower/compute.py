@@ -19,6 +19,7 @@ from graphopt.targets.tvm.adapter import te, tirx, topi
 from graphopt.targets.tvm.lower.tiles import Tile, round_up
 
 SUMS = "packed_sums"
+INTEGER_SUMS = "packed_integer_sums"
 UNPACKED = "unpacked"
 TAKEN = "taken"
 PADDED = "padded"
@@ -26,6 +27,10 @@ DEPTHWISE = "depthwise_sums"
 ROWS, WIDTH = "graphopt.rows", "graphopt.width"
 RUNS_ON, CHANNELS_INSIDE = "graphopt.runs_on", "graphopt.channels_inside"
 """Annotations of a block: its tile."""
+FOUR = 4
+"""Products of bytes that one instruction adds up."""
+MOST_EXACT = 512
+"""Products of two bytes whose sum is exact in float32."""
 
 Array = npt.NDArray[Any]
 
@@ -93,30 +98,47 @@ def pack_matrix(weight: Array, width: int) -> Array:
     return np.ascontiguousarray(padded.reshape(inputs, blocks, width).transpose(1, 0, 2))
 
 
-def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: Tile) -> Any:
+def in_fours(packed: Array, axis: int) -> Array:
+    """int8 weights whose ``axis`` counts channels, packed, as dot products of bytes take them: [..., channels / 4, ...,
+    ``width``, 4], filled up with zeros."""
+    more = -packed.shape[axis] % FOUR
+    padded = np.pad(packed, [(0, more if place == axis else 0) for place in range(packed.ndim)])
+    shape = (*padded.shape[:axis], -1, FOUR, *padded.shape[axis + 1 :])
+    return np.ascontiguousarray(np.moveaxis(padded.reshape(shape), axis + 1, -1))
+
+
+def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: Tile, zero: int = 0) -> Any:
     """Conv [batch, height, width, channels] by weights from :func:`pack_kernel`.
 
     Args:
+        data: float32, or uint8 for weights in fours (:func:`in_fours`), whose sums are int32.
         outputs: Number of output channels.
         tile: What lies behind the last column is computed in vain.
+        zero: What lies beyond the edges.
     """
     batch = data.shape[0]
-    groups, blocks, tall, broad, inputs, width = (int(size) for size in packed.shape)
+    groups, blocks, tall, broad, inputs, width, *fours = (int(size) for size in packed.shape)
     made_high, made_wide = window.output(data.shape, (tall, broad))
     columns = round_up(made_wide, tile.rows)
-    source = _padded(data, window, columns - made_wide)
+    four = FOUR if fours else 1
+    more_channels = groups * inputs * four - int(data.shape[-1])
+    source = _padded(data, window, columns - made_wide, more_channels, zero)
     channel = te.reduce_axis((0, inputs), "channel")
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
+    inside = [te.reduce_axis((0, size), "four") for size in fours]
     (sy, sx), (dy, dx) = window.strides, window.dilations
 
     def add_up(n: Any, y: Any, x: Any, block: Any, lane: Any) -> Any:
         group = block // blocks
-        number = source[window.at(n, group * inputs + channel, y * sy + ky * dy, x * sx + kx * dx)]
-        return te.sum(number * packed[group, block % blocks, ky, kx, channel, lane], axis=[channel, ky, kx])
+        at = (group * inputs + channel) * four + (inside[0] if inside else 0)
+        number = source[window.at(n, at, y * sy + ky * dy, x * sx + kx * dx)]
+        place = (group, block % blocks, ky, kx, channel, lane, *inside)
+        return te.sum(_multiplied(number, packed[place]), axis=[channel, ky, kx, *inside])
 
     sums = te.compute(
-        (batch, made_high, columns, groups * blocks, width), add_up, name=SUMS, attrs=_attributes(tile)
-    )
+        (batch, made_high, columns, groups * blocks, width),
+        add_up, name=INTEGER_SUMS if fours else SUMS, attrs=_attributes(tile),
+    )  # fmt: skip
 
     def unpack(n: Any, *place: Any) -> Any:
         (y, x), o = window.image(place), place[-1]
@@ -146,20 +168,27 @@ def pack_depthwise(weight: Array, lanes: int) -> Array:
     return packed
 
 
-def depthwise(data: Any, packed: Any, *, outputs: int, window: Window, tile: Tile) -> Any:
-    """Conv [batch, height, width, channels], each channel by itself, by weights from :func:`pack_depthwise`."""
+def depthwise(data: Any, packed: Any, *, outputs: int, window: Window, tile: Tile, zero: int = 0) -> Any:
+    """Conv [batch, height, width, channels], each channel by itself, by weights from :func:`pack_depthwise`.
+
+    Args:
+        data: float32, or integers, which are multiplied as float32: so :data:`MOST_EXACT` products of bytes are exact.
+        outputs: Number of output channels.
+        zero: What lies beyond the edges.
+    """
     batch, channels = data.shape[0], int(data.shape[-1])
     tall, broad, made = (int(size) for size in packed.shape)
     multiplier = outputs // channels
     made_high, made_wide = window.output(data.shape, (tall, broad))
     columns = round_up(made_wide, tile.rows)
-    source = _padded(data, window, columns - made_wide, -(-made // multiplier) - channels)
+    source = _padded(data, window, columns - made_wide, -(-made // multiplier) - channels, zero)
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
     (sy, sx), (dy, dx) = window.strides, window.dilations
     sums = te.compute(
         (batch, made_high, columns, made),
         lambda n, y, x, o: te.sum(
-            source[window.at(n, o // multiplier, y * sy + ky * dy, x * sx + kx * dx)] * packed[ky, kx, o],
+            source[window.at(n, o // multiplier, y * sy + ky * dy, x * sx + kx * dx)].astype("float32")
+            * packed[ky, kx, o],
             axis=[ky, kx],
         ),
         name=DEPTHWISE,
@@ -174,11 +203,16 @@ def depthwise(data: Any, packed: Any, *, outputs: int, window: Window, tile: Til
 
 
 def product(data: Any, packed: Any, *, outputs: int, tile: Tile) -> Any:
-    """MatMul [..., rows, inputs] by weights from :func:`pack_matrix`."""
+    """MatMul [..., rows, inputs] by weights from :func:`pack_matrix`, or in fours."""
     shape = tuple(data.shape)
-    leading, inputs = shape[:-1], int(shape[-1])
-    blocks, _, width = (int(size) for size in packed.shape)
+    leading = shape[:-1]
+    blocks, inputs, width, *fours = (int(size) for size in packed.shape)
+    four = FOUR if fours else 1
+    if inputs * four > int(shape[-1]):
+        behind = [*(0,) * len(leading), inputs * four - int(shape[-1])]
+        data = topi.nn.pad(data, [0] * len(shape), behind, name=PADDED)
     element = te.reduce_axis((0, inputs), "element")
+    inside = [te.reduce_axis((0, size), "four") for size in fours]
     rows = leading[-1]
     made = rows if tile.runs_on else round_up(int(rows), tile.rows)
 
@@ -186,10 +220,14 @@ def product(data: Any, packed: Any, *, outputs: int, tile: Tile) -> Any:
         position, (row, block, lane) = indices[:-3], indices[-3:]
         # Behind the last row the last one is computed again.
         row = row if made is rows or made == int(rows) else tirx.min(row, int(rows) - 1)
-        place = (*position, row, element)
-        return te.sum(data[place] * packed[block, element, lane], axis=element)
+        at = (*position, row, element * four + (inside[0] if inside else 0))
+        place = (block, element, lane, *inside)
+        return te.sum(_multiplied(data[at], packed[place]), axis=[element, *inside])
 
-    sums = te.compute((*leading[:-1], made, blocks, width), add_up, name=SUMS, attrs=_attributes(tile))
+    sums = te.compute(
+        (*leading[:-1], made, blocks, width),
+        add_up, name=INTEGER_SUMS if fours else SUMS, attrs=_attributes(tile),
+    )  # fmt: skip
 
     def unpack(*indices: Any) -> Any:
         place = (*indices[:-1], indices[-1] // width, indices[-1] % width)
@@ -198,14 +236,20 @@ def product(data: Any, packed: Any, *, outputs: int, tile: Tile) -> Any:
     return te.compute((*leading, outputs), unpack, name=UNPACKED)
 
 
-def _padded(data: Any, window: Window, more_columns: int, more_channels: int = 0) -> Any:
+def _multiplied(number: Any, weight: Any) -> Any:
+    """A product of floats, or of a byte and a byte as int32."""
+    if str(weight.dtype) != "int8":
+        return number * weight
+    return number.astype("int32") * weight.astype("int32")
+
+
+def _padded(data: Any, window: Window, more_columns: int, more_channels: int, zero: int = 0) -> Any:
     top, left, bottom, right = window.pads
     right += more_columns * window.strides[1]
     if not (top or left or bottom or right or more_channels):
         return data
-    return topi.nn.pad(
-        data, window.at(0, 0, top, left), window.at(0, more_channels, bottom, right), name=PADDED
-    )
+    before, after = window.at(0, 0, top, left), window.at(0, more_channels, bottom, right)
+    return topi.nn.pad(data, before, after, tirx.const(zero, str(data.dtype)), name=PADDED)
 
 
 def _attributes(tile: Tile) -> dict[str, int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
-from graphopt.targets.tvm.lower import compute
+from graphopt.targets.tvm.lower import compute, quantized
 from graphopt.targets.tvm.lower.compute import Array, Window
 from graphopt.targets.tvm.lower.layouts import ChannelsLast, static_shape
 from graphopt.targets.tvm.lower.products import Product
@@ -24,6 +26,9 @@ _END_OF_NUMBER = "th"
 """Behind a product's number in a kernel's name: TVM adds numbers of its own."""
 _PAIRWISE = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minimum}
 """The frontend copies all operands into one tensor first."""
+_ON_INTEGERS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
+)
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
@@ -74,6 +79,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             self._keep_inside(inputs, attrs)
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
+        elif op_name in _ON_INTEGERS:
+            made = self._on_integers(op_name, list(inputs), attrs)
         elif op_name in _PAIRWISE:
             made = reduce(lambda left, right: self.bb.normalize(_PAIRWISE[op_name](left, right)), inputs)
         else:
@@ -81,6 +88,19 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         if made is not None:
             return self.bb.normalize(made)
         return super()._convert_operator(op_name, inputs, attrs, opset)
+
+    def _on_integers(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
+        if op_name == "ConvInteger":
+            data, weight = (static_shape(self.bb.normalize(value)) or () for value in inputs[:2])
+            strides, dilations = attrs.get("strides", (1, 1)), attrs.get("dilations", (1, 1))
+            pads = _pads(attrs, data[2:], weight[2:], strides, dilations)
+            return quantized.convolution(self.bb, inputs, attrs, pads)
+        if op_name == "DynamicQuantizeLinear":
+            return quantized.quantize_dynamically(self.bb, inputs)
+        if op_name == "MatMulInteger":
+            return quantized.product(self.bb, inputs)
+        convert = quantized.quantize if op_name == "QuantizeLinear" else quantized.dequantize
+        return convert(self.bb, inputs, attrs)
 
     def _product_of(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
         """A Conv, Gemm or MatMul otherwise than TVM has it; None for what stays."""
@@ -93,6 +113,21 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         if shape is not None and not isinstance(inputs[0], relax.ShapeExpr):
             size = shape[int(attrs.get("axis", 0))]
             inputs[1] = self.bb.emit(relax.op.clip(inputs[1], -size, size - 1))
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Operands of a product of integers.
+
+    Attributes:
+        weight: int8, around zero.
+        is_signed: Whether the data are int8, which become uint8 by adding 128.
+        zero: Zero point of the data as uint8; a tensor where it is computed.
+    """
+
+    weight: Array
+    is_signed: bool
+    zero: Any
 
 
 class _Packing(_Importer):
@@ -109,9 +144,12 @@ class _Packing(_Importer):
         def convert(given: list[Any]) -> Any:
             return super(_Packing, self)._convert_operator(op_name, onnx_input(given), attrs, opset)
 
-        made = self._conv(list(inputs), attrs) if op_name == "Conv" else None
+        lower = {"Conv": self._conv, "ConvInteger": self._integer_conv}.get(op_name)
+        made = None if lower is None else lower(list(inputs), attrs)
         if made is not None:
             return self._layouts.add(made)
+        if op_name == "MatMulInteger" and (made := self._integer_matmul(list(inputs))) is not None:
+            return made
         made = self._layouts.convert(op_name, list(inputs), attrs, convert)
         return convert(list(inputs)) if made is None else made
 
@@ -125,36 +163,94 @@ class _Packing(_Importer):
         shape = static_shape(self.bb.normalize(inputs[0]))
         if weight is None or shape is None or len(shape) not in (3, 4) or weight.dtype != np.float32:
             return None
-        spatial = len(shape) - 2
-        strides = tuple(attrs.get("strides", (1,) * spatial))
-        dilations = tuple(attrs.get("dilations", (1,) * spatial))
-        pads = _pads(attrs, shape[2:], weight.shape[2:], strides, dilations)
-        groups = int(attrs.get("group", 1))
-        form = "image"
-        if spatial == 1:
-            form, weight = "line", weight[:, :, None]
-            pads, strides, dilations = (0, pads[0], 0, pads[1]), (1, *strides), (1, *dilations)
-        elif shape[3] == weight.shape[3] == 1 and not (pads[1] or pads[3]):
-            form, weight = "column", weight.transpose(0, 1, 3, 2)
-            pads, strides, dilations = (0, pads[0], 0, pads[2]), (1, strides[0]), (1, dilations[0])
-        window = Window(strides, pads, dilations, groups, form)  # type: ignore[arg-type]
-        data = self._layouts.of(inputs[0])
-        shape = (shape[0], *shape[2:], shape[1])
-        if weight.shape[1] == 1 and groups == shape[-1] and groups > 1:
-            made = self._depthwise(data, shape, weight, window)
-        elif window.is_pointwise(weight.shape[2:]):
-            made = self._product(data, weight[:, :, 0, 0].T)
-        else:
-            made = self._tiled(Product(shape, weight.shape, window), data, weight)
+        weight, window = _window(weight, shape, attrs)
+        made = self._convolved(self._layouts.of(inputs[0]), (shape[0], *shape[2:], shape[1]), weight, window)
         if len(inputs) < 3 or inputs[2] is None:
             return made
         return relax.op.add(self.bb.emit(made), inputs[2])
 
-    def _depthwise(self, data: Any, shape: Sequence[int], weight: Array, window: Window) -> Any:
+    def _integer_conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
+        """int32 with its channels last; None where it has no loops here."""
+        operands = self._bytes(inputs)
+        shape = static_shape(self.bb.normalize(inputs[0]))
+        if operands is None or shape is None or len(shape) not in (3, 4):
+            return None
+        weight = operands.weight
+        groups, each = int(attrs.get("group", 1)), weight.shape[1]
+        is_depthwise = each == 1 and groups == shape[1] > 1
+        if groups > 1 and (
+            math.prod(weight.shape[1:]) > compute.MOST_EXACT if is_depthwise else each % compute.FOUR
+        ):
+            return None
+        sums = weight.astype(np.int64).reshape(len(weight), -1).sum(axis=1)
+        weight, window = _window(weight, shape, attrs)
+        if not isinstance(operands.zero, int) and any(window.pads):
+            return None
+        zero = operands.zero if isinstance(operands.zero, int) else 0
+        data = self._as_unsigned(self._layouts.of(inputs[0]), operands)
+        made = self._convolved(data, (shape[0], *shape[2:], shape[1]), weight, window, zero)
+        return self._without_zero(relax.op.astype(made, "int32") if is_depthwise else made, operands, sums)
+
+    def _integer_matmul(self, inputs: list[Any]) -> Any | None:
+        """int32; None where it has no loops here."""
+        operands = self._bytes(inputs)
+        if operands is None or operands.weight.ndim != 2:
+            return None
+        made = self._product(self._as_unsigned(inputs[0], operands), operands.weight)
+        if made is None:
+            return None
+        sums = operands.weight.astype(np.int64).sum(axis=0)
+        return self.bb.normalize(self._without_zero(made, operands, sums))
+
+    def _bytes(self, inputs: list[Any]) -> _Bytes | None:
+        """The operands of a product of integers, for the instruction there is; None where it does not fit."""
+        data, weight, zero, middle = (*inputs, None, None)[:4]
+        data, numbers = self.bb.normalize(data), _constant(weight)
+        if not self.vectors.dots or numbers is None:
+            return None
+        least = np.iinfo(numbers.dtype).min
+        centre = least + 128
+        if np.any((np.zeros(1) if middle is None else _constant(middle)) != centre):
+            return None
+        centred = (numbers.astype(np.int16) - centre).astype(np.int8)
+        is_signed = str(data.ty.dtype) == "int8"
+        shift = 128 if is_signed else 0
+        point: Any = shift
+        if zero is not None:
+            known = _constant(zero)
+            if known is not None:
+                point = int(known.reshape(-1)[0]) + shift if known.size == 1 else None
+            else:
+                zero = self.bb.normalize(zero)
+                point = relax.op.add(relax.op.astype(zero, "int32"), relax.const(shift, "int32"))
+                point = None if math.prod(static_shape(zero) or (0,)) != 1 else relax.op.reshape(point, ())
+        return None if point is None else _Bytes(centred, is_signed, point)
+
+    def _as_unsigned(self, data: Any, operands: _Bytes) -> Any:
+        return quantized.as_unsigned(self.bb, data) if operands.is_signed else data
+
+    def _without_zero(self, made: Any, operands: _Bytes, sums: Array) -> Any:
+        """Less what the zero point of the data adds to each sum."""
+        zero, wide = operands.zero, sums.astype(np.int32)
+        if isinstance(zero, int):
+            return relax.op.subtract(self.bb.emit(made), relax.const(zero * wide)) if zero else made
+        return relax.op.subtract(self.bb.emit(made), relax.op.multiply(zero, relax.const(wide)))
+
+    def _convolved(
+        self, data: Any, shape: tuple[int, ...], weight: Array, window: Window, zero: int = 0
+    ) -> Any:
+        if weight.shape[1] == 1 and window.groups == shape[-1] > 1:
+            return self._depthwise(data, shape, weight, window, zero)
+        if window.is_pointwise(weight.shape[2:]):
+            return self._product(data, weight[:, :, 0, 0].T)
+        return self._tiled(Product(shape, weight.shape, window, weight.dtype == np.int8), data, weight, zero)
+
+    def _depthwise(self, data: Any, shape: Sequence[int], weight: Array, window: Window, zero: int) -> Any:
         _, wide = window.output(shape, weight.shape[2:])
         tile = depthwise_tile(wide, len(weight), self.vectors)
-        expression = partial(compute.depthwise, outputs=len(weight), window=window, tile=tile)
-        return self._kernel("depthwise", expression, data, compute.pack_depthwise(weight, tile.width))
+        expression = partial(compute.depthwise, outputs=len(weight), window=window, tile=tile, zero=zero)
+        packed = compute.pack_depthwise(weight.astype(np.float32), tile.width)
+        return self._kernel("depthwise", expression, data, packed)
 
     def _matmul(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
         del attrs
@@ -177,24 +273,41 @@ class _Packing(_Importer):
     def _product(self, data: Any, weight: Array) -> Any:
         data = self.bb.normalize(data)
         shape = static_shape(data)
-        if shape is None or len(shape) < 2 or weight.dtype != np.float32:
+        if shape is None or len(shape) < 2 or weight.dtype not in (np.float32, np.int8):
             return None
-        return self._tiled(Product(shape, weight.shape), data, weight)
+        return self._tiled(Product(shape, weight.shape, integer=weight.dtype == np.int8), data, weight)
 
-    def _tiled(self, product: Product, data: Any, weight: Array) -> Any:
+    def _tiled(self, product: Product, data: Any, weight: Array, zero: int = 0) -> Any:
         tiles = product.tiles(self.vectors)
         tuned = self._tiles.get(product.key)
         tile = tuned if tuned in tiles else tiles[0]
         self.products[product] += 1
         number = list(self.products).index(product)
         name = f"{'product' if product.window is None else 'convolution'}_{number}{_END_OF_NUMBER}"
-        return self._kernel(name, product.expression(tile), data, product.pack(weight, tile))
+        return self._kernel(name, product.expression(tile, zero), data, product.pack(weight, tile))
 
     def _kernel(self, name: str, expression: Any, data: Any, weight: Array) -> Any:
         return self.bb.call_te(
             expression, data, relax.const(weight),
             primfunc_name_hint=name, primfunc_attrs={"op_pattern": _FUSES_EPILOGUE},
         )  # fmt: skip
+
+
+def _window(weight: Array, shape: Sequence[int], attrs: Mapping[str, Any]) -> tuple[Array, Window]:
+    """How a convolution of a tensor of this shape moves, and its weights as those of an image."""
+    spatial = len(shape) - 2
+    strides = tuple(attrs.get("strides", (1,) * spatial))
+    dilations = tuple(attrs.get("dilations", (1,) * spatial))
+    pads = _pads(attrs, shape[2:], weight.shape[2:], strides, dilations)
+    form: Literal["image", "line", "column"] = "image"
+    if spatial == 1:
+        form, weight = "line", weight[:, :, None]
+        pads, strides, dilations = (0, pads[0], 0, pads[1]), (1, *strides), (1, *dilations)
+    elif shape[3] == weight.shape[3] == 1 and not (pads[1] or pads[3]):
+        form, weight = "column", weight.transpose(0, 1, 3, 2)
+        pads, strides, dilations = (0, pads[0], 0, pads[2]), (1, strides[0]), (1, dilations[0])
+    groups = int(attrs.get("group", 1))
+    return np.ascontiguousarray(weight), Window(strides, pads, dilations, groups, form)  # type: ignore[arg-type]
 
 
 def _pads(

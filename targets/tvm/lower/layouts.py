@@ -45,10 +45,12 @@ class ChannelsLast:
             "AveragePool": self._average_pool,
             "BatchNormalization": self._batch_normalization,
             "Concat": self._concat,
+            "DequantizeLinear": self._quantize,
             "Flatten": self._flatten,
             "GlobalAveragePool": self._global_average,
             "GlobalMaxPool": self._global_max,
             "MaxPool": self._max_pool,
+            "QuantizeLinear": self._quantize,
             "ReduceMean": self._reduce_mean,
             "Reshape": self._reshape,
             "Resize": self._resize,
@@ -86,6 +88,11 @@ class ChannelsLast:
     def _elementwise(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         twin = self._twins.get(inputs[0])
         return None if twin is None else self.add(convert([twin, *inputs[1:]]))
+
+    def _quantize(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
+        """With one scale."""
+        sizes = static_shape(self._builder.normalize(inputs[1]))
+        return self._elementwise(inputs, attrs, convert) if sizes in ((), (1,)) else None
 
     def _broadcast(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         del attrs

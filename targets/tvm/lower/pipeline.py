@@ -20,10 +20,12 @@ from graphopt.targets.tvm.lower.schedule import scheduled
 from graphopt.targets.tvm.lower.tiles import Vectors
 
 _PROCESSORS = {
-    "avx512f": ("x86-64-v4", Vectors(16, 32)),
-    "avx2": ("x86-64-v3", Vectors(8, 16)),
-    "neon": ("generic", Vectors(4, 32)),
-    "": ("", Vectors(4, 16)),
+    "avx512f+vnni": ("x86-64-v4", "+avx512vnni", Vectors(16, 32, dots=True)),
+    "avx512f": ("x86-64-v4", "", Vectors(16, 32)),
+    "avx2+vnni": ("x86-64-v3", "+avxvnni", Vectors(8, 16, dots=True)),
+    "avx2": ("x86-64-v3", "", Vectors(8, 16)),
+    "neon": ("generic", "", Vectors(4, 32)),
+    "": ("", "", Vectors(4, 16)),
 }
 
 
@@ -33,10 +35,12 @@ def processor(extension: str) -> tuple[Target, Vectors]:
     It is what loading asks for, and no more: this very processor may have instructions of its own.
 
     Args:
-        extension: As from :func:`graphopt.targets.tvm.executable.vector_extension`.
+        extension: As from :func:`graphopt.targets.tvm.executable.vector_extension`, or ``dot_products``.
     """
-    cpu, vectors = _PROCESSORS[extension]
-    return Target({"kind": "llvm", "mcpu": cpu} if cpu else {"kind": "llvm"}), vectors
+    cpu, more, vectors = _PROCESSORS[extension]
+    return Target(
+        {"kind": "llvm", **({"mcpu": cpu} if cpu else {}), **({"mattr": [more]} if more else {})}
+    ), vectors
 
 
 def gpu(architecture: str) -> Target:

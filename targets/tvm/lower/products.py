@@ -26,21 +26,24 @@ class Product:
         data: Shape of the data, channels last.
         weight: Shape of the weights, [outputs, inputs / groups, height, width] or [inputs, outputs].
         window: Of a convolution; None of a product of matrices.
+        integer: Whether data are uint8, weights int8, and sums int32.
     """
 
     data: tuple[int, ...]
     weight: tuple[int, ...]
     window: Window | None = None
+    integer: bool = False
 
     @property
     def key(self) -> str:
         """What it is known by in a database of tuned kernels."""
         sizes = f"{'x'.join(map(str, self.data))} by {'x'.join(map(str, self.weight))}"
+        kind = "integer " if self.integer else ""
         if self.window is None:
-            return f"product {sizes}"
+            return f"{kind}product {sizes}"
         window = self.window
         numbers = (*window.strides, *window.pads, *window.dilations, window.groups)
-        return f"convolution {sizes} {','.join(map(str, numbers))} {window.form}"
+        return f"{kind}convolution {sizes} {','.join(map(str, numbers))} {window.form}"
 
     @property
     def operations(self) -> int:
@@ -70,11 +73,17 @@ class Product:
     def pack(self, weight: Array, tile: Tile) -> Array:
         """The weights as the kernel reads them."""
         if self.window is None:
-            return compute.pack_matrix(weight, tile.width)
-        return compute.pack_kernel(weight, self.window.groups, tile.width)
+            packed, channels = compute.pack_matrix(weight, tile.width), 1
+        else:
+            packed, channels = compute.pack_kernel(weight, self.window.groups, tile.width), 4
+        return compute.in_fours(packed, channels) if self.integer else packed
 
-    def expression(self, tile: Tile) -> Callable[[Any, Any], Any]:
-        """Of data and packed weights."""
+    def expression(self, tile: Tile, zero: int = 0) -> Callable[[Any, Any], Any]:
+        """Of data and packed weights.
+
+        Args:
+            zero: What lies beyond the edges of an image.
+        """
         if self.window is None:
             return partial(compute.product, outputs=self.weight[1], tile=tile)
-        return partial(compute.convolution, outputs=self.weight[0], window=self.window, tile=tile)
+        return partial(compute.convolution, outputs=self.weight[0], window=self.window, tile=tile, zero=zero)

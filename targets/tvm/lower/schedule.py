@@ -13,6 +13,7 @@ from graphopt.targets.tvm.adapter import IndexMap, IRModule, Schedule, ScheduleE
 from graphopt.targets.tvm.lower.compute import (
     CHANNELS_INSIDE,
     DEPTHWISE,
+    INTEGER_SUMS,
     PADDED,
     ROWS,
     RUNS_ON,
@@ -21,6 +22,7 @@ from graphopt.targets.tvm.lower.compute import (
     UNPACKED,
     WIDTH,
 )
+from graphopt.targets.tvm.lower.dots import dot_product
 from graphopt.targets.tvm.lower.tiles import Vectors
 
 SCHEDULED = "tirx.is_scheduled"
@@ -99,9 +101,10 @@ def _inline(schedule: Any, keep: tuple[Any, ...]) -> Any:
 
 def _product(schedule: Any, vectors: Vectors) -> bool:
     """Packed sums of a convolution or a product, with what follows them computed tile by tile."""
-    sums = _find(schedule, SUMS)
+    sums = _find(schedule, SUMS) or _find(schedule, INTEGER_SUMS)
     if sums is None:
         return False
+    is_integer = _name(schedule, sums).startswith(INTEGER_SUMS)
     about = schedule.get(sums).annotations
     rows, runs_on = int(about[ROWS]), bool(int(about[RUNS_ON]))
     # Groups that do not fill whole blocks are unpacked with what fills them up, and taken out of it at the end.
@@ -115,16 +118,33 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     if runs_on:
         _join_lines(schedule, sums, last)
     kept = len(schedule.get_loops(sums)) - count
-    parts = _in_parts(schedule, sums, count)
+    parts = None if is_integer else _in_parts(schedule, sums, count)
     loops = schedule.get_loops(sums)
-    (*positions, block, lane), reduced = loops[:kept], _channels_inside(loops[kept:])
+    (*positions, block, lane), reduced = loops[:kept], loops[kept:]
+    fours = [reduced.pop()] if is_integer else []
+    reduced = _channels_inside(reduced)
     far, near = schedule.split(positions[-1], [None, rows])
     places = [*positions[:-1], far]
     in_order = [*places, block] if int(about[CHANNELS_INSIDE]) else [block, *places]
-    schedule.reorder(*in_order, *reduced, near, lane)
+    schedule.reorder(*in_order, *reduced, near, lane, *fours)
     shared = schedule.fuse(*in_order)
     schedule.parallel(shared)
-    if parts is None:
+    if is_integer:
+        held = schedule.cache_write(sums, 0, "local")
+        schedule.reverse_compute_at(held, shared)
+        schedule.reverse_compute_at(last, shared)
+        _keep_in_registers(schedule, held, vectors)
+        far, vector = schedule.split(lane, [None, vectors.lanes])
+        schedule.unroll(near)
+        schedule.unroll(far)
+        # Zeros first: what is left is what the instruction does.
+        first = schedule.decompose_reduction(sums, reduced[0])
+        *_, row, far, line = schedule.get_loops(first)
+        schedule.unroll(row)
+        schedule.unroll(far)
+        schedule.vectorize(line)
+        schedule.tensorize(vector, dot_product(vectors))
+    elif parts is None:
         held = schedule.cache_write(sums, 0, "local")
         schedule.reverse_compute_at(held, shared)
         schedule.reverse_compute_at(last, shared)

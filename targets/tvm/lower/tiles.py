@@ -25,10 +25,12 @@ class Vectors:
     Attributes:
         lanes: float32 numbers in one.
         count: How many there are.
+        dots: Whether there is an instruction for products of bytes that are added up in fours (VNNI).
     """
 
     lanes: int
     count: int
+    dots: bool = False
 
 
 @dataclass(frozen=True)
