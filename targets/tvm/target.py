@@ -131,9 +131,7 @@ class TvmTarget(_Compiling, TvmRuntime):
         Raises:
             TargetError: What cannot be lowered is named before anything is compiled, op by op.
         """
-        vectors = self._vectors()
-        if any(node.op_type in _INTEGER_PRODUCTS for node in model.graph.all_nodes()):
-            vectors = self._dots() or vectors
+        vectors = self._vectors_for(model)
         tiles = {key: dataclasses.asdict(tile) for key, tile in self._database().tiles().items()}
         made = _built(model, folder, {"kind": "llvm", "vectors": vectors, "tiles": tiles})
         told = {key: made[key] for key in ("mcpu", "products", "tuned")}
@@ -169,7 +167,7 @@ class TvmTarget(_Compiling, TvmRuntime):
             source, arrays = Path(temporary) / "model.onnx", Path(temporary) / "feeds.npz"
             _save(model, source)
             save_feeds(arrays, feeds)
-            job = Job(source, _interface(model), arrays, self._vectors(), tracker, self.device)
+            job = Job(source, _interface(model), arrays, self._vectors_for(model), tracker, self.device)
             return tune(job, self._database(), effort, progress)
 
     def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
@@ -183,6 +181,11 @@ class TvmTarget(_Compiling, TvmRuntime):
 
     def _database(self) -> Database:
         return Database(self._folder, version(), hardware_name(self._vectors(), self.device))
+
+    def _vectors_for(self, model: ir.Model) -> str:
+        """With the instruction for products of bytes where the model has such."""
+        has_integers = any(node.op_type in _INTEGER_PRODUCTS for node in model.graph.all_nodes())
+        return (has_integers and self._dots()) or self._vectors()
 
     def _dots(self) -> str:
         """The vectors with an instruction for products of bytes; "" where there is none, or may be none."""

@@ -254,8 +254,8 @@ def test_a_kernel_that_crashes_where_it_is_measured_is_left_out_alone(tmp_path: 
     class Runner:
         def measure(self, library: Path, kernels: list[dict[str, Any]]) -> list[float]:
             # Two kernels at a time work, but for the one whose weights are packed as wide as those of the second tile.
-            shapes = [kernel["shapes"] for kernel in kernels]
-            if len(kernels) > 2 or shapes[1] == bad:
+            arguments = [kernel["arguments"] for kernel in kernels]
+            if len(kernels) > 2 or arguments[1] == bad:
                 raise TargetError("a kernel crashed or hung where it was measured")
             return [1e-3, 0.5e-3][: len(kernels)]
 

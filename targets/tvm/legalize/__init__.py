@@ -7,7 +7,8 @@ from graphopt.targets.openvino.legalize.attention import LegalizeAttention
 from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeToDepth
 from graphopt.targets.tvm.legalize.integers import IntegerProduct
 from graphopt.targets.tvm.legalize.recurrent import UnrollLstm
+from graphopt.targets.tvm.legalize.requantize import QuantizeFirst
 
 REWRITES: tuple[type[Rewrite], ...] = (LegalizeAttention, ConvTransposeToDepth, UnrollLstm)
-INTEGERS: tuple[type[Rewrite], ...] = (IntegerProduct,)
+INTEGERS: tuple[type[Rewrite], ...] = (IntegerProduct, QuantizeFirst)
 """Where the processor multiplies bytes."""

@@ -33,7 +33,9 @@ def dequantize(builder: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> Any
     known = [value.value.numpy() for value in (data, scale, zero) if isinstance(value, Constant)]
     if len(known) == (2 if zero is None else 3):
         integers, step, *offset = known
-        return relax.const((integers.astype(np.float32) - (offset[0].astype(np.float32) if offset else 0)) * step)
+        return relax.const(
+            (integers.astype(np.float32) - (offset[0].astype(np.float32) if offset else 0)) * step
+        )
     numbers = relax.op.astype(data, "float32")
     if zero is not None and not _is_zero(zero):
         numbers = relax.op.subtract(numbers, relax.op.astype(zero, "float32"))

@@ -167,10 +167,21 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
         _vectorize(schedule, lane, vectors)
         first = schedule.decompose_reduction(sums, reduced[0])
         _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
-    if not _has_predicate(schedule, last):
-        _vectorize(schedule, schedule.get_loops(last)[-1], vectors)
+    _write(schedule, last, vectors)
     _pad(schedule, vectors)
     return True
+
+
+def _write(schedule: Any, last: Any, vectors: Vectors) -> None:
+    """What follows the sums of a tile, in vectors; with channels that end within a tile, in vectors that do not."""
+    line = schedule.get_loops(last)[-1]
+    if not _has_predicate(schedule, last):
+        _vectorize(schedule, line, vectors)
+        return
+    channels, extent = int(schedule.get(last).writes[0].source.shape[-1]), _extent(schedule, line)
+    lanes = next((size for size in (vectors.lanes, vectors.lanes // 2, 4) if channels % size == 0), 0)
+    if lanes and extent % lanes == 0:
+        schedule.vectorize(line if extent == lanes else schedule.split(line, [None, lanes])[1])
 
 
 def _channels_inside(reduced: list[Any]) -> list[Any]:
@@ -249,8 +260,7 @@ def _depthwise(schedule: Any, vectors: Vectors) -> bool:
     held = schedule.cache_write(sums, 0, "local")
     schedule.reverse_compute_at(held, block)
     schedule.reverse_compute_at(last, block)
-    if not _has_predicate(schedule, last):
-        _vectorize(schedule, schedule.get_loops(last)[-1], vectors)
+    _write(schedule, last, vectors)
     schedule.unroll(kx)
     _keep_in_registers(schedule, held, vectors)
     _keep_in_registers(schedule, sums, vectors, ky)

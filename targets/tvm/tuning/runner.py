@@ -1,7 +1,7 @@
 """``runner THREADS``: measures kernels in a process of its own, with TVM's runtime alone.
 
 A kernel that crashes takes nobody along. Reads one request a line from the standard input, and answers each in a line.
-``{"library", "kernels"}`` names functions with the shapes of their arguments, and gets ``{"seconds": [...]}``;
+``{"library", "kernels"}`` names functions with shapes and types of their arguments, and gets ``{"seconds": [...]}``;
 ``{"library", "config", "feeds"}`` names a whole model, and gets ``{"total", "kernels"}``. What goes wrong is answered
 with ``{"error": ...}``.
 """
@@ -21,6 +21,7 @@ import numpy as np
 
 from graphopt.data.interface import load_feeds
 from graphopt.targets.tvm.executable import TvmExecutable, aligned, import_runtime, last_words
+from graphopt.targets.tvm.tuning.arguments import Argument, filled
 
 _ROTATED_BYTES = 8 << 20
 """Weights are taken in turns from about so many bytes: in a model, other kernels have used the caches since. What is
@@ -41,7 +42,7 @@ def main() -> None:
     os.dup2(2, 1)
     ffi = import_runtime()
     ffi.get_global_func("runtime.config_threadpool")(0, int(sys.argv[1]))
-    kept: dict[tuple[tuple[int, ...], ...], list[list[Any]]] = {}
+    kept: dict[str, list[list[Any]]] = {}
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -63,19 +64,19 @@ def _profile(library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str,
 
 
 def _measure(
-    ffi: Any, library: Path, kernels: Sequence[dict[str, Any]], kept: dict[Any, list[list[Any]]]
+    ffi: Any, library: Path, kernels: Sequence[dict[str, Any]], kept: dict[str, list[list[Any]]]
 ) -> list[float]:
     """Seconds of a run of each kernel, the median of interleaved rounds."""
     module = ffi.load_module(str(library), keep_module_alive=False)
     functions = [module[entry["name"]] for entry in kernels]
     arguments = []
     for entry in kernels:
-        shapes = tuple(map(tuple, entry["shapes"]))
-        if shapes not in kept:
+        key = json.dumps(entry["arguments"])
+        if key not in kept:
             # The same sizes come again and again; other ones make room.
             kept.clear()
-            kept[shapes] = _copies(ffi, shapes)
-        arguments.append(kept[shapes])
+            kept[key] = _copies(ffi, entry["arguments"])
+        arguments.append(kept[key])
     pairs = list(zip(functions, arguments, strict=True))
     once = [min(_run(function, copies, 1) for _ in range(2)) for function, copies in pairs]
     rounds: list[list[float]] = [[] for _ in kernels]
@@ -95,17 +96,18 @@ def _run(function: Any, copies: Sequence[Sequence[Any]], count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def _copies(ffi: Any, shapes: Sequence[Sequence[int]]) -> list[list[Any]]:
+def _copies(ffi: Any, wanted: Sequence[Argument]) -> list[list[Any]]:
     """Arguments to be taken in turns."""
-    size = 4 * math.prod(shapes[_WEIGHT])
+    shape, dtype = wanted[_WEIGHT]
+    size = np.dtype(dtype).itemsize * math.prod(shape)
     count = max(1, min(_ROTATED_BYTES // max(size, 1), _MOST_COPIES))
     rng = np.random.default_rng(0)
 
-    def filled(shape: Sequence[int]) -> Any:
-        return ffi.from_dlpack(aligned(rng.random(shape, np.float32)))
+    def made(argument: Argument) -> Any:
+        return ffi.from_dlpack(aligned(filled(argument, rng)))
 
-    first = [filled(shape) for shape in shapes]
-    others = [[*first[:_WEIGHT], filled(shapes[_WEIGHT]), *first[_WEIGHT + 1 :]] for _ in range(count - 1)]
+    first = [made(argument) for argument in wanted]
+    others = [[*first[:_WEIGHT], made(wanted[_WEIGHT]), *first[_WEIGHT + 1 :]] for _ in range(count - 1)]
     return [first, *others]
 
 

@@ -18,6 +18,7 @@ from graphopt.errors import TargetError
 from graphopt.machine import child_environment
 from graphopt.targets.tvm.adapter import rpc, tensor
 from graphopt.targets.tvm.executable import last_words
+from graphopt.targets.tvm.tuning.arguments import Argument, filled
 from graphopt.targets.tvm.tuning.lines import Lines
 
 _SECONDS, _PROFILE_SECONDS = 8.0, 600.0
@@ -146,7 +147,7 @@ class RemoteRunner:
             raise RunnerLostError(f"the device {key!r} does not answer: {last_words(error)}") from error
         self._device = self._session.cpu(0)
         self._key = key
-        self._kept: dict[tuple[tuple[int, ...], ...], list[Any]] = {}
+        self._kept: dict[str, list[Any]] = {}
 
     def measure(self, library: Path, kernels: Sequence[Mapping[str, Any]]) -> list[float]:
         """As :class:`Runner`.
@@ -162,7 +163,7 @@ class RemoteRunner:
                 evaluate = module.time_evaluator(
                     kernel["name"], self._device, number=1, repeat=_REPEATS, min_repeat_ms=_LEAST_MILLISECONDS
                 )
-                found.append(float(np.median(evaluate(*self._arguments(kernel["shapes"])).results)))
+                found.append(float(np.median(evaluate(*self._arguments(kernel["arguments"])).results)))
             self._session.remove(library.name)
             return found
         except Exception as error:  # TVM raises RPCError, RuntimeError and others
@@ -181,12 +182,10 @@ class RemoteRunner:
         self._kept.clear()
         self._session = self._device = None
 
-    def _arguments(self, shapes: Sequence[Sequence[int]]) -> list[Any]:
-        key = tuple(map(tuple, shapes))
+    def _arguments(self, wanted: Sequence[Argument]) -> list[Any]:
+        key = json.dumps(wanted)
         if key not in self._kept:
             self._kept.clear()
             rng = np.random.default_rng(0)
-            self._kept[key] = [
-                tensor(rng.random(shape).astype(np.float32), device=self._device) for shape in key
-            ]
+            self._kept[key] = [tensor(filled(argument, rng), device=self._device) for argument in wanted]
         return self._kept[key]

@@ -26,6 +26,7 @@ from graphopt.targets.tvm.lower.pipeline import build_library, processor
 from graphopt.targets.tvm.lower.products import Product
 from graphopt.targets.tvm.lower.schedule import for_processor
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors
+from graphopt.targets.tvm.tuning.arguments import Argument
 from graphopt.targets.tvm.tuning.database import Database, Record
 from graphopt.targets.tvm.tuning.runners import LocalRunner, RemoteRunner, Runner, RunnerLostError
 
@@ -266,10 +267,10 @@ def _measured(
 ) -> list[float]:
     functions, kernels = {}, []
     for number, tile in enumerate(tiles):
-        function, shapes = kernel_of(product, tile, vectors)
+        function, arguments = kernel_of(product, tile, vectors)
         name = f"kernel_{number}"
         functions[name] = function.with_attr("global_symbol", name)
-        kernels.append({"name": name, "shapes": shapes})
+        kernels.append({"name": name, "arguments": arguments})
     # A library that is loaded from a path that was loaded before is the old one.
     library = folder / f"{next(_numbers)}.so"
     try:
@@ -282,20 +283,25 @@ def _measured(
         library.unlink(missing_ok=True)
 
 
-def kernel_of(product: Product, tile: Tile, vectors: Vectors) -> tuple[Any, list[list[int]]]:
-    """The function of a product with a bias and a Relu, as most are surrounded, and the shapes of its arguments."""
-    packed = product.pack(np.zeros(product.weight, np.float32), tile).shape
-    data, weight = (
-        te.placeholder(product.data, "float32", "data"),
-        te.placeholder(packed, "float32", "weight"),
-    )
+def kernel_of(product: Product, tile: Tile, vectors: Vectors) -> tuple[Any, list[Argument]]:
+    """The function of a product as most are surrounded, and its arguments: with a bias and a Relu, and integers with
+    scales before that and a quantization behind."""
+    data_type, weight_type = ("uint8", "int8") if product.integer else ("float32", "float32")
+    packed = product.pack(np.zeros(product.weight, weight_type), tile).shape
+    data = te.placeholder(product.data, data_type, "data")
+    weight = te.placeholder(packed, weight_type, "weight")
     made = product.expression(tile)(data, weight)
-    bias_shape = [int(made.shape[-1])]
-    bias = te.placeholder(bias_shape, "float32", "bias")
+    behind = [te.placeholder((made.shape[-1],), "float32", name) for name in ("bias", "scale")]
+    bias, scale = behind
+    if product.integer:
+        made = topi.multiply(topi.cast(made, "float32"), scale)
     out = topi.nn.relu(topi.add(made, bias))
-    function = te.create_prim_func([data, weight, bias, out], index_dtype_override="int64")
-    shapes = [list(product.data), list(packed), bias_shape, [int(size) for size in out.shape]]
-    return for_processor(function, vectors), shapes
+    if product.integer:
+        out = topi.cast(topi.clip(topi.round(out), 0, 255), "uint8")
+    operands = [data, weight, *(behind if product.integer else behind[:1]), out]
+    function = te.create_prim_func(operands, index_dtype_override="int64")
+    arguments = [([int(size) for size in operand.shape], str(operand.dtype)) for operand in operands]
+    return for_processor(function, vectors), arguments
 
 
 if __name__ == "__main__":
