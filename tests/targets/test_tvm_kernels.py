@@ -17,10 +17,11 @@ pytest.importorskip("tvm")
 
 from graphopt.ir.facts import Array
 from graphopt.targets.tvm import adapter
-from graphopt.targets.tvm.executable import vector_extension
+from graphopt.targets.tvm.executable import dot_products, vector_extension
 from graphopt.targets.tvm.lower import compute, functions, schedule
 from graphopt.targets.tvm.lower.compute import Window
 from graphopt.targets.tvm.lower.pipeline import processor
+from graphopt.targets.tvm.lower.products import Product
 from graphopt.targets.tvm.lower.tiles import Vectors, depthwise_tile, tiles_of
 
 NARROW, WIDE = Vectors(4, 16), Vectors(16, 32)
@@ -39,7 +40,8 @@ def computed(
     function = adapter.te.create_prim_func([*places, out], index_dtype_override="int64")
     module = schedule.scheduled(adapter.IRModule({"main": function}), vectors)
     assert bool(module["main"].attrs.get("tirx.is_scheduled", 0)) == scheduled
-    library = adapter.compile_module(module, target=processor(vector_extension())[0])
+    here = dot_products(vector_extension()) if vectors.dots else vector_extension()
+    library = adapter.compile_module(module, target=processor(here)[0])
     made = adapter.tensor(np.zeros([int(size) for size in out.shape], str(out.dtype)))
     library["main"](*(adapter.tensor(array) for array in arrays), made)
     return np.array(made.numpy())
@@ -113,6 +115,73 @@ def test_a_line_is_an_image_of_one_row(form: str, channels: int, kernel: int) ->
     made = computed(expression, given_data, compute.pack_kernel(weight, 1, tile.width), vectors=WIDE)
     wanted = convolved(data[:, None], weight, window)
     close(made.reshape(wanted.shape), wanted, channels * kernel)
+
+
+needs_dots = pytest.mark.skipif(
+    not dot_products(vector_extension()), reason="this processor has no instruction for products of bytes"
+)
+
+
+def dots() -> Vectors:
+    return processor(dot_products(vector_extension()))[1]
+
+
+@needs_dots
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=small, each=st.integers(1, 37), inputs=st.integers(1, 9), batch=st.integers(1, 2),
+    sizes=st.tuples(st.integers(1, 19), st.integers(1, 19)), kernel=st.tuples(small, small),
+    strides=st.tuples(small, small), dilations=st.tuples(small, small), zero=st.integers(0, 255),
+    pads=st.tuples(*[st.integers(0, 2)] * 4), channels_inside=st.booleans(),
+)  # fmt: skip
+def test_a_convolution_of_integers_is_exact(
+    groups: int, each: int, inputs: int, batch: int, sizes: tuple[int, int], kernel: tuple[int, int],
+    strides: tuple[int, int], dilations: tuple[int, int], zero: int, pads: tuple[int, int, int, int],
+    channels_inside: bool,
+) -> None:  # fmt: skip
+    window = Window(strides, pads, dilations, groups)
+    # Channels of groups come in fours (targets/tvm/legalize/integers.py).
+    inputs = inputs if groups == 1 else 4 * inputs
+    high, wide = window.output((batch, *sizes, groups * inputs), kernel)
+    if high < 1 or wide < 1:
+        return
+    data = RNG.integers(0, 256, (batch, *sizes, groups * inputs)).astype(np.uint8)
+    weight = RNG.integers(-128, 128, (groups * each, inputs, *kernel)).astype(np.int8)
+    tile = replace(tiles_of(high, wide, each, dots(), runs_on=False)[0], channels_inside=channels_inside)
+    product = Product(data.shape, weight.shape, window, integer=True)
+    made = computed(product.expression(tile, zero), data, product.pack(weight, tile), vectors=dots())
+    # What lies beyond the edges has the zero point: without it, zeros.
+    wanted = convolved(data.astype(np.float64) - zero, weight.astype(np.float64), window)
+    sums = weight.astype(np.int64).sum(axis=(1, 2, 3))
+    assert made.dtype == np.int32
+    np.testing.assert_array_equal(made - zero * sums, wanted)
+
+
+@needs_dots
+@settings(max_examples=30, deadline=None)
+@given(
+    leading=st.lists(st.integers(1, 7), max_size=2), rows=st.integers(1, 40), inputs=st.integers(1, 700),
+    outputs=st.integers(1, 150),
+)  # fmt: skip
+def test_a_product_of_integers_is_exact(leading: list[int], rows: int, inputs: int, outputs: int) -> None:
+    # The largest there are: nothing saturates.
+    data = RNG.choice([0, 1, 254, 255], (*leading, rows, inputs)).astype(np.uint8)
+    weight = RNG.choice([-128, -127, 126, 127], (inputs, outputs)).astype(np.int8)
+    product = Product(data.shape, weight.shape, integer=True)
+    for tile in product.tiles(dots())[:3]:
+        made = computed(product.expression(tile), data, product.pack(weight, tile), vectors=dots())
+        np.testing.assert_array_equal(made, data.astype(np.int64) @ weight.astype(np.int64))
+
+
+def test_a_depthwise_convolution_of_integers_is_exact() -> None:
+    """In float32: the longest sums there may be, of the largest numbers."""
+    data = np.full((1, 16, 64, 20), 255, np.uint8)
+    weight = RNG.choice([-128, 127], (20, 1, 8, 64)).astype(np.float32)
+    window = Window((1, 1), (0, 0, 0, 0), (1, 1), 20)
+    tile = depthwise_tile(1, 20, WIDE)
+    expression = partial(compute.depthwise, outputs=20, window=window, tile=tile)
+    made = computed(expression, data, compute.pack_depthwise(weight, tile.width), vectors=WIDE)
+    np.testing.assert_array_equal(made, convolved(data, weight, window))
 
 
 @settings(max_examples=20, deadline=None)

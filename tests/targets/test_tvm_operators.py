@@ -17,7 +17,7 @@ pytest.importorskip("tvm")
 
 from graphopt.errors import TargetError
 from graphopt.targets.tvm import adapter
-from graphopt.targets.tvm.executable import vector_extension
+from graphopt.targets.tvm.executable import dot_products, vector_extension
 from graphopt.targets.tvm.lower.importer import import_packed
 from graphopt.targets.tvm.lower.pipeline import build_library, processor
 from graphopt.targets.tvm.lower.tiles import Vectors
@@ -67,10 +67,12 @@ def with_constants(case: Any, *, floats: bool) -> tuple[onnx.ModelProto, dict[st
     return model, {value.name: feeds[value.name] for value in kept}
 
 
-def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
+def run(model: onnx.ModelProto, feeds: dict[str, Any], *, dots: bool = False) -> list[Any]:
     with contextlib.redirect_stdout(io.StringIO()):
-        target, _ = processor(vector_extension())
-        library = build_library(import_packed(model, VECTORS, {})[0], target, VECTORS)
+        here = dot_products(vector_extension()) if dots else vector_extension()
+        target, vectors = processor(here)
+        vectors = vectors if dots else VECTORS
+        library = build_library(import_packed(model, vectors, {})[0], target, vectors)
     import tvm
 
     machine = tvm.relax.VirtualMachine(library, tvm.cpu())
@@ -104,7 +106,7 @@ def behind_convolutions(model: onnx.ModelProto, feeds: dict[str, Any]) -> onnx.M
     return made
 
 
-def check_cases(op: str, *, floats: bool, images: bool) -> tuple[set[str], set[str]]:
+def check_cases(op: str, *, floats: bool, images: bool, dots: bool = False) -> tuple[set[str], set[str]]:
     """Which cases of an operator are right, and which end in an error of TVM; a wrong one fails the test."""
     right, failed = set(), set()
     for case in cases().get(op, ()):
@@ -117,7 +119,7 @@ def check_cases(op: str, *, floats: bool, images: bool) -> tuple[set[str], set[s
         except TargetError:
             continue
         try:
-            made = run(changed, feeds)
+            made = run(changed, feeds, dots=dots)
         except Exception:  # whatever TVM raises becomes an error of the compilation
             failed.add(case.name)
             continue
@@ -140,6 +142,14 @@ def check_cases(op: str, *, floats: bool, images: bool) -> tuple[set[str], set[s
 def test_an_operator_is_right_or_refused(op: str, floats: bool) -> None:
     right, failed = check_cases(op, floats=floats, images=False)
     assert len(right) >= LEAST_RIGHT.get(op, 2 / 3) * (len(right) + len(failed))
+
+
+@pytest.mark.skipif(not dot_products(vector_extension()), reason="no instruction for products of bytes")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("op", ["ConvInteger", "MatMulInteger"])
+def test_products_of_integers_are_right_in_loops_of_bytes(op: str) -> None:
+    right, failed = check_cases(op, floats=False, images=False, dots=True)
+    assert right and not failed
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,7 +8,8 @@ from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeTo
 from graphopt.targets.tvm.legalize.integers import IntegerProduct
 from graphopt.targets.tvm.legalize.recurrent import UnrollLstm
 from graphopt.targets.tvm.legalize.requantize import QuantizeFirst
+from graphopt.targets.tvm.legalize.table import ByteTable
 
 REWRITES: tuple[type[Rewrite], ...] = (LegalizeAttention, ConvTransposeToDepth, UnrollLstm)
-INTEGERS: tuple[type[Rewrite], ...] = (IntegerProduct, QuantizeFirst)
+INTEGERS: tuple[type[Rewrite], ...] = (IntegerProduct, QuantizeFirst, ByteTable)
 """Where the processor multiplies bytes."""

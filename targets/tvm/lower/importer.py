@@ -15,7 +15,7 @@ import numpy as np
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
 from graphopt.targets.tvm.lower import compute, quantized
 from graphopt.targets.tvm.lower.compute import Array, Window
-from graphopt.targets.tvm.lower.layouts import ChannelsLast, static_shape
+from graphopt.targets.tvm.lower.layouts import ChannelsLast, operator_of, static_shape
 from graphopt.targets.tvm.lower.products import Product
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, depthwise_tile
 
@@ -29,6 +29,7 @@ _PAIRWISE = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minim
 _ON_INTEGERS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 )
+_BYTES = 256
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
@@ -75,7 +76,9 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
         made = None
-        if op_name == "Gather" and not isinstance(inputs[1], Constant):
+        if op_name == "Gather" and self._is_of_bytes(inputs):
+            made = relax.op.take(inputs[0], inputs[1], axis=0)
+        elif op_name == "Gather" and not isinstance(inputs[1], Constant):
             self._keep_inside(inputs, attrs)
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
@@ -107,6 +110,30 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         del op_name, inputs, attrs
         return None
 
+    def _is_of_bytes(self, inputs: Any) -> bool:
+        """Whether a table has a place for every byte and is asked for bytes: no index is negative or too large."""
+        table, place = inputs
+        if (
+            not isinstance(table, Constant)
+            or table.value.numpy().ndim != 1
+            or len(table.value.numpy()) < _BYTES
+        ):
+            return False
+        made = self._call_of(place)
+        offset = _constant(made.args[1]) if operator_of(made) == "relax.add" else None
+        if offset is not None and offset.size == 1:
+            made, least = self._call_of(made.args[0]), -int(offset.reshape(-1)[0])
+        else:
+            least = 0
+        if operator_of(made) != "relax.astype":
+            return False
+        dtype = str(self.bb.normalize(made.args[0]).ty.dtype)
+        return (dtype, least) in (("uint8", 0), ("int8", -128))
+
+    def _call_of(self, value: Any) -> Any:
+        """The call that a variable is bound to."""
+        return self.bb.lookup_binding(value) if isinstance(value, relax.Var) else value
+
     def _keep_inside(self, inputs: Any, attrs: Mapping[str, Any]) -> None:
         """Indices that are computed, cut off at the ends: TVM reads foreign memory for one beyond them."""
         shape = static_shape(self.bb.normalize(inputs[0]))
@@ -116,7 +143,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class _Bytes:
+class _Operands:
     """Operands of a product of integers.
 
     Attributes:
@@ -202,7 +229,7 @@ class _Packing(_Importer):
         sums = operands.weight.astype(np.int64).sum(axis=0)
         return self.bb.normalize(self._without_zero(made, operands, sums))
 
-    def _bytes(self, inputs: list[Any]) -> _Bytes | None:
+    def _bytes(self, inputs: list[Any]) -> _Operands | None:
         """The operands of a product of integers, for the instruction there is; None where it does not fit."""
         data, weight, zero, middle = (*inputs, None, None)[:4]
         data, numbers = self.bb.normalize(data), _constant(weight)
@@ -224,12 +251,12 @@ class _Packing(_Importer):
                 zero = self.bb.normalize(zero)
                 point = relax.op.add(relax.op.astype(zero, "int32"), relax.const(shift, "int32"))
                 point = None if math.prod(static_shape(zero) or (0,)) != 1 else relax.op.reshape(point, ())
-        return None if point is None else _Bytes(centred, is_signed, point)
+        return None if point is None else _Operands(centred, is_signed, point)
 
-    def _as_unsigned(self, data: Any, operands: _Bytes) -> Any:
+    def _as_unsigned(self, data: Any, operands: _Operands) -> Any:
         return quantized.as_unsigned(self.bb, data) if operands.is_signed else data
 
-    def _without_zero(self, made: Any, operands: _Bytes, sums: Array) -> Any:
+    def _without_zero(self, made: Any, operands: _Operands, sums: Array) -> Any:
         """Less what the zero point of the data adds to each sum."""
         zero, wide = operands.zero, sums.astype(np.int32)
         if isinstance(zero, int):

@@ -47,6 +47,7 @@ class ChannelsLast:
             "Concat": self._concat,
             "DequantizeLinear": self._quantize,
             "Flatten": self._flatten,
+            "Gather": self._gather,
             "GlobalAveragePool": self._global_average,
             "GlobalMaxPool": self._global_max,
             "MaxPool": self._max_pool,
@@ -125,6 +126,13 @@ class ChannelsLast:
         axis = _place(int(attrs.get("axis", 0)), rank)
         return self.add(relax.op.concat([self.of(value) for value in inputs], axis))
 
+    def _gather(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
+        """From a list of numbers."""
+        table, place = inputs
+        if not isinstance(table, Constant) or len(table.ty.shape) != 1 or place not in self._twins:
+            return None
+        return self.add(convert([table, self._twins[place]]))
+
     def _global_average(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any:
         del attrs, convert
         twin = self._twins[inputs[0]]
@@ -166,7 +174,7 @@ class ChannelsLast:
     def _resize(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         del attrs
         call = convert(list(inputs))
-        if _operator(call) != "relax.image.resize2d":
+        if operator_of(call) != "relax.image.resize2d":
             return None
         how = call.attrs
         return self.add(
@@ -187,7 +195,7 @@ class ChannelsLast:
     def _split(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         del attrs
         call, twin = convert(list(inputs)), self._twins[inputs[0]]
-        if _operator(call) != "relax.split" or not hasattr(call.attrs.indices_or_sections, "__iter__"):
+        if operator_of(call) != "relax.split" or not hasattr(call.attrs.indices_or_sections, "__iter__"):
             return None
         places = [int(place) for place in call.attrs.indices_or_sections]
         axis = _place(int(call.attrs.axis), len(twin.ty.shape))
@@ -199,7 +207,7 @@ class ChannelsLast:
     def _slice(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         del attrs
         call, twin = convert(list(inputs)), self._twins.get(inputs[0])
-        if twin is None or _operator(call) != "relax.strided_slice":
+        if twin is None or operator_of(call) != "relax.strided_slice":
             return None
         rank = len(twin.ty.shape)
         axes = [_place(int(axis), rank) for axis in call.args[1]]
@@ -274,7 +282,7 @@ def static_shape(value: Any) -> tuple[int, ...] | None:
         return None
 
 
-def _operator(expression: Any) -> str:
+def operator_of(expression: Any) -> str:
     """Name of the Relax operator that an expression calls; empty for what is none."""
     return getattr(getattr(expression, "op", None), "name", "")
 
