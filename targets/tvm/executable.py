@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -18,11 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import MissingExtraError, TargetError
-from graphopt.machine import Probe, cores, cpu_flags
+from graphopt.machine import Kernel, Probe, cores, cpu_flags
 
 LLVM = "tvm-llvm"
 LIBRARY = "model.so"
 CPU, POOLED = 1, 2
+DEPTHWISE, END_OF_NUMBER = "depthwise", "th"
+"""In names of kernels: what is no product with a number, and what is behind a number, since TVM adds its own."""
+_PRODUCT = re.compile(rf"(?:product|convolution)_\d+{END_OF_NUMBER}|{DEPTHWISE}")
 _ALIGNMENT = 64
 _RUNTIMES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
 _V3 = ("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe")
@@ -158,7 +162,18 @@ class TvmExecutable:
             started = time.perf_counter()
             self.run(feeds)
             whole.append(time.perf_counter() - started)
-        rounds: list[dict[str, float]] = []
+        kernels: dict[str, float] = {}
+        for name, seconds in self.calls(feeds, runs):
+            kernels[name] = kernels.get(name, 0.0) + seconds
+        return float(np.median(whole)), kernels
+
+    def calls(self, feeds: Mapping[str, npt.NDArray[Any]], runs: int) -> list[tuple[str, float]]:
+        """Kernels in the order in which they are called, each with its median seconds.
+
+        Raises:
+            TargetError: As :meth:`run`.
+        """
+        rounds: list[list[tuple[str, float]]] = []
         since = 0.0
 
         def watch(function: Any, name: str, before: bool, result: Any, *arguments: Any) -> int:
@@ -166,19 +181,19 @@ class TvmExecutable:
             nonlocal since
             if before:
                 since = time.perf_counter()
-            else:
-                rounds[-1][name] = rounds[-1].get(name, 0.0) + time.perf_counter() - since
+            elif not name.startswith("vm."):
+                rounds[-1].append((name, time.perf_counter() - since))
             return 0
 
         self._machine["set_instrument"](self._ffi.convert(watch))
         for _ in range(runs):
-            rounds.append({})
+            rounds.append([])
             self.run(feeds)
         self._machine["set_instrument"](None)
-        names = [name for name in rounds[-1] if not name.startswith("vm.")]
-        return float(np.median(whole)), {
-            name: float(np.median([times.get(name, 0.0) for times in rounds])) for name in names
-        }
+        # A branch that went the other way makes another list of calls.
+        alike = [calls for calls in rounds if [name for name, _ in calls] == [name for name, _ in rounds[-1]]]
+        times = np.median([[seconds for _, seconds in calls] for calls in alike], axis=0)
+        return [(name, float(seconds)) for (name, _), seconds in zip(rounds[-1], times, strict=True)]
 
     def _handed_in(self, number: int, array: npt.NDArray[Any]) -> Any:
         """A tensor where kernels read it, of the input of this number."""
@@ -225,6 +240,12 @@ def version() -> str:
         raise MissingExtraError("apache-tvm", "tvm") from error
 
 
+def product_of(kernel: str) -> str:
+    """What a kernel is called by the product in it; empty for what is none."""
+    found = _PRODUCT.search(kernel)
+    return "" if found is None else found[0]
+
+
 def last_words(error: BaseException) -> str:
     """What an error of TVM says, on one line, without its trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -252,6 +273,31 @@ class TvmRuntime:
         vectors = vector_extension()
         machine = {"tvm": found, "machine": platform.machine(), "vectors": vectors}
         return Probe(True, True, found, f"kernels use {vectors}" if vectors else "", machine)
+
+    def kernels(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        feeds: Mapping[str, npt.NDArray[Any]],
+        *,
+        threads: int = 0,
+        runs: int = 10,
+    ) -> Sequence[Kernel]:
+        """The kernels in the order in which they run; products know their nodes.
+
+        Raises:
+            TargetError: As for :meth:`load`.
+        """
+        nodes = {name: iter(entries) for name, entries in config.get("nodes", {}).items()}
+        found = []
+        for name, seconds in self.load(folder, config, threads=threads).calls(feeds, runs):
+            # Kernels of one kind are called in the order of their nodes.
+            entry = next(nodes.get(product_of(name), iter(())), ("", name, False, ()))
+            node, op, is_integer, values = entry
+            found.append(
+                Kernel(node, op, tuple(values), (), is_integer, self.name, milliseconds=1000 * seconds)
+            )
+        return found
 
     def load(self, folder: Path, config: Mapping[str, Any], *, threads: int = 0) -> TvmExecutable:
         """The library that the configuration names.

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from graphopt import install
 from graphopt.data.interface import optional_inputs_of, outputs_of, save_feeds
 from graphopt.errors import TargetError, UsageError
+from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.ir.graphs import clone
 from graphopt.machine import Form, Probe
@@ -56,6 +57,9 @@ from graphopt.targets.tvm.tuning.session import Job, tune
 
 _CONFIG = "config.json"
 _INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})
+_SCALES = frozenset({"Cast", "Mul", "Add"})
+"""What follows a product of integers until its numbers are those of the product in float."""
+_MOST_VALUES = 4
 
 
 class _Compiling:
@@ -117,6 +121,12 @@ class TvmTarget(_Compiling, TvmRuntime):
         chosen = (*REWRITES, *INTEGERS) if self._dots() else REWRITES
         return (RewritePass(self.name, [rewrite() for rewrite in chosen]),)
 
+    def integer_kernels(self) -> IntegerKernels | None:
+        """What the kernels for products of bytes want; None where there is no instruction for them."""
+        from graphopt.targets.tvm.integers import kernels
+
+        return kernels(self._dots()) if self._dots() else None
+
     def probe(self) -> Probe:
         """As for the runtime; code for a higher level than this processor's does not run here."""
         found = super().probe()
@@ -135,7 +145,8 @@ class TvmTarget(_Compiling, TvmRuntime):
         tiles = {key: dataclasses.asdict(tile) for key, tile in self._database().tiles().items()}
         made = _built(model, folder, {"kind": "llvm", "vectors": vectors, "tiles": tiles})
         told = {key: made[key] for key in ("mcpu", "products", "tuned")}
-        return {**_interface(model), "vectors": vectors, **told, **_without_label(knobs)}
+        nodes = {name: [*map(_with_values(model), entries)] for name, entries in made["nodes"].items()}
+        return {**_interface(model), "vectors": vectors, **told, "nodes": nodes, **_without_label(knobs)}
 
     def tune(
         self,
@@ -275,6 +286,22 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
     @staticmethod
     def _stand_in_folder(folder: Path) -> Path:
         return folder.with_name(f"{folder.name}-stand-in")
+
+
+def _with_values(model: ir.Model) -> Callable[[Sequence[Any]], list[Any]]:
+    """What a kernel for a node is known by: the node, and the values that it and what follows it makes."""
+    nodes = {node.name: node for node in model.graph.all_nodes()}
+
+    def add(entry: Sequence[Any]) -> list[Any]:
+        values: list[str | None] = []
+        node = nodes.get(entry[0])
+        while node is not None and len(values) < _MOST_VALUES:
+            values.append(node.outputs[0].name)
+            node = facts.sole_consumer(node.outputs[0])
+            node = node if node is not None and node.op_type in _SCALES else None
+        return [*entry, values]
+
+    return add
 
 
 def _default_architectures() -> tuple[str, ...]:

@@ -48,8 +48,9 @@ def _for_processor(source: Path, folder: Path, target: Mapping[str, Any]) -> dic
     build_library(module, cpu, vectors).export_library(str(folder / LIBRARY))
     return {
         "mcpu": str(cpu.attrs.get("mcpu", "")),
-        "tuned": sum(tuned.get(product.key) in product.tiles(vectors) for product in products),
-        "products": len(products),
+        "tuned": sum(tuned.get(product.key) in product.tiles(vectors) for product in products.count),
+        "products": len(products.count),
+        "nodes": products.nodes,
     }
 
 

@@ -11,8 +11,10 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from onnx import helper
 
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
+from graphopt.targets.tvm.executable import DEPTHWISE, END_OF_NUMBER, product_of
 from graphopt.targets.tvm.lower import compute, quantized
 from graphopt.targets.tvm.lower.compute import Array, Window
 from graphopt.targets.tvm.lower.layouts import ChannelsLast, operator_of, static_shape
@@ -22,8 +24,6 @@ from graphopt.targets.tvm.lower.tiles import Tile, Vectors, depthwise_tile
 if TYPE_CHECKING:
     import onnx
 
-_END_OF_NUMBER = "th"
-"""Behind a product's number in a kernel's name: TVM adds numbers of its own."""
 _PAIRWISE = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minimum}
 """The frontend copies all operands into one tensor first."""
 _ON_INTEGERS = frozenset(
@@ -34,6 +34,20 @@ _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
 
 
+@dataclass(frozen=True)
+class Products:
+    """The products of a module.
+
+    Attributes:
+        count: How often each is in it, in the order of the numbers in the names of kernels.
+        nodes: By what their kernels are called (:func:`graphopt.targets.tvm.executable.product_of`), in order: name of
+            the node, its operator, and whether it computes on integers.
+    """
+
+    count: Counter[Product]
+    nodes: Mapping[str, Sequence[tuple[str, str, bool]]]
+
+
 def import_graph(proto: onnx.ModelProto) -> IRModule:
     """The graph as a Relax module, products as TVM has them; inputs and outputs in the order of the graph."""
     return _Importer().from_onnx(proto.graph, _opset(proto))
@@ -41,7 +55,7 @@ def import_graph(proto: onnx.ModelProto) -> IRModule:
 
 def import_packed(
     proto: onnx.ModelProto, vectors: Vectors, tiles: Mapping[str, Tile]
-) -> tuple[IRModule, Counter[Product]]:
+) -> tuple[IRModule, Products]:
     """The graph as a Relax module whose products have packed weights.
 
     Args:
@@ -49,10 +63,11 @@ def import_packed(
         tiles: Found by tuning, by :attr:`Product.key`.
 
     Returns:
-        The module, and how often each product is in it, in the order of the numbers in the names of kernels.
+        The module, and the products in it.
     """
     importer = _Packing(vectors, tiles)
-    return importer.from_onnx(proto.graph, _opset(proto)), importer.products
+    module = importer.from_onnx(proto.graph, _opset(proto))
+    return module, Products(importer.products, importer.nodes)
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -61,7 +76,7 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 def number_of(kernel: str) -> int | None:
     """Of the product that a kernel computes; None for what is no product."""
-    found = re.search(rf"(?:product|convolution)_(\d+){_END_OF_NUMBER}", kernel)
+    found = re.search(rf"(\d+){END_OF_NUMBER}$", product_of(kernel))
     return None if found is None else int(found[1])
 
 
@@ -80,6 +95,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             made = relax.op.take(inputs[0], inputs[1], axis=0)
         elif op_name == "Gather" and not isinstance(inputs[1], Constant):
             self._keep_inside(inputs, attrs)
+        elif op_name == "Cast" and isinstance(inputs[0], Constant):
+            made = relax.const(inputs[0].value.numpy().astype(helper.tensor_dtype_to_np_dtype(attrs["to"])))
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
         elif op_name in _ON_INTEGERS:
@@ -164,6 +181,8 @@ class _Packing(_Importer):
         super().__init__()
         self.vectors = vectors
         self.products: Counter[Product] = Counter()
+        self.nodes: dict[str, list[tuple[str, str, bool]]] = {}
+        self._node = ("", "")
         self._tiles = tiles
         self._layouts = ChannelsLast(self.bb)
 
@@ -171,6 +190,7 @@ class _Packing(_Importer):
         def convert(given: list[Any]) -> Any:
             return super(_Packing, self)._convert_operator(op_name, onnx_input(given), attrs, opset)
 
+        self._node = (attrs["tvm_custom"]["name"], op_name)
         lower = {"Conv": self._conv, "ConvInteger": self._integer_conv}.get(op_name)
         made = None if lower is None else lower(list(inputs), attrs)
         if made is not None:
@@ -277,7 +297,7 @@ class _Packing(_Importer):
         tile = depthwise_tile(wide, len(weight), self.vectors)
         expression = partial(compute.depthwise, outputs=len(weight), window=window, tile=tile, zero=zero)
         packed = compute.pack_depthwise(weight.astype(np.float32), tile.width)
-        return self._kernel("depthwise", expression, data, packed)
+        return self._kernel(DEPTHWISE, expression, data, packed)
 
     def _matmul(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
         del attrs
@@ -310,10 +330,12 @@ class _Packing(_Importer):
         tile = tuned if tuned in tiles else tiles[0]
         self.products[product] += 1
         number = list(self.products).index(product)
-        name = f"{'product' if product.window is None else 'convolution'}_{number}{_END_OF_NUMBER}"
+        name = f"{'product' if product.window is None else 'convolution'}_{number}{END_OF_NUMBER}"
         return self._kernel(name, product.expression(tile, zero), data, product.pack(weight, tile))
 
     def _kernel(self, name: str, expression: Any, data: Any, weight: Array) -> Any:
+        node, op_type = self._node
+        self.nodes.setdefault(name, []).append((node, op_type, op_type in _ON_INTEGERS))
         return self.bb.call_te(
             expression, data, relax.const(weight),
             primfunc_name_hint=name, primfunc_attrs={"op_pattern": _FUSES_EPILOGUE},

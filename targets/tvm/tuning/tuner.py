@@ -99,7 +99,8 @@ def _tune(job: Mapping[str, Any], tell: Any) -> None:
     runner = RemoteRunner(job["tracker"], job["key"]) if job["tracker"] else LocalRunner(job["threads"])
     bad = {(entry["product"], Tile(**entry["tile"])) for entry in job["bad"]}
     states = [
-        _state(product, count, known.get(product.key), vectors, bad) for product, count in products.items()
+        _state(product, count, known.get(product.key), vectors, bad)
+        for product, count in products.count.items()
     ]
     folder = Path(job["folder"])
     try:
