@@ -262,3 +262,21 @@ def test_dynamically_quantized_products_are_taken(tmp_path: Path) -> None:
     assert "MatMulInteger" in operators_there
     compiled = graphopt.compile(path, target="tvm-llvm", tune=0.1)
     assert compiled.report.as_dict()["verify"]["status"] == "verified"
+
+
+@pytest.mark.skipif(not dot_products(vector_extension()), reason="no instruction for products of bytes")
+def test_quantize_finds_what_is_faster_on_integers(tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    source, shape = tmp_path / "net.onnx", (1, 3, 48, 48)
+    onnx.save(builders.conv_net(channels=64, blocks=3, size=48), source)
+    data = [{"x": RNG.standard_normal(shape).astype(np.float32)} for _ in range(12)]
+    compiled = graphopt.compile(
+        source, target="tvm-llvm", passes="fuse,quantize", data=data, tune=20.0, input_shapes={"x": shape}
+    )
+    report = compiled.report.as_dict()
+    quantize = next(entry for entry in report["passes"] if entry["name"] == "quantize")
+    layers = [layer for layer in quantize["details"]["layers"] if layer["op"] == "Conv"]
+    # Every convolution was timed in both forms, each by its own kernel.
+    assert len(layers) >= 3 and all(layer["float_ms"] and layer["int8_ms"] for layer in layers)
+    assert any(layer["precision"] == "int8" for layer in layers)
+    assert report["verify"]["budget"]["drop"] <= report["verify"]["budget"]["allowed"]

@@ -33,7 +33,7 @@ from graphopt.models import builders
 from graphopt.target import Effort
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
 from graphopt.targets.tvm.tuning import session
-from graphopt.targets.tvm.tuning.database import Database, Header, Record, hardware_name, merge
+from graphopt.targets.tvm.tuning.database import LOOPS, Database, Header, Record, hardware_name, merge
 
 HERE = "a processor, avx512f, 2 threads"
 
@@ -75,7 +75,7 @@ def test_each_version_and_each_hardware_has_its_own(tmp_path: Path) -> None:
     assert (
         not database.describe_absence() and not Database(tmp_path / "none", "0.27", HERE).describe_absence()
     )
-    assert Database(tmp_path, "0.28", HERE).others() == [Header("0.27", 1, HERE)]
+    assert Database(tmp_path, "0.28", HERE).others() == [Header("0.27", LOOPS, HERE)]
 
 
 def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path: Path) -> None:

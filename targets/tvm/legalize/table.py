@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from graphopt.ir import facts
@@ -128,6 +127,7 @@ def _evaluated(source: ir.Value, nodes: Sequence[ir.Node], out: ir.Value) -> fac
     Raises:
         Refuse: ONNX Runtime does not compute it.
     """
+    import onnx
     import onnxruntime
 
     graph = out.producer().graph  # type: ignore[union-attr]

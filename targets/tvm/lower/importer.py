@@ -11,7 +11,7 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from onnx import helper
+import onnx_ir as ir
 
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
 from graphopt.targets.tvm.executable import DEPTHWISE, END_OF_NUMBER, product_of
@@ -96,7 +96,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         elif op_name == "Gather" and not isinstance(inputs[1], Constant):
             self._keep_inside(inputs, attrs)
         elif op_name == "Cast" and isinstance(inputs[0], Constant):
-            made = relax.const(inputs[0].value.numpy().astype(helper.tensor_dtype_to_np_dtype(attrs["to"])))
+            made = relax.const(inputs[0].value.numpy().astype(ir.DataType(attrs["to"]).numpy()))
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
         elif op_name in _ON_INTEGERS:
