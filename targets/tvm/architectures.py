@@ -19,8 +19,11 @@ _WITH_ARM = frozenset({"sm_87", "sm_110"})
 DEFAULT_GPUS = ("sm_80", "sm_90")
 """Without ``--arch``, on a machine that has no GPU."""
 
-PROCESSORS: Mapping[str, str] = {"x86-64-v4": "avx512f", "x86-64-v3": "avx2", "x86-64": "", "aarch64": "neon"}
-"""The vector registers of each level of a processor (x86-64 psABI)."""
+PROCESSORS: Mapping[str, str] = {
+    "x86-64-v4": "avx512f", "x86-64-v3": "avx2", "x86-64": "", "aarch64": "neon",
+    "x86-64-v4+vnni": "avx512f+vnni", "x86-64-v3+vnni": "avx2+vnni",
+}  # fmt: skip
+"""The vector registers of each level of a processor (x86-64 psABI), and with products of bytes."""
 
 _GPU = re.compile(r"(?:sm_|compute_)?(\d{1,2})\.?(\d)")
 

@@ -52,6 +52,11 @@ def dot_products(name: str) -> str:
     return wanted if name in _DOTS and has_extension(wanted) else ""
 
 
+def has_dot_products(name: str) -> bool:
+    """Whether these vector registers come with the instruction for products of bytes."""
+    return name.endswith(_WITH_DOTS)
+
+
 def has_extension(name: str) -> bool:
     """Whether this processor runs code for these vector registers."""
     registers = name.removesuffix(_WITH_DOTS)

@@ -174,8 +174,6 @@ def _quantized(node: ir.Node) -> str:
     rank = facts.rank(node.inputs[1])
     if rank is None or rank > 1:
         return "its scales do not lie along one axis"
-    if node.op_type == "QuantizeLinear" and len(node.inputs) < 3 and integers.dtype != ir.DataType.UINT8:
-        return "its type is not that of its zero point"
     return ""
 
 
@@ -183,7 +181,7 @@ def _conv_integer(node: ir.Node) -> str:
     weight = facts.static_dims(node.inputs[1])
     if weight is None or facts.static_dims(node.inputs[0]) is None:
         return "its sizes are not known"
-    return "" if len(weight) == 4 else "it is not of an image"
+    return "" if len(weight) in (3, 4) else "it is neither of an image nor of a line"
 
 
 _INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.INT16}

@@ -24,7 +24,7 @@ from graphopt.ir import model as ir_model
 from graphopt.ir.graphs import clone
 from graphopt.machine import Form, Probe
 from graphopt.pipeline.base import Pass, RewritePass
-from graphopt.quant.kernels import IntegerKernels
+from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels
 from graphopt.target import Effort, StandIn, Tuning
 from graphopt.targets.tvm.architectures import (
     DEFAULT_GPUS,
@@ -46,6 +46,7 @@ from graphopt.targets.tvm.executable import (
     LLVM,
     TvmRuntime,
     dot_products,
+    has_dot_products,
     has_extension,
     vector_extension,
     version,
@@ -145,6 +146,7 @@ class TvmTarget(_Compiling, TvmRuntime):
         tiles = {key: dataclasses.asdict(tile) for key, tile in self._database().tiles().items()}
         made = _built(model, folder, {"kind": "llvm", "vectors": vectors, "tiles": tiles})
         told = {key: made[key] for key in ("mcpu", "products", "tuned")}
+        told["dequantized"] = sum(_is_dequantized(node) for node in model.graph.all_nodes())
         nodes = {name: [*map(_with_values(model), entries)] for name, entries in made["nodes"].items()}
         return {**_interface(model), "vectors": vectors, **told, "nodes": nodes, **_without_label(knobs)}
 
@@ -182,13 +184,17 @@ class TvmTarget(_Compiling, TvmRuntime):
             return tune(job, self._database(), effort, progress)
 
     def notes(self, config: Mapping[str, Any]) -> Sequence[str]:
-        """What a user is to know of a form: which of its products were tuned."""
+        """What a user is to know of a form: what quantized products compute in float, and which were tuned."""
+        found = []
+        if config["dequantized"]:
+            reason = "" if self._dots() else f": {self.level or 'this processor'} has no products of bytes"
+            found.append(f"{config['dequantized']} products between Q and DQ are computed in float{reason}")
         why = self._database().describe_absence()
         if why and not config["tuned"]:
-            return (f"{why}: the kernels are as without tuning",)
-        if self._folder is not None and config["tuned"] < config["products"]:
-            return (f"{config['tuned']} of {config['products']} products are tuned in {self._folder}",)
-        return ()
+            found.append(f"{why}: the kernels are as without tuning")
+        elif self._folder is not None and config["tuned"] < config["products"]:
+            found.append(f"{config['tuned']} of {config['products']} products are tuned in {self._folder}")
+        return found
 
     def _database(self) -> Database:
         return Database(self._folder, version(), hardware_name(self._vectors(), self.device))
@@ -200,7 +206,9 @@ class TvmTarget(_Compiling, TvmRuntime):
 
     def _dots(self) -> str:
         """The vectors with an instruction for products of bytes; "" where there is none, or may be none."""
-        return "" if self.level else dot_products(self._vectors())
+        if self.level:
+            return self._vectors() if has_dot_products(self._vectors()) else ""
+        return dot_products(self._vectors())
 
     def _vectors(self) -> str:
         return PROCESSORS[self.level] if self.level else vector_extension()
@@ -286,6 +294,12 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
     @staticmethod
     def _stand_in_folder(folder: Path) -> Path:
         return folder.with_name(f"{folder.name}-stand-in")
+
+
+def _is_dequantized(node: ir.Node) -> bool:
+    """Whether it multiplies in float what both were integers."""
+    operands = node.inputs[:2] if node.op_type in CONVOLUTIONS | PRODUCTS else ()
+    return len(operands) > 1 and all(facts.producer_op(value) == "DequantizeLinear" for value in operands)
 
 
 def _with_values(model: ir.Model) -> Callable[[Sequence[Any]], list[Any]]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
+from graphopt import artifact
 from graphopt.ir.facts import Array
 from graphopt.models import builders
 from graphopt.targets.tvm.executable import dot_products, vector_extension
@@ -200,6 +201,38 @@ def test_little_work_is_no_table() -> None:
     check_ignores(ByteTable(), text)
 
 
+def test_a_constant_of_more_axes_is_no_part_of_a_table() -> None:
+    known = QUANTIZE.replace(">", ", float[1,1] k = {0.5}>")
+    text = (
+        f"g (uint8[9] q) => (uint8[1,9] y) {known} "
+        "{ x = DequantizeLinear(q, s, z)  a = Mul(x, k)  b = Sigmoid(a)  y = QuantizeLinear(b, t, o) }"
+    )
+    check_refuses(ByteTable(), text, "more axes")
+
+
+def test_numbers_in_another_order_are_not_moved() -> None:
+    head = "g (float[1,4,5,5] x) => (uint8[1,4,3,3] y)"
+    pool = "m = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]>(x)  y = QuantizeLinear(m, s, z)"
+    negative = QUANTIZE.replace("s = {0.05", "s = {-0.05")
+    check_refuses(QuantizeFirst(), f"{head} {negative} {{ {pool} }}", "another order")
+    wide = QUANTIZE.replace("uint8 z", "uint16 z")
+    check_refuses(
+        QuantizeFirst(), f"{head} {wide} {{ {pool} }}".replace("(uint8[", "(uint16["), "not of 8 bits"
+    )
+
+
+def test_a_dequantized_bias_that_is_a_matrix_stays() -> None:
+    weights = scaled(np.int8, (12, 3), 3)
+    more = {"cq": RNG.integers(-99, 99, (3, 3)).astype(np.int32), "cs": np.float32([0.1, 0.2, 0.3])}
+    text = (
+        "g (uint8[3,12] q) => (float[3,3] y) "
+        f"{constants(sx=np.float32(0.02), zx=np.uint8(9), **weights, **more)} {{\n"
+        "  x = DequantizeLinear(q, sx, zx)\n  w = DequantizeLinear<axis=1>(wq, sw, zw)\n"
+        "  c = DequantizeLinear<axis=0>(cq, cs)\n  y = Gemm(x, w, c)\n}"
+    )
+    check_refuses(IntegerProduct(), text, "no vector")
+
+
 class Samples:
     """What ONNX Runtime's quantization calibrates with."""
 
@@ -262,6 +295,8 @@ def test_dynamically_quantized_products_are_taken(tmp_path: Path) -> None:
     assert "MatMulInteger" in operators_there
     compiled = graphopt.compile(path, target="tvm-llvm", tune=0.1)
     assert compiled.report.as_dict()["verify"]["status"] == "verified"
+    # In loops of graphopt's own, not in TVM's plain ones.
+    assert artifact.read_manifest(compiled.save(tmp_path / "mlp.gopt")).config["products"] >= 1
 
 
 @pytest.mark.skipif(not dot_products(vector_extension()), reason="no instruction for products of bytes")

@@ -162,6 +162,90 @@ def test_an_operator_is_right_behind_convolutions(op: str, floats: bool) -> None
         assert failed <= failed_alone
 
 
+def dynamic_conv(shape: tuple[int, ...], weight: Any, pads: list[int], kind: str) -> onnx.ModelProto:
+    """ConvInteger whose zero point is an input."""
+    from onnx import helper
+
+    data = onnx.TensorProto.INT8 if kind == "int8" else onnx.TensorProto.UINT8
+    node = helper.make_node("ConvInteger", ["x", "w", "z"], ["y"], pads=pads)
+    graph = helper.make_graph(
+        [node], "g",
+        [helper.make_tensor_value_info("x", data, shape), helper.make_tensor_value_info("z", data, [])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+@pytest.mark.skipif(not dot_products(vector_extension()), reason="no instruction for products of bytes")
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize("sizes", [(9, 7), (30,)], ids=["image", "line"])
+def test_a_zero_point_that_is_computed_lies_beyond_the_edges_too(kind: str, sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    limits = np.iinfo(kind)
+    data = rng.integers(limits.min, limits.max + 1, (2, 5, *sizes)).astype(kind)
+    weight = rng.integers(-128, 128, (6, 5, *(3,) * len(sizes))).astype(np.int8)
+    model = dynamic_conv(data.shape, weight, [1] * (2 * len(sizes)), kind)
+    feeds = {"x": data, "z": np.array(limits.max - 30, kind)}
+    made = run(model, feeds, dots=True)[0]
+    wide = data.astype(np.int64) - int(feeds["z"])
+    wide = np.pad(wide, [(0, 0), (0, 0), *[(1, 1)] * len(sizes)])
+    windows = np.lib.stride_tricks.sliding_window_view(wide, weight.shape[2:], tuple(range(2, wide.ndim)))
+    if len(sizes) == 1:
+        wanted = np.einsum("nclk,ock->nol", windows, weight.astype(np.int64))
+    else:
+        wanted = np.einsum("ncyxkl,ockl->noyx", windows, weight.astype(np.int64))
+    np.testing.assert_array_equal(made, wanted)
+
+
+@pytest.mark.skipif(not dot_products(vector_extension()), reason="no instruction for products of bytes")
+@pytest.mark.parametrize("middle", [0, 3, 128, 255])
+def test_weights_with_any_zero_point_are_multiplied_as_bytes(middle: int) -> None:
+    from onnx import helper
+
+    rng = np.random.default_rng(2)
+    weight = rng.integers(0, 256, (37, 21)).astype(np.uint8)
+    node = helper.make_node("MatMulInteger", ["x", "w", "z", "m"], ["y"])
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [5, 37])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, None)],
+        [
+            numpy_helper.from_array(array, name)
+            for name, array in (("w", weight), ("z", np.uint8(200)), ("m", np.uint8(middle)))
+        ],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    data = rng.integers(0, 256, (5, 37)).astype(np.uint8)
+    wanted = (data.astype(np.int64) - 200) @ (weight.astype(np.int64) - middle)
+    np.testing.assert_array_equal(run(model, {"x": data}, dots=True)[0], wanted)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = Softmax<axis=1>(c)",
+        "s = Split<axis=1>(c, one)\n y = Relu(s)",
+        "y = LogSoftmax(c)",
+    ],
+)
+def test_older_forms_behind_a_convolution(text: str) -> None:
+    """As they are before an upgrade to the internal opset, and what it never sees."""
+    import onnxruntime
+
+    opset = 13 if "Split" in text else 11
+    header = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    model = onnx.parser.parse_model(
+        f"{header} g (float[2,3,4,5] x, float[6,3,1,1] w, int64[1] one) => (float[2,6,4,5] y) {{ c = Conv(x, w)\n {text} }}"
+    )
+    rng = np.random.default_rng(3)
+    weight = numpy_helper.from_array(rng.standard_normal((6, 3, 1, 1)).astype(np.float32), "w")
+    model.graph.initializer.extend([weight, numpy_helper.from_array(np.array([6]), "one")])
+    del model.graph.input[1:]
+    feeds = {"x": rng.standard_normal((2, 3, 4, 5)).astype(np.float32)}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(run(model, feeds)[0], session.run(None, feeds)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_most_cases_are_of_operators_that_are_taken() -> None:
     assert sum(map(len, cases().values())) > 700
 

@@ -7,7 +7,7 @@ and MatMulInteger).
 Changes rounding alone: sums of integers are exact, and scales are applied once.
 
 Refuses: zero points of weights elsewhere, groups whose channels do not come in fours (but for depthwise convolutions),
-images of unknown sizes.
+unknown sizes, a dequantized bias that is no vector.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ def _bias(node: ir.Node) -> facts.Array | None:
     if array is None and integers is not None:
         numbers, steps = facts.constant(integers[0]), facts.constant(integers[1])
         zeros = np.zeros(1) if integers[2] is None else facts.constant(integers[2])
+        if numbers is not None and numbers.ndim > 1:
+            raise Refuse("its dequantized bias is no vector")
         if numbers is not None and steps is not None and zeros is not None and not np.any(zeros):
             array = (numbers * steps).astype(np.float32)
     if array is None:

@@ -3,9 +3,10 @@
 A quantization next to the product that makes its data becomes part of that kernel, and what moves then moves bytes.
 Forms: Concat, Flatten, Identity, MaxPool, Reshape, Slice, Squeeze, Transpose, Unsqueeze whose one reader is a
 QuantizeLinear with one scale; a QuantizeLinear behind a DequantizeLinear of the same scale, zero point and type.
-Exact: rounding does not know where an element lies, and keeps the order of numbers.
+Exact: rounding does not know where an element lies, and a positive scale keeps the order of numbers.
 
-Refuses: a MaxPool that gives places as well.
+Refuses: a MaxPool that gives places as well, that is quantized to 16 bits, or by a scale that is not positive; a Slice
+whose data others read too, which would be quantized whole for each of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 _MOVES = frozenset(
     {"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
+
+
+_BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
 class QuantizeFirst(Rewrite):
@@ -39,9 +43,15 @@ class QuantizeFirst(Rewrite):
             return _same(node, move)
         if move.op_type not in (*_MOVES, "Concat") or facts.sole_consumer(data) is None:
             return None
-        if move.op_type == "MaxPool" and len(move.outputs) > 1:
-            raise Refuse("it gives places as well")
         out = node.outputs[0]
+        if move.op_type == "MaxPool":
+            if len(move.outputs) > 1:
+                raise Refuse("it gives places as well")
+            if out.dtype not in _BYTES or not (facts.scalar(scale) or 0) > 0:
+                raise Refuse("its numbers are not of 8 bits, or in another order")
+        source = move.inputs[0]
+        if move.op_type == "Slice" and source is not None and facts.sole_consumer(source) is None:
+            raise Refuse("others read its data too")
         attributes: dict[str, Any] = dict(node.attributes)
 
         def quantized(value: ir.Value) -> ir.Value:

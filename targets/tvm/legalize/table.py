@@ -6,6 +6,8 @@ Forms: operators on elements, Q, DQ and such tables among them, whose operands a
 however many ways, one tensor of uint8 or int8. Only what quantizes more than once or computes an exponential is worth
 a table.
 Exact: the table is what ONNX Runtime computes, operator by operator.
+
+Refuses: constants of more axes than the tensor has, and subgraphs.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ class ByteTable(Rewrite):
         quantized = sum(entry.op_type == "QuantizeLinear" for entry in nodes)
         if quantized < 2 and not any(entry.op_type in _SLOW or _is_table(entry) for entry in nodes):
             return None
+        if not facts.same_shape(source, out):
+            raise Refuse("its constants have more axes than what it is computed of")
         is_signed = source.dtype == ir.DataType.INT8
         table = _evaluated(source, nodes, out)
         wide = build.op("Cast", source, like=out, dtype=ir.DataType.INT32, to=ir.DataType.INT32.value)
@@ -132,6 +136,8 @@ def _evaluated(source: ir.Value, nodes: Sequence[ir.Node], out: ir.Value) -> fac
 
     graph = out.producer().graph  # type: ignore[union-attr]
     assert isinstance(graph, ir.Graph) and source.dtype is not None and out.dtype is not None
+    if not graph.opset_imports:
+        raise Refuse("it is part of a subgraph")
     model = onnx.ModelProto(ir_version=10)
     for domain, version in graph.opset_imports.items():
         model.opset_import.add(domain=domain, version=version)
@@ -160,10 +166,7 @@ def _evaluated(source: ir.Value, nodes: Sequence[ir.Node], out: ir.Value) -> fac
         (made,) = session.run(None, {source.name: every})
     except Exception as error:  # the runtime raises many types that share no base but this one
         raise Refuse(f"ONNX Runtime does not compute it: {str(error).splitlines()[0][:200]}") from error
-    table = np.asarray(made).reshape(-1)
-    if table.size != every.size:
-        raise Refuse("its constants are of another shape")
-    return table
+    return np.asarray(made).reshape(-1)
 
 
 __all__ = ["ByteTable"]

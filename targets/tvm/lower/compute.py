@@ -252,6 +252,27 @@ def _padded(data: Any, window: Window, more_columns: int, more_channels: int, ze
     return topi.nn.pad(data, before, after, tirx.const(zero, str(data.dtype)), name=PADDED)
 
 
+def padded_by(data: Any, zero: Any, *, window: Window) -> Any:
+    """Bytes [batch, height, width, channels] with a zero point, a tensor of one int32, around them."""
+    top, left, bottom, right = window.pads
+    before, after = window.at(0, 0, top, left), window.at(0, 0, bottom, right)
+    sizes = [int(size) for size in data.shape]
+    made = [more + size + behind for more, size, behind in zip(before, sizes, after, strict=True)]
+
+    def place(*indices: Any) -> Any:
+        inside = [index - more for index, more in zip(indices, before, strict=True)]
+        conditions = [
+            condition
+            for index, size, whole in zip(inside, sizes, made, strict=True)
+            if size != whole
+            for condition in (index >= 0, index < size)
+        ]
+        number = data[tuple(inside)]
+        return tirx.if_then_else(tirx.all(*conditions), number, zero[()].astype(str(data.dtype)))
+
+    return te.compute(made, place, name="padded_by_zero_point")
+
+
 def _attributes(tile: Tile) -> dict[str, int]:
     return {
         ROWS: tile.rows,

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -166,12 +166,14 @@ class _Operands:
     Attributes:
         weight: int8, around zero.
         is_signed: Whether the data are int8, which become uint8 by adding 128.
-        zero: Zero point of the data as uint8; a tensor where it is computed.
+        zero: Zero point of the data as uint8; a tensor of one int32 where it is computed.
+        middle: Zero points of the weights, one or one for each output.
     """
 
     weight: Array
     is_signed: bool
     zero: Any
+    middle: Array
 
 
 class _Packing(_Importer):
@@ -220,7 +222,7 @@ class _Packing(_Importer):
         """int32 with its channels last; None where it has no loops here."""
         operands = self._bytes(inputs)
         shape = static_shape(self.bb.normalize(inputs[0]))
-        if operands is None or shape is None or len(shape) not in (3, 4):
+        if operands is None or shape is None or len(shape) not in (3, 4) or np.any(operands.middle):
             return None
         weight = operands.weight
         groups, each = int(attrs.get("group", 1)), weight.shape[1]
@@ -231,11 +233,16 @@ class _Packing(_Importer):
             return None
         sums = weight.astype(np.int64).reshape(len(weight), -1).sum(axis=1)
         weight, window = _window(weight, shape, attrs)
-        if not isinstance(operands.zero, int) and any(window.pads):
-            return None
-        zero = operands.zero if isinstance(operands.zero, int) else 0
         data = self._as_unsigned(self._layouts.of(inputs[0]), operands)
-        made = self._convolved(data, (shape[0], *shape[2:], shape[1]), weight, window, zero)
+        zero = operands.zero
+        if not isinstance(zero, int) and any(window.pads):
+            # What is not known yet cannot be part of the loops.
+            expression = partial(compute.padded_by, window=window)
+            data = self.bb.emit(self.bb.call_te(expression, data, zero, primfunc_name_hint="pad"))
+            window = replace(window, pads=(0, 0, 0, 0))
+        made = self._convolved(
+            data, static_shape(data) or (), weight, window, zero if isinstance(zero, int) else 0
+        )
         return self._without_zero(relax.op.astype(made, "int32") if is_depthwise else made, operands, sums)
 
     def _integer_matmul(self, inputs: list[Any]) -> Any | None:
@@ -243,11 +250,21 @@ class _Packing(_Importer):
         operands = self._bytes(inputs)
         if operands is None or operands.weight.ndim != 2:
             return None
-        made = self._product(self._as_unsigned(inputs[0], operands), operands.weight)
+        data = self._as_unsigned(inputs[0], operands)
+        made = self._product(data, operands.weight)
         if made is None:
             return None
-        sums = operands.weight.astype(np.int64).sum(axis=0)
-        return self.bb.normalize(self._without_zero(made, operands, sums))
+        inputs_of_each = len(operands.weight)
+        # (x - a) (w - b), added up, is x w - a w - b x + a b.
+        sums = operands.weight.astype(np.int64).sum(axis=0) - inputs_of_each * operands.middle.astype(
+            np.int64
+        )
+        made = self._without_zero(made, operands, sums)
+        if np.any(operands.middle):
+            rows = relax.op.sum(relax.op.astype(data, "int32"), axis=-1, keepdims=True)
+            less = relax.op.multiply(self.bb.emit(rows), relax.const(operands.middle.astype(np.int32)))
+            made = relax.op.subtract(self.bb.emit(made), self.bb.emit(less))
+        return self.bb.normalize(made)
 
     def _bytes(self, inputs: list[Any]) -> _Operands | None:
         """The operands of a product of integers, for the instruction there is; None where it does not fit."""
@@ -255,9 +272,9 @@ class _Packing(_Importer):
         data, numbers = self.bb.normalize(data), _constant(weight)
         if not self.vectors.dots or numbers is None:
             return None
-        least = np.iinfo(numbers.dtype).min
-        centre = least + 128
-        if np.any((np.zeros(1) if middle is None else _constant(middle)) != centre):
+        centre = np.iinfo(numbers.dtype).min + 128
+        around = np.zeros(1, np.int32) if middle is None else _constant(middle)
+        if around is None or around.ndim > 1:
             return None
         centred = (numbers.astype(np.int16) - centre).astype(np.int8)
         is_signed = str(data.ty.dtype) == "int8"
@@ -270,8 +287,11 @@ class _Packing(_Importer):
             else:
                 zero = self.bb.normalize(zero)
                 point = relax.op.add(relax.op.astype(zero, "int32"), relax.const(shift, "int32"))
-                point = None if math.prod(static_shape(zero) or (0,)) != 1 else relax.op.reshape(point, ())
-        return None if point is None else _Operands(centred, is_signed, point)
+                sizes = static_shape(zero)
+                one = sizes is not None and math.prod(sizes) == 1
+                point = self.bb.emit(relax.op.reshape(point, ())) if one else None
+        around = around.astype(np.int32).reshape(-1) - centre
+        return None if point is None else _Operands(centred, is_signed, point, around)
 
     def _as_unsigned(self, data: Any, operands: _Operands) -> Any:
         return quantized.as_unsigned(self.bb, data) if operands.is_signed else data

@@ -198,6 +198,8 @@ class ChannelsLast:
         if operator_of(call) != "relax.split" or not hasattr(call.attrs.indices_or_sections, "__iter__"):
             return None
         places = [int(place) for place in call.attrs.indices_or_sections]
+        if not places:
+            return None
         axis = _place(int(call.attrs.axis), len(twin.ty.shape))
         parts = self._builder.emit(relax.op.split(twin, places, axis))
         return relax.Tuple(
@@ -213,10 +215,13 @@ class ChannelsLast:
         axes = [_place(int(axis), rank) for axis in call.args[1]]
         return self.add(relax.op.strided_slice(twin, axes, *call.args[2:]))
 
-    def _softmax(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any:
-        del convert
-        twin = self._twins[inputs[0]]
-        return self.add(relax.op.nn.softmax(twin, _place(int(attrs.get("axis", -1)), len(twin.ty.shape))))
+    def _softmax(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
+        del attrs
+        call, twin = convert(list(inputs)), self._twins[inputs[0]]
+        # Before opset 13 it is over all axes behind one, which the frontend counts through first.
+        if operator_of(call) != "relax.nn.softmax" or not call.args[0].same_as(inputs[0]):
+            return None
+        return self.add(relax.op.nn.softmax(twin, _place(int(call.attrs.axis), len(twin.ty.shape))))
 
     def _max_pool(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         return self._pool(relax.op.nn.max_pool2d, inputs, attrs)

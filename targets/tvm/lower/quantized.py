@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.targets.tvm.adapter import Constant, relax
 
@@ -19,12 +20,12 @@ _LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16"
 def quantize(builder: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
     """QuantizeLinear: rounded to nearest, ties to even, and cut off at the ends of the type."""
     data, scale, zero = _operands(builder, inputs, attrs)
-    # Its type is that of the zero point; operators.py lets no other pass without one than uint8.
-    dtype = "uint8" if zero is None else str(zero.ty.dtype)
+    stated = ir.DataType(attrs.get("output_dtype", 0) or ir.DataType.UINT8)
+    dtype = str(stated.numpy()) if zero is None else str(zero.ty.dtype)
     steps = relax.op.round(relax.op.divide(data, scale))
     if zero is not None and not _is_zero(zero):
         steps = relax.op.add(steps, relax.op.astype(zero, "float32"))
-    return relax.op.astype(relax.op.clip(steps, *_LIMITS[dtype]), dtype)
+    return relax.op.astype(_cut_off(steps, dtype), dtype)
 
 
 def dequantize(builder: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
@@ -52,9 +53,9 @@ def quantize_dynamically(builder: Any, inputs: list[Any]) -> Any:
     # Of zeros alone any step will do but none.
     scale = builder.emit(relax.op.where(relax.op.equal(step, nothing), relax.const(1.0, "float32"), step))
     place = relax.op.round(relax.op.divide(relax.op.negative(least), scale))
-    zero = builder.emit(relax.op.astype(relax.op.clip(place, 0, 255), "uint8"))
+    zero = builder.emit(relax.op.astype(_cut_off(place, "uint8"), "uint8"))
     steps = relax.op.add(relax.op.round(relax.op.divide(data, scale)), relax.op.astype(zero, "float32"))
-    integers = builder.emit(relax.op.astype(relax.op.clip(steps, 0, 255), "uint8"))
+    integers = builder.emit(relax.op.astype(_cut_off(steps, "uint8"), "uint8"))
     return relax.Tuple([integers, scale, zero])
 
 
@@ -66,15 +67,17 @@ def product(builder: Any, inputs: list[Any]) -> Any:
 
 
 def convolution(builder: Any, inputs: list[Any], attrs: Mapping[str, Any], pads: tuple[int, ...]) -> Any:
-    """ConvInteger of an image."""
+    """ConvInteger of an image or a line."""
     data = widened(builder, inputs[0], inputs[2] if len(inputs) > 2 else None, None)
     weight = widened(builder, inputs[1], inputs[3] if len(inputs) > 3 else None, 0)
-    return relax.op.nn.conv2d(
+    spatial = len(builder.normalize(data).ty.shape) - 2
+    convolve = relax.op.nn.conv1d if spatial == 1 else relax.op.nn.conv2d
+    return convolve(
         data,
         weight,
-        strides=attrs.get("strides", (1, 1)),
+        strides=attrs.get("strides", (1,) * spatial),
         padding=pads,
-        dilation=attrs.get("dilations", (1, 1)),
+        dilation=attrs.get("dilations", (1,) * spatial),
         groups=int(attrs.get("group", 1)),
     )
 
@@ -101,6 +104,12 @@ def as_unsigned(builder: Any, value: Any) -> Any:
     """int8 as uint8 with all numbers 128 higher."""
     higher = relax.op.add(relax.op.astype(value, "int16"), relax.const(128, "int16"))
     return builder.emit(relax.op.astype(higher, "uint8"))
+
+
+def _cut_off(steps: Any, dtype: str) -> Any:
+    """Within the limits of a type; NaN at the lower one, as ONNX Runtime has it."""
+    least, most = (relax.const(float(limit), "float32") for limit in _LIMITS[dtype])
+    return relax.op.minimum(relax.op.maximum(steps, least), most)
 
 
 def _operands(builder: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
