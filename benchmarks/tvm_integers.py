@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxsim
 from rich.console import Console
 from rich.table import Table
 
@@ -64,6 +65,8 @@ def quantized(name: str, folder: Path) -> Path:
     raised, prepared, path = (folder / f"{step}.onnx" for step in ("raised", "prepared", "quantized"))
     model = onnx.load(zoo.fetch(name))
     if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < _OPSET:
+        # Constants of so old files are inputs too, which the tool does not quantize.
+        model, _ = onnxsim.simplify(model)
         model = onnx.version_converter.convert_version(model, _OPSET)
     model.ir_version = max(model.ir_version, 8)
     onnx.save(model, raised)
