@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from graphopt.ir import facts
@@ -11,8 +14,10 @@ _FUSED = frozenset((
     "Abs", "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Sigmoid",
     "Softplus", "Swish", "Tanh",
 ))  # fmt: skip
-_FOUR = 4
-_IMAGE = (3, 4)
+FOUR = 4
+"""Products of bytes that one instruction adds up."""
+_MOST_EXACT = 512
+"""Products of two bytes whose sum is exact in float32, in which depthwise convolutions are computed."""
 
 
 def kernels(vectors: str) -> IntegerKernels:
@@ -47,9 +52,22 @@ def why_not(node: ir.Node) -> str:
     if node.op_type != "Conv":
         return ""
     dims, weight = facts.static_dims(node.inputs[0]), facts.static_dims(node.inputs[1])
-    if dims is None or weight is None or len(dims) not in _IMAGE:
+    if dims is None or weight is None:
         return "its sizes are not known"
-    groups = facts.attribute(node, "group", 1)
-    if groups > 1 and groups != dims[1] and weight[1] % _FOUR:
+    return why_no_convolution(dims, weight, facts.attribute(node, "group", 1))
+
+
+def why_no_convolution(data: Sequence[int], weight: Sequence[int], groups: int) -> str:
+    """Why a convolution of bytes of these sizes, data [batch, channels, ...], has no loops; empty where it has."""
+    if len(data) not in (3, 4):
+        return "it is neither of an image nor of a line"
+    if is_depthwise(data[1], weight, groups):
+        return "its sums are too long" if math.prod(weight[1:]) > _MOST_EXACT else ""
+    if groups > 1 and weight[1] % FOUR:
         return "the channels of its groups do not come in fours"
     return ""
+
+
+def is_depthwise(channels: int, weight: Sequence[int], groups: int) -> bool:
+    """Whether each channel is convolved by itself."""
+    return weight[1] == 1 and groups == channels > 1

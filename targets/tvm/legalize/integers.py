@@ -21,11 +21,8 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.quant.kernels import bias_of, channel_axis
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
+from graphopt.targets.tvm.integers import why_no_convolution
 
-_FOUR = 4
-"""Bytes that a dot product takes in."""
-_MOST_DEPTHWISE = 512
-"""Products of two bytes whose sum is exact in float32, in which depthwise convolutions are computed."""
 _MOST_PRODUCTS = 1 << 16
 """Of two bytes, whose sum an int32 holds."""
 _MIDDLE = {np.dtype(np.int8): 0, np.dtype(np.uint8): 128}
@@ -116,14 +113,9 @@ def _check(node: ir.Node, numbers: facts.Array) -> None:
     if math.prod(numbers.shape[1:] if node.op_type == "Conv" else numbers.shape[:1]) > _MOST_PRODUCTS:
         raise Refuse("its sums may overflow")
     if node.op_type == "Conv":
-        groups = facts.attribute(node, "group", 1)
-        depthwise = groups == dims[1] and groups > 1
-        if len(dims) not in (3, 4):
-            raise Refuse("it is neither of an image nor of a line")
-        if depthwise and math.prod(numbers.shape[1:]) > _MOST_DEPTHWISE:
-            raise Refuse("its sums are too long")
-        if groups > 1 and not depthwise and numbers.shape[1] % _FOUR:
-            raise Refuse("the channels of its groups do not come in fours")
+        reason = why_no_convolution(dims, numbers.shape, facts.attribute(node, "group", 1))
+        if reason:
+            raise Refuse(reason)
     elif numbers.ndim != 2 or len(dims) < 2 or facts.attribute(node, "transA", 0):
         raise Refuse("its weights are no matrix, or its data are transposed")
 

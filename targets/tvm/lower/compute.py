@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.targets.tvm.adapter import te, tirx, topi
+from graphopt.targets.tvm.integers import FOUR
 from graphopt.targets.tvm.lower.tiles import Tile, round_up
 
 SUMS = "packed_sums"
@@ -27,10 +28,6 @@ DEPTHWISE = "depthwise_sums"
 ROWS, WIDTH = "graphopt.rows", "graphopt.width"
 RUNS_ON, CHANNELS_INSIDE = "graphopt.runs_on", "graphopt.channels_inside"
 """Annotations of a block: its tile."""
-FOUR = 4
-"""Products of bytes that one instruction adds up."""
-MOST_EXACT = 512
-"""Products of two bytes whose sum is exact in float32."""
 
 Array = npt.NDArray[Any]
 
@@ -172,7 +169,7 @@ def depthwise(data: Any, packed: Any, *, outputs: int, window: Window, tile: Til
     """Conv [batch, height, width, channels], each channel by itself, by weights from :func:`pack_depthwise`.
 
     Args:
-        data: float32, or integers, which are multiplied as float32: so :data:`MOST_EXACT` products of bytes are exact.
+        data: float32, or integers, which are multiplied as float32: so 512 products of bytes are exact.
         outputs: Number of output channels.
         zero: What lies beyond the edges.
     """

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
 from graphopt.targets.tvm.executable import DEPTHWISE, END_OF_NUMBER, product_of
+from graphopt.targets.tvm.integers import is_depthwise, why_no_convolution
 from graphopt.targets.tvm.lower import compute, quantized
 from graphopt.targets.tvm.lower.compute import Array, Window
 from graphopt.targets.tvm.lower.layouts import ChannelsLast, operator_of, static_shape
@@ -129,19 +130,12 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _is_of_bytes(self, inputs: Any) -> bool:
         """Whether a table has a place for every byte and is asked for bytes: no index is negative or too large."""
-        table, place = inputs
-        if (
-            not isinstance(table, Constant)
-            or table.value.numpy().ndim != 1
-            or len(table.value.numpy()) < _BYTES
-        ):
+        table, made, least = _constant(inputs[0]), self._call_of(inputs[1]), 0
+        if table is None or table.ndim != 1 or len(table) < _BYTES:
             return False
-        made = self._call_of(place)
         offset = _constant(made.args[1]) if operator_of(made) == "relax.add" else None
         if offset is not None and offset.size == 1:
             made, least = self._call_of(made.args[0]), -int(offset.reshape(-1)[0])
-        else:
-            least = 0
         if operator_of(made) != "relax.astype":
             return False
         dtype = str(self.bb.normalize(made.args[0]).ty.dtype)
@@ -197,10 +191,12 @@ class _Packing(_Importer):
         made = None if lower is None else lower(list(inputs), attrs)
         if made is not None:
             return self._layouts.add(made)
-        if op_name == "MatMulInteger" and (made := self._integer_matmul(list(inputs))) is not None:
-            return made
         made = self._layouts.convert(op_name, list(inputs), attrs, convert)
         return convert(list(inputs)) if made is None else made
+
+    def _on_integers(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
+        made = self._integer_matmul(inputs) if op_name == "MatMulInteger" else None
+        return super()._on_integers(op_name, inputs, attrs) if made is None else made
 
     def _product_of(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
         lower = {"Gemm": self._gemm, "MatMul": self._matmul}.get(op_name)
@@ -222,14 +218,10 @@ class _Packing(_Importer):
         """int32 with its channels last; None where it has no loops here."""
         operands = self._bytes(inputs)
         shape = static_shape(self.bb.normalize(inputs[0]))
-        if operands is None or shape is None or len(shape) not in (3, 4) or np.any(operands.middle):
+        if operands is None or shape is None or np.any(operands.middle):
             return None
-        weight = operands.weight
-        groups, each = int(attrs.get("group", 1)), weight.shape[1]
-        is_depthwise = each == 1 and groups == shape[1] > 1
-        if groups > 1 and (
-            math.prod(weight.shape[1:]) > compute.MOST_EXACT if is_depthwise else each % compute.FOUR
-        ):
+        weight, groups = operands.weight, int(attrs.get("group", 1))
+        if why_no_convolution(shape, weight.shape, groups):
             return None
         sums = weight.astype(np.int64).reshape(len(weight), -1).sum(axis=1)
         weight, window = _window(weight, shape, attrs)
@@ -243,7 +235,9 @@ class _Packing(_Importer):
         made = self._convolved(
             data, static_shape(data) or (), weight, window, zero if isinstance(zero, int) else 0
         )
-        return self._without_zero(relax.op.astype(made, "int32") if is_depthwise else made, operands, sums)
+        # Sums of each channel by itself are whole numbers in float32.
+        in_float = is_depthwise(shape[1], weight.shape, groups)
+        return self._without_zero(relax.op.astype(made, "int32") if in_float else made, operands, sums)
 
     def _integer_matmul(self, inputs: list[Any]) -> Any | None:
         """int32; None where it has no loops here."""
@@ -254,17 +248,14 @@ class _Packing(_Importer):
         made = self._product(data, operands.weight)
         if made is None:
             return None
-        inputs_of_each = len(operands.weight)
-        # (x - a) (w - b), added up, is x w - a w - b x + a b.
-        sums = operands.weight.astype(np.int64).sum(axis=0) - inputs_of_each * operands.middle.astype(
-            np.int64
-        )
+        # (x - a) (w - b), added up, is x w - a (w - b) - b x.
+        sums = (operands.weight.astype(np.int64) - operands.middle).sum(axis=0)
         made = self._without_zero(made, operands, sums)
         if np.any(operands.middle):
             rows = relax.op.sum(relax.op.astype(data, "int32"), axis=-1, keepdims=True)
-            less = relax.op.multiply(self.bb.emit(rows), relax.const(operands.middle.astype(np.int32)))
+            less = relax.op.multiply(self.bb.emit(rows), relax.const(operands.middle))
             made = relax.op.subtract(self.bb.emit(made), self.bb.emit(less))
-        return self.bb.normalize(made)
+        return made
 
     def _bytes(self, inputs: list[Any]) -> _Operands | None:
         """The operands of a product of integers, for the instruction there is; None where it does not fit."""
@@ -278,20 +269,21 @@ class _Packing(_Importer):
             return None
         centred = (numbers.astype(np.int16) - centre).astype(np.int8)
         is_signed = str(data.ty.dtype) == "int8"
-        shift = 128 if is_signed else 0
-        point: Any = shift
-        if zero is not None:
-            known = _constant(zero)
-            if known is not None:
-                point = int(known.reshape(-1)[0]) + shift if known.size == 1 else None
-            else:
-                zero = self.bb.normalize(zero)
-                point = relax.op.add(relax.op.astype(zero, "int32"), relax.const(shift, "int32"))
-                sizes = static_shape(zero)
-                one = sizes is not None and math.prod(sizes) == 1
-                point = self.bb.emit(relax.op.reshape(point, ())) if one else None
+        point = self._zero_point(zero, 128 if is_signed else 0)
         around = around.astype(np.int32).reshape(-1) - centre
         return None if point is None else _Operands(centred, is_signed, point, around)
+
+    def _zero_point(self, zero: Any, shift: int) -> Any | None:
+        """A zero point so much higher: a number, or a tensor of one int32 where it is computed; None for several."""
+        if zero is None:
+            return shift
+        known, sizes = _constant(zero), static_shape(self.bb.normalize(zero))
+        if sizes is None or math.prod(sizes) != 1:
+            return None
+        if known is not None:
+            return int(known.reshape(-1)[0]) + shift
+        higher = relax.op.add(relax.op.astype(zero, "int32"), relax.const(shift, "int32"))
+        return self.bb.emit(relax.op.reshape(higher, ()))
 
     def _as_unsigned(self, data: Any, operands: _Operands) -> Any:
         return quantized.as_unsigned(self.bb, data) if operands.is_signed else data
@@ -306,7 +298,7 @@ class _Packing(_Importer):
     def _convolved(
         self, data: Any, shape: tuple[int, ...], weight: Array, window: Window, zero: int = 0
     ) -> Any:
-        if weight.shape[1] == 1 and window.groups == shape[-1] > 1:
+        if is_depthwise(shape[-1], weight.shape, window.groups):
             return self._depthwise(data, shape, weight, window, zero)
         if window.is_pointwise(weight.shape[2:]):
             return self._product(data, weight[:, :, 0, 0].T)

@@ -8,6 +8,7 @@ something wants it as ONNX has it, and else left out as unused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,15 @@ class ChannelsLast:
         self._rules: Mapping[str, Callable[[list[Any], Mapping[str, Any], Convert], Any | None]] = {
             **dict.fromkeys(_ELEMENTWISE, self._elementwise),
             **dict.fromkeys(_BROADCAST, self._broadcast),
-            "AveragePool": self._average_pool,
+            "AveragePool": partial(self._pool, relax.op.nn.avg_pool2d),
             "BatchNormalization": self._batch_normalization,
             "Concat": self._concat,
             "DequantizeLinear": self._quantize,
-            "Flatten": self._flatten,
+            "Flatten": self._reshape,
             "Gather": self._gather,
-            "GlobalAveragePool": self._global_average,
-            "GlobalMaxPool": self._global_max,
-            "MaxPool": self._max_pool,
+            "GlobalAveragePool": partial(self._whole, relax.op.mean),
+            "GlobalMaxPool": partial(self._whole, relax.op.max),
+            "MaxPool": partial(self._pool, relax.op.nn.max_pool2d),
             "QuantizeLinear": self._quantize,
             "ReduceMean": self._reduce_mean,
             "Reshape": self._reshape,
@@ -133,15 +134,11 @@ class ChannelsLast:
             return None
         return self.add(convert([table, self._twins[place]]))
 
-    def _global_average(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any:
+    def _whole(self, reduce: Any, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any:
+        """One number of each channel."""
         del attrs, convert
         twin = self._twins[inputs[0]]
-        return self.add(relax.op.mean(twin, list(range(1, len(twin.ty.shape) - 1)), keepdims=True))
-
-    def _global_max(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any:
-        del attrs, convert
-        twin = self._twins[inputs[0]]
-        return self.add(relax.op.max(twin, list(range(1, len(twin.ty.shape) - 1)), keepdims=True))
+        return self.add(reduce(twin, list(range(1, len(twin.ty.shape) - 1)), keepdims=True))
 
     def _reduce_mean(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         del convert
@@ -223,13 +220,8 @@ class ChannelsLast:
             return None
         return self.add(relax.op.nn.softmax(twin, _place(int(call.attrs.axis), len(twin.ty.shape))))
 
-    def _max_pool(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
-        return self._pool(relax.op.nn.max_pool2d, inputs, attrs)
-
-    def _average_pool(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
-        return self._pool(relax.op.nn.avg_pool2d, inputs, attrs)
-
-    def _pool(self, pool: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
+    def _pool(self, pool: Any, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
+        del convert
         twin, kernel = self._twins[inputs[0]], attrs["kernel_shape"]
         if len(kernel) != 2 or attrs.get("auto_pad", b"NOTSET") != b"NOTSET":
             return None
@@ -255,25 +247,18 @@ class ChannelsLast:
         return twin if order == list(range(rank)) else self._builder.emit(relax.op.permute_dims(twin, order))
 
     def _reshape(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
-        """Where batch and channels stay, and the places between are counted through."""
-        twin = self._twins.get(inputs[0])
-        made = self._builder.normalize(convert(list(inputs)))
-        before, after = static_shape(inputs[0]), static_shape(made)
-        if twin is None or before is None or after is None or len(after) < 3:
-            return self._flatten(inputs, attrs, convert)
-        if before[:2] != after[:2]:
-            return self._flatten(inputs, attrs, convert)
-        return self.add(relax.op.reshape(twin, (after[0], *after[2:], after[1])))
-
-    def _flatten(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
-        """An image of one point has its numbers in the same order either way."""
+        """Where batch and channels stay, and the places between are counted through; or of an image of one point."""
         del attrs
         twin = self._twins.get(inputs[0])
         before = static_shape(inputs[0])
         after = static_shape(self._builder.normalize(convert(list(inputs))))
-        if twin is None or before is None or after is None or any(size != 1 for size in before[2:]):
+        if twin is None or before is None or after is None:
             return None
-        return self._builder.emit(relax.op.reshape(twin, after))
+        if len(after) > 2 and before[:2] == after[:2]:
+            return self.add(relax.op.reshape(twin, (after[0], *after[2:], after[1])))
+        # The numbers of one point are in the same order either way.
+        is_point = all(size == 1 for size in before[2:])
+        return self._builder.emit(relax.op.reshape(twin, after)) if is_point else None
 
 
 def static_shape(value: Any) -> tuple[int, ...] | None:

@@ -22,10 +22,7 @@ def quantize(builder: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
     data, scale, zero = _operands(builder, inputs, attrs)
     stated = ir.DataType(attrs.get("output_dtype", 0) or ir.DataType.UINT8)
     dtype = str(stated.numpy()) if zero is None else str(zero.ty.dtype)
-    steps = relax.op.round(relax.op.divide(data, scale))
-    if zero is not None and not _is_zero(zero):
-        steps = relax.op.add(steps, relax.op.astype(zero, "float32"))
-    return relax.op.astype(_cut_off(steps, dtype), dtype)
+    return _rounded(data, scale, None if zero is None or _is_zero(zero) else zero, dtype)
 
 
 def dequantize(builder: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
@@ -52,24 +49,22 @@ def quantize_dynamically(builder: Any, inputs: list[Any]) -> Any:
     step = builder.emit(relax.op.divide(relax.op.subtract(most, least), relax.const(255.0, "float32")))
     # Of zeros alone any step will do but none.
     scale = builder.emit(relax.op.where(relax.op.equal(step, nothing), relax.const(1.0, "float32"), step))
-    place = relax.op.round(relax.op.divide(relax.op.negative(least), scale))
-    zero = builder.emit(relax.op.astype(_cut_off(place, "uint8"), "uint8"))
-    steps = relax.op.add(relax.op.round(relax.op.divide(data, scale)), relax.op.astype(zero, "float32"))
-    integers = builder.emit(relax.op.astype(_cut_off(steps, "uint8"), "uint8"))
+    zero = builder.emit(_rounded(relax.op.negative(least), scale, None, "uint8"))
+    integers = builder.emit(_rounded(data, scale, zero, "uint8"))
     return relax.Tuple([integers, scale, zero])
 
 
 def product(builder: Any, inputs: list[Any]) -> Any:
     """MatMulInteger."""
-    left = widened(builder, inputs[0], inputs[2] if len(inputs) > 2 else None, -2)
-    right = widened(builder, inputs[1], inputs[3] if len(inputs) > 3 else None, -1)
+    left = _widened(builder, inputs[0], inputs[2] if len(inputs) > 2 else None, -2)
+    right = _widened(builder, inputs[1], inputs[3] if len(inputs) > 3 else None, -1)
     return relax.op.matmul(left, right)
 
 
 def convolution(builder: Any, inputs: list[Any], attrs: Mapping[str, Any], pads: tuple[int, ...]) -> Any:
     """ConvInteger of an image or a line."""
-    data = widened(builder, inputs[0], inputs[2] if len(inputs) > 2 else None, None)
-    weight = widened(builder, inputs[1], inputs[3] if len(inputs) > 3 else None, 0)
+    data = _widened(builder, inputs[0], inputs[2] if len(inputs) > 2 else None, None)
+    weight = _widened(builder, inputs[1], inputs[3] if len(inputs) > 3 else None, 0)
     spatial = len(builder.normalize(data).ty.shape) - 2
     convolve = relax.op.nn.conv1d if spatial == 1 else relax.op.nn.conv2d
     return convolve(
@@ -82,7 +77,7 @@ def convolution(builder: Any, inputs: list[Any], attrs: Mapping[str, Any], pads:
     )
 
 
-def widened(builder: Any, value: Any, zero: Any, axis: int | None) -> Any:
+def _widened(builder: Any, value: Any, zero: Any, axis: int | None) -> Any:
     """As int32 without its zero point, which may be one for each place along an axis."""
     value = builder.normalize(value)
     wide = relax.op.astype(value, "int32")
@@ -106,10 +101,13 @@ def as_unsigned(builder: Any, value: Any) -> Any:
     return builder.emit(relax.op.astype(higher, "uint8"))
 
 
-def _cut_off(steps: Any, dtype: str) -> Any:
-    """Within the limits of a type; NaN at the lower one, as ONNX Runtime has it."""
+def _rounded(data: Any, scale: Any, zero: Any, dtype: str) -> Any:
+    """In steps from the zero point, within the limits of a type; NaN at the lower one, as ONNX Runtime has it."""
+    steps = relax.op.round(relax.op.divide(data, scale))
+    if zero is not None:
+        steps = relax.op.add(steps, relax.op.astype(zero, "float32"))
     least, most = (relax.const(float(limit), "float32") for limit in _LIMITS[dtype])
-    return relax.op.minimum(relax.op.maximum(steps, least), most)
+    return relax.op.astype(relax.op.minimum(relax.op.maximum(steps, least), most), dtype)
 
 
 def _operands(builder: Any, inputs: list[Any], attrs: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -129,27 +129,15 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     schedule.reorder(*in_order, *reduced, near, lane, *fours)
     shared = schedule.fuse(*in_order)
     schedule.parallel(shared)
-    if is_integer:
+    if parts is None:
         held = schedule.cache_write(sums, 0, "local")
         schedule.reverse_compute_at(held, shared)
         schedule.reverse_compute_at(last, shared)
         _keep_in_registers(schedule, held, vectors)
-        far, vector = schedule.split(lane, [None, vectors.lanes])
-        schedule.unroll(near)
-        schedule.unroll(far)
-        # Zeros first: what is left is what the instruction does.
-        first = schedule.decompose_reduction(sums, reduced[0])
-        *_, row, far, line = schedule.get_loops(first)
-        schedule.unroll(row)
-        schedule.unroll(far)
-        schedule.vectorize(line)
-        schedule.tensorize(vector, dot_product(vectors))
-    elif parts is None:
-        held = schedule.cache_write(sums, 0, "local")
-        schedule.reverse_compute_at(held, shared)
-        schedule.reverse_compute_at(last, shared)
-        _keep_in_registers(schedule, held, vectors)
-        _keep_in_registers(schedule, sums, vectors, reduced[0])
+        if is_integer:
+            _add_up_bytes(schedule, sums, near, lane, reduced[0], vectors)
+        else:
+            _keep_in_registers(schedule, sums, vectors, reduced[0])
     else:
         # The sums of all parts stay in memory: registers are for the part that is added up.
         held = schedule.cache_write(parts, 0, "local")
@@ -172,6 +160,19 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     return True
 
 
+def _add_up_bytes(schedule: Any, sums: Any, row: Any, lane: Any, reduced: Any, vectors: Vectors) -> None:
+    """The rows and lanes of a block in instructions that add up products of bytes, after its zeros."""
+    far, vector = schedule.split(lane, [None, vectors.lanes])
+    schedule.unroll(row)
+    schedule.unroll(far)
+    # What is left without the zeros is what the instruction does.
+    *_, row, far, line = schedule.get_loops(schedule.decompose_reduction(sums, reduced))
+    schedule.unroll(row)
+    schedule.unroll(far)
+    schedule.vectorize(line)
+    schedule.tensorize(vector, dot_product(vectors))
+
+
 def _write(schedule: Any, last: Any, vectors: Vectors) -> None:
     """What follows the sums of a tile, in vectors; with channels that end within a tile, in vectors that do not."""
     line = schedule.get_loops(last)[-1]
@@ -179,7 +180,7 @@ def _write(schedule: Any, last: Any, vectors: Vectors) -> None:
         _vectorize(schedule, line, vectors)
         return
     channels, extent = int(schedule.get(last).writes[0].source.shape[-1]), _extent(schedule, line)
-    lanes = next((size for size in (vectors.lanes, vectors.lanes // 2, 4) if channels % size == 0), 0)
+    lanes = _lanes_of(channels, vectors)
     if lanes and extent % lanes == 0:
         schedule.vectorize(line if extent == lanes else schedule.split(line, [None, lanes])[1])
 
@@ -455,14 +456,18 @@ def _has_predicate(schedule: Any, block: Any) -> bool:
     return not (isinstance(predicate, tirx.IntImm) and int(predicate))
 
 
+def _lanes_of(count: int, vectors: Vectors) -> int:
+    """The largest part of a vector that so many numbers fill; 0 where none is."""
+    return next(
+        (lanes for lanes in (vectors.lanes, vectors.lanes // 2, 4) if lanes > 1 and count % lanes == 0), 0
+    )
+
+
 def _vectorize(schedule: Any, loop: Any, vectors: Vectors) -> None:
     """In whole vectors, or not at all."""
     extent = _extent(schedule, loop)
     if extent < 2 or extent & (extent - 1):
-        whole = next(
-            (lanes for lanes in (vectors.lanes, vectors.lanes // 2, 4) if lanes > 1 and extent % lanes == 0),
-            0,
-        )
+        whole = _lanes_of(extent, vectors)
         if not whole or extent == whole:
             return
         _, loop = schedule.split(loop, [None, whole])
