@@ -1,11 +1,12 @@
 """What ``fold``, ``fuse`` and ``O0`` to ``O2`` are. Reads top to bottom.
 
 A group is a list of stages. A stage is one transaction of the pass manager: a single pass, or rewrites that run
-together until none applies any more.
+together until none applies any more. Rounds are stages that run in turn as long as that brings something.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Rounds:
+    """Stages that run in turn as long as the first of them changes something.
+
+    Attributes:
+        stages: The first is one pass; the others run after it has changed something, and only then.
+        most: Rounds at most.
+    """
+
+    stages: tuple[Stage, ...]
+    most: int
+
+
+@dataclass(frozen=True)
 class GroupOptions:
     """Options of every group.
 
@@ -111,12 +125,22 @@ class Group:
     """Stages that go by one name.
 
     Attributes:
-        stages: In order.
+        parts: In order.
         requires: Groups that run before, unless they have run.
     """
 
-    stages: tuple[Stage, ...]
+    parts: tuple[Stage | Rounds, ...]
     requires: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage, those of rounds once."""
+        parts = ((part,) if isinstance(part, Stage) else part.stages for part in self.parts)
+        return tuple(itertools.chain.from_iterable(parts))
+
+    def is_repeated(self, stage: Stage) -> bool:
+        """Whether a stage is one of rounds."""
+        return any(isinstance(part, Rounds) and stage in part.stages for part in self.parts)
 
     def build(self, find: Callable[[str], Any], disabled: frozenset[str]) -> list[Pass]:
         """The passes of the group, without the members ``disabled``.
@@ -124,17 +148,36 @@ class Group:
         Args:
             find: From a name to the class.
         """
-        from graphopt.pipeline.base import RewritePass
-        from graphopt.rewrite import Rewrite
-
         passes: list[Pass] = []
-        for stage in self.stages:
-            classes = [find(name) for name in stage.members if name not in disabled]
-            rewrites = [cls() for cls in classes if issubclass(cls, Rewrite)]
-            passes += [cls() for cls in classes if not issubclass(cls, Rewrite)]
-            if rewrites:
-                passes.append(RewritePass(stage.name, rewrites))
+        for part in self.parts:
+            passes += (
+                _build(part, find, disabled) if isinstance(part, Stage) else _rounds(part, find, disabled)
+            )
         return passes
+
+
+def _rounds(rounds: Rounds, find: Callable[[str], Any], disabled: frozenset[str]) -> list[Pass]:
+    passes: list[Pass] = []
+    last: Pass | None = None
+    for _ in range(rounds.most):
+        made = [pass_ for stage in rounds.stages for pass_ in _build(stage, find, disabled)]
+        if rounds.stages[0].name in disabled:
+            return made
+        made[0].after, last = last, made[0]
+        for pass_ in made[1:]:
+            pass_.after = last
+        passes += made
+    return passes
+
+
+def _build(stage: Stage, find: Callable[[str], Any], disabled: frozenset[str]) -> list[Pass]:
+    from graphopt.pipeline.base import RewritePass
+    from graphopt.rewrite import Rewrite
+
+    classes = [find(name) for name in stage.members if name not in disabled]
+    rewrites = [cls() for cls in classes if issubclass(cls, Rewrite)]
+    passes = [cls() for cls in classes if not issubclass(cls, Rewrite)]
+    return [*passes, RewritePass(stage.name, rewrites)] if rewrites else passes
 
 
 _NO_OPS = (
@@ -156,9 +199,15 @@ _FOLD = (
     Stage("constant-fold", ("constant-fold",)),
     Stage("shape-fold", ("shape-fold",)),
     Stage("constant-fold", ("constant-fold",)),
-    Stage("if-constant", ("if-constant",)),
-    Stage("shape-fold", ("shape-fold",)),
-    Stage("constant-fold", ("constant-fold",)),
+    # A branch that is chosen gives shapes that were not known, and these choose others.
+    Rounds(
+        (
+            Stage("if-constant", ("if-constant",)),
+            Stage("shape-fold", ("shape-fold",)),
+            Stage("constant-fold", ("constant-fold",)),
+        ),
+        most=8,
+    ),
     Stage("no-ops", _NO_OPS),
     Stage("cse", ("cse",)),
     Stage("dead-code", ("dead-code",)),

@@ -90,7 +90,8 @@ def passes_page() -> str:
         for number, stage in enumerate(group.stages, 1):
             members = ", ".join(f"[`{member}`](#{_anchor(_title(member))})" for member in stage.members)
             together = ", together until none applies any more" if len(stage.members) > 1 else ""
-            parts.append(f"{number}. {stage.name}: {members}{together}\n")
+            again = ", in rounds with its neighbours" if group.is_repeated(stage) else ""
+            parts.append(f"{number}. {stage.name}: {members}{together}{again}\n")
             listed |= set(stage.members)
     parts.append("\n## Every pass\n")
     parts += _entries(PASSES)

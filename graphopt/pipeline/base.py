@@ -41,6 +41,8 @@ class Pass(onnx_ir.passes.InPlacePass):
     def __init__(self, options: Any = None) -> None:
         super().__init__()
         self.options = self.Options() if options is None else options
+        self.after: Pass | None = None
+        """Where it is given, this pass runs only after that one has changed the model."""
 
     @abc.abstractmethod
     def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:

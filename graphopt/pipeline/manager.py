@@ -107,11 +107,17 @@ class PassManager:
         """The model after all passes that held, and the pass log. ``model`` itself stays as it was."""
         records: list[PassRecord] = []
         with ir_model.paused_collection():
+            changed: set[int] = set()
             for pass_ in self.passes:
+                if pass_.after is not None and id(pass_.after) not in changed:
+                    continue
                 for listener in self.listeners:
                     listener.pass_started(pass_.name)
                 record = PassRecord(pass_.name, pass_.numerics, nodes_before=count_nodes(model))
+                before = model
                 model = self._transaction(pass_, model, record)
+                if model is not before:
+                    changed.add(id(pass_))
                 record.nodes_after = count_nodes(model)
                 records.append(record)
                 for listener in self.listeners:

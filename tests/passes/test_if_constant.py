@@ -1,10 +1,16 @@
 """If with a constant condition."""
 
+import itertools
+
 import hypothesis
+import numpy as np
 from hypothesis import strategies as st
 
+from graphopt import catalog
 from graphopt.passes.if_constant import IfConstant
-from graphopt.testing import check, check_ignores
+from graphopt.pipeline.manager import PassManager
+from graphopt.pipeline.spec import parse
+from graphopt.testing import check, check_ignores, model_from_text, run
 
 BRANCHES = """<then_branch = t () => (float[N] a) <float two={2}> { p = Mul(x, two) a = Relu(p) },
     else_branch = e () => (float[N] b) { b = Neg(x) }>"""
@@ -102,3 +108,31 @@ def test_any_nest(tree: object) -> None:
     body = build(tree, "y")
     text = f"g (float[N] x) => (float[N] y) <{', '.join(conditions)}> {{ {body} }}"
     assert len(check(IfConstant(), text, exact=True).graph) == 1
+
+
+def test_the_shape_that_a_branch_gives_chooses_the_next_one() -> None:
+    """What TorchScript's exporter makes of ``squeeze(dim)``, three times over."""
+    steps = "\n".join(
+        f"""
+        s{place} = Shape({before})
+        d{place} = Gather <axis=0> (s{place}, zero)
+        c{place} = Equal(d{place}, one)
+        {after} = If (c{place}) <
+            then_branch = t{place} () => (float[] a{place}) {{ a{place} = Squeeze({before}, front) }},
+            else_branch = e{place} () => (float[] b{place}) {{ b{place} = Identity({before}) }}
+        >"""
+        for place, (before, after) in enumerate(itertools.pairwise(["x", "y0", "y1", "y2"]))
+    )
+    model = model_from_text(
+        f"""
+        g (float[1,1,3] x) => (float[R] y)
+        <int64 zero = {{0}}, int64 one = {{1}}, int64[1] front = {{0}}>
+        {{ {steps} y = Relu(y2) }}
+        """
+    )
+    passes = [pass_ for pass_ in catalog.expand(parse("fold")) if pass_.name != "onnxsim"]
+    folded, records = PassManager(passes).run(model)
+    assert sorted(node.op_type for node in folded.graph.all_nodes()) == ["Relu", "Reshape"]
+    assert sum(record.name == "if-constant" for record in records) == 4  # the last one finds nothing
+    x = {"x": np.ones((1, 1, 3), np.float32)}
+    np.testing.assert_array_equal(run(folded, x)["y"], run(model, x)["y"])
