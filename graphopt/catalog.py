@@ -222,7 +222,8 @@ def target(name: str) -> Target:
 def targets_of(
     name: str, arch: str | None = None, database: Path | None = None, device: str = ""
 ) -> list[Target]:
-    """The targets that a name stands for: one, or those of a group (``cpu``, ``cuda``, ``auto``).
+    """The targets that a name stands for: one, those of a group (``cpu``, ``cuda``, ``auto``), or several with commas
+    between them, as ``cpu,tvm-llvm``.
 
     Args:
         arch: What to compile for, where that is not this machine; None for this machine.
@@ -233,7 +234,9 @@ def targets_of(
         UnknownNameError: There is no such target or architecture.
         UsageError: A target compiles for this machine only, or has no kernels to tune.
     """
-    return [_prepared(target(member), arch, database, device) for member in TARGET_GROUPS.get(name, (name,))]
+    parts = [part.strip() for part in name.split(",")]
+    members = dict.fromkeys(member for part in parts for member in TARGET_GROUPS.get(part, (part,)))
+    return [_prepared(target(member), arch, database, device) for member in members]
 
 
 def _prepared(found: Target, arch: str | None, database: Path | None, device: str) -> Target:

@@ -581,7 +581,7 @@ class Compilation:
         self, captured: Captured, target: Target, folder: Path, forms: list[Form], label: str
     ) -> bool:
         """Take the user's own file as the original's form where it lies on this disk; no weights are copied."""
-        if captured.original is None or captured.kind != "onnx":
+        if captured.original is None or captured.kind != "onnx" or not captured.file_runs:
             return False
         source = Path(captured.original)
         files = {source, *external_files(captured.original_model)}

@@ -21,6 +21,7 @@ class Captured:
         kind: "onnx" or "torch".
         warnings: What the user should know, one sentence each.
         name: Of the model: the file's stem, the module's class, or the graph's name.
+        file_runs: Whether the backends take the file as it is: its versions are not newer than theirs.
     """
 
     original: Path | None
@@ -30,3 +31,4 @@ class Captured:
     kind: str
     warnings: list[str] = field(default_factory=list)
     name: str = ""
+    file_runs: bool = True

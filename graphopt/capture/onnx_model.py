@@ -97,6 +97,7 @@ def _capture(
     keep_default_inputs: bool,
 ) -> Captured:
     noted = about.warnings
+    file_runs = (model.ir_version or 0) <= normalize.MAX_IR_VERSION
     noted += normalize.repair(model, keep_default_inputs=keep_default_inputs)
     if "" not in model.graph.opset_imports and _uses_onnx(model):
         raise InvalidGraphError(
@@ -110,6 +111,7 @@ def _capture(
         noted.append(
             f"opset {source_opset} is read as {upgrade.source_opset(model)}: no operator in it changed since"
         )
+        file_runs = False
     given = model
     model = ir_model.clone(given)
     inlined = bool(model.functions)
@@ -127,7 +129,9 @@ def _capture(
     elif rewritten or inlined:
         shapes.infer(model)
     check.check(model, allow_domains=check.RUNTIME_DOMAINS)
-    return dataclasses.replace(about, model=model, original_model=given, source_opset=source_opset)
+    return dataclasses.replace(
+        about, model=model, original_model=given, source_opset=source_opset, file_runs=file_runs
+    )
 
 
 def _uses_onnx(model: ir.Model) -> bool:

@@ -99,7 +99,7 @@ def _value(name: str, value: Any, path: Path) -> Any:
 )  # fmt: skip
 @click.option(
     "--target", default="cpu", show_default=True, metavar="T",
-    help="A target, or a group of targets of which the fastest wins; `graphopt targets` lists them.",
+    help="A target, a group, or several as in cpu,tvm-llvm, of which the fastest wins; `graphopt targets` lists them.",
 )  # fmt: skip
 @click.option(
     "--arch", metavar="A,...",

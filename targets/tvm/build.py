@@ -26,8 +26,9 @@ def build(
     Args:
         source: The ONNX file.
         folder: Where the files go.
-        target: What to compile for: ``kind`` (``llvm``, ``cuda``), ``vectors``, and for GPUs ``architectures`` and
-            ``stand_in``, a folder for the same computation as a processor does it, or "".
+        target: What to compile for: ``kind`` (``llvm``, ``cuda``), ``vectors``, ``inside``, the bytes of
+            weights up to which they are part of the library, and for GPUs ``architectures`` and ``stand_in``, a folder
+            for the same computation as a processor does it, or "".
         seconds: After which the compiler is stopped.
 
     Returns:

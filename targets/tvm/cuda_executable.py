@@ -54,12 +54,15 @@ class CudaExecutable(TvmExecutable):
         self._turn = _turn
         self._given: dict[int, Any] = {}
 
+    def _kept(self, array: npt.NDArray[Any]) -> Any:
+        to_device = self._ffi.get_global_func("vm.builtin.to_device")
+        return to_device(self._ffi.from_dlpack(array), self._devices[0], 0)
+
     def _handed_in(self, number: int, array: npt.NDArray[Any]) -> Any:
         """In the memory that this input had the last time, where it has the same size."""
         there = self._given.get(number)
         if there is None or tuple(there.shape) != array.shape or str(there.dtype) != str(array.dtype):
-            to_device = self._ffi.get_global_func("vm.builtin.to_device")
-            self._given[number] = to_device(self._ffi.from_dlpack(array), self._devices[0], 0)
+            self._given[number] = self._kept(array)
         elif array.nbytes:
             copy = self._ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
             copy(there, ctypes.c_void_p(array.ctypes.data), array.nbytes)

@@ -23,11 +23,14 @@ from graphopt.machine import Kernel, Probe, cores, cpu_flags
 
 LLVM = "tvm-llvm"
 LIBRARY = "model.so"
+WEIGHTS = "weights.bin"
+INSIDE = 64 << 20
+"""Bytes of weights up to which they are part of the library; beyond that linking takes long, or fails."""
 CPU, POOLED = 1, 2
 DEPTHWISE, END_OF_NUMBER = "depthwise", "th"
 """In names of kernels: what is no product with a number, and what is behind a number, since TVM adds its own."""
 _PRODUCT = re.compile(rf"(?:product|convolution)_\d+{END_OF_NUMBER}|{DEPTHWISE}")
-_ALIGNMENT = 64
+ALIGNMENT = 64
 _RUNTIMES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
 _V3 = ("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe")
 _FLAGS = {
@@ -105,7 +108,7 @@ class TvmExecutable:
     Args:
         path: The shared library.
         config: ``inputs`` and ``outputs``, names in the model's order; ``constants``, those outputs that no input
-            leads to.
+            leads to; ``weights``, what lies in a file beside the library, as :func:`mapped` takes it.
         threads: 0 takes all cores.
 
     Raises:
@@ -123,6 +126,9 @@ class TvmExecutable:
             self._machine = ffi.load_module(str(path), keep_module_alive=False)["vm_load_executable"]()
             self._machine["vm_initialization"](*self._devices)
             self._main = self._machine["main"]
+            self._weights = [
+                self._kept(array) for array in mapped(path.with_name(WEIGHTS), config.get("weights", ()))
+            ]
         except TargetError:
             raise
         except Exception as error:  # tvm_ffi raises RuntimeError, AttributeError and others
@@ -148,7 +154,7 @@ class TvmExecutable:
             # The machine holds one call's registers; each thread of the caller has a pool of its own to be told.
             with self._turn:
                 self._set_threads(0, self._threads)
-                made = self._main(*(self._handed_in(*pair) for pair in enumerate(arrays)))
+                made = self._main(*(self._handed_in(*pair) for pair in enumerate(arrays)), *self._weights)
                 results = [made] if hasattr(made, "__dlpack__") else list(made)
                 return self._handed_out(results, arrays)
         except Exception as error:  # as above
@@ -204,6 +210,10 @@ class TvmExecutable:
         """A tensor where kernels read it, of the input of this number."""
         return self._ffi.from_dlpack(array)
 
+    def _kept(self, array: npt.NDArray[Any]) -> Any:
+        """A tensor where kernels read it, for as long as the library is loaded."""
+        return self._ffi.from_dlpack(array)
+
     def _handed_out(
         self, results: Sequence[Any], arrays: Sequence[npt.NDArray[Any]]
     ) -> dict[str, npt.NDArray[np.generic]]:
@@ -221,15 +231,38 @@ class TvmExecutable:
 
 def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same numbers where kernels may read whole vectors: in order, from an aligned address, in writable memory."""
-    ready = array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0
+    ready = array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0
     if ready and array.dtype.isnative:
         return array
     dtype = array.dtype.newbyteorder("=")
-    space = np.empty(array.size * dtype.itemsize + _ALIGNMENT, np.uint8)
-    start = -space.ctypes.data % _ALIGNMENT
+    space = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -space.ctypes.data % ALIGNMENT
     found: npt.NDArray[Any] = space[start : start + array.size * dtype.itemsize].view(dtype)
     found = found.reshape(array.shape)
     found[...] = array
+    return found
+
+
+def mapped(file: Path, entries: Sequence[Mapping[str, Any]]) -> list[npt.NDArray[Any]]:
+    """The arrays of a file, in its own pages, which processes share.
+
+    Args:
+        file: Holds them one behind the other.
+        entries: ``dtype``, ``shape`` and ``offset`` in bytes of each.
+
+    Raises:
+        TargetError: The file is missing or too short.
+    """
+    found = []
+    for entry in entries:
+        try:
+            # Copied where it is written: kernels only read, but tensors have to be writable.
+            array = np.memmap(file, entry["dtype"], "c", entry["offset"], tuple(entry["shape"]))
+        except (OSError, ValueError) as error:
+            raise TargetError(
+                f"the weights of the library, {file.name}, are missing or cut short: {error}"
+            ) from error
+        found.append(array.view(np.ndarray))
     return found
 
 

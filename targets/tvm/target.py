@@ -42,6 +42,7 @@ from graphopt.targets.tvm.build import build
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.cuda_executable import CUDA, TvmCudaRuntime
 from graphopt.targets.tvm.executable import (
+    INSIDE,
     LIBRARY,
     LLVM,
     TvmRuntime,
@@ -145,7 +146,7 @@ class TvmTarget(_Compiling, TvmRuntime):
         vectors = self._vectors_for(model)
         tiles = {key: dataclasses.asdict(tile) for key, tile in self._database().tiles().items()}
         made = _built(model, folder, {"kind": "llvm", "vectors": vectors, "tiles": tiles})
-        told = {key: made[key] for key in ("mcpu", "products", "tuned")}
+        told = {key: made[key] for key in ("weights", "mcpu", "products", "tuned")}
         told["dequantized"] = sum(_is_dequantized(node) for node in model.graph.all_nodes())
         nodes = {name: [*map(_with_values(model), entries)] for name, entries in made["nodes"].items()}
         return {**_interface(model), "vectors": vectors, **told, "nodes": nodes, **_without_label(knobs)}
@@ -264,12 +265,12 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
             target["stand_in"] = str(stand_in)
         made = _built(model, folder, target)
         if target["stand_in"]:
-            about = {**interface, "vectors": vectors, "loops": made["loops"]}
+            about = {**interface, "vectors": vectors, **made["stand_in"]}
             (stand_in / _CONFIG).write_text(json.dumps(about), encoding="utf-8")
         return {
             **interface,
             "architectures": list(self.architectures),
-            **{key: made[key] for key in ("code", "compiler", "source")},
+            **{key: made[key] for key in ("weights", "code", "compiler", "source")},
             **_without_label(knobs),
         }
 
@@ -333,7 +334,7 @@ def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str
     with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
         source = Path(temporary) / "model.onnx"
         _save(model, source)
-        return build(source, folder, target)
+        return build(source, folder, {**target, "inside": INSIDE})
 
 
 def _check(model: ir.Model) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from graphopt.targets.tvm.architectures import ptx_of
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.cuda_executable import digest
-from graphopt.targets.tvm.executable import LIBRARY, last_words
+from graphopt.targets.tvm.executable import INSIDE, last_words
 
 
 def main() -> None:
@@ -45,8 +45,8 @@ def _for_processor(source: Path, folder: Path, target: Mapping[str, Any]) -> dic
     cpu, vectors = processor(target["vectors"])
     tuned = {key: Tile(**tile) for key, tile in target.get("tiles", {}).items()}
     module, products = import_packed(onnx.load(source), vectors, tuned)
-    build_library(module, cpu, vectors).export_library(str(folder / LIBRARY))
     return {
+        "weights": build_library(module, cpu, vectors, target.get("inside", INSIDE)).write(folder),
         "mcpu": str(cpu.attrs.get("mcpu", "")),
         "tuned": sum(tuned.get(product.key) in product.tiles(vectors) for product in products.count),
         "products": len(products.count),
@@ -69,20 +69,22 @@ def _for_gpu(source: Path, folder: Path, target: Mapping[str, Any]) -> dict[str,
     )
 
     architectures: list[str] = target["architectures"]
-    library = build_cuda_library(import_graph(onnx.load(source)), gpu(architectures[0]))
-    library.compiled.export_library(str(folder / LIBRARY))
-    found: dict[str, Any] = {"code": {}, "compiler": "", "source": "", "loops": ""}
+    library = build_cuda_library(
+        import_graph(onnx.load(source)), gpu(architectures[0]), target.get("inside", INSIDE)
+    )
+    found: dict[str, Any] = {"weights": library.write(folder), "code": {}, "compiler": "", "source": ""}
     kernels = kernels_of(library)
     if kernels:
         found |= {"source": digest(kernels), **_machine_code(kernels, architectures, folder)}
     if target["stand_in"]:
         cpu, vectors = processor(target["vectors"])
         try:
-            stand_in, found["loops"] = build_stand_in(library, cpu, vectors)
+            stand_in, loops = build_stand_in(library, cpu, vectors)
         except Exception:  # a function written for threads; TVM raises its own kinds, RuntimeError and others
-            stand_in = build_library(import_packed(onnx.load(source), vectors, {})[0], cpu, vectors)
-            found["loops"] = "a processor's own loops, not those of the kernels"
-        stand_in.export_library(str(Path(target["stand_in"]) / LIBRARY))
+            module, _ = import_packed(onnx.load(source), vectors, {})
+            stand_in = build_library(module, cpu, vectors, target.get("inside", INSIDE))
+            loops = "a processor's own loops, not those of the kernels"
+        found["stand_in"] = {"weights": stand_in.write(Path(target["stand_in"])), "loops": loops}
     return found
 
 

@@ -18,12 +18,13 @@ import pytest
 pytest.importorskip("tvm_ffi")
 
 import graphopt
-from graphopt.errors import TargetError
+from graphopt.errors import BundleError, TargetError
 from graphopt.models import builders
 from graphopt.rewrite import Builder, Refuse
 from graphopt.targets.tvm import build as building
+from graphopt.targets.tvm import target as targeting
 from graphopt.targets.tvm.build import build
-from graphopt.targets.tvm.executable import TvmRuntime, aligned, import_runtime
+from graphopt.targets.tvm.executable import TvmRuntime, aligned, import_runtime, mapped
 from graphopt.targets.tvm.legalize.recurrent import UnrollGru, UnrollLstm, UnrollRnn
 from graphopt.targets.tvm.operators import check
 from graphopt.targets.tvm.target import TvmTarget
@@ -72,6 +73,30 @@ def test_the_bundle_needs_the_runtime_library_alone(bundle: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_weights_apart_give_the_same_numbers(
+    net: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targeting, "INSIDE", 0)
+    apart = graphopt.compile(net, target="tvm-llvm", threads=2).save(tmp_path / "apart.gopt")
+    weights, library = apart / "weights.bin", apart / "model.so"
+    assert weights.stat().st_size > library.stat().st_size / 20
+    wanted, got = graphopt.load(bundle).run(feeds()), graphopt.load(apart).run(feeds())
+    for name, array in wanted.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-5, atol=1e-6)
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(BundleError, match="its hash differs"):
+        graphopt.load(apart)
+
+
+def test_weights_that_are_cut_short_are_told(tmp_path: Path) -> None:
+    entries = [{"dtype": "float32", "shape": [4], "offset": 0}]
+    with pytest.raises(TargetError, match=r"weights.bin, are missing"):
+        mapped(tmp_path / "weights.bin", entries)
+    (tmp_path / "weights.bin").write_bytes(bytes(12))
+    with pytest.raises(TargetError, match="cut short"):
+        mapped(tmp_path / "weights.bin", entries)
 
 
 def test_sorting_needs_no_compiler_either(tmp_path: Path) -> None:

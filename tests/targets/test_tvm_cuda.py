@@ -22,6 +22,7 @@ from graphopt.machine import Probe, child_environment
 from graphopt.models import builders
 from graphopt.report import NOT_RUN
 from graphopt.targets.tvm import cuda_code, cuda_executable, worker
+from graphopt.targets.tvm import target as targeting
 from graphopt.targets.tvm.architectures import GPUS, code_for, gpus_here, gpus_of, nearest, processor_of
 from graphopt.targets.tvm.gpu import first_gpu
 from graphopt.targets.tvm.target import TvmCudaTarget, TvmTarget
@@ -135,6 +136,24 @@ def test_each_gpu_is_handed_its_code_and_its_kernels_are_launched(
 @without_gpu
 @needs_compiler
 def test_calls_with_fixed_sizes_become_a_graph(driver: Path, bundle: Path) -> None:
+    error, notes = run_on(driver, 90, bundle, runs=4)
+    assert not error
+    assert notes.count("graph captured") == 1 and notes.count("graph launched") >= 3
+
+
+@without_gpu
+@needs_compiler
+def test_weights_apart_are_brought_to_the_gpu_once(
+    net: Path, driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targeting, "INSIDE", 0)
+    compiled = graphopt.compile(net, target="tvm-cuda", arch="sm_90", input_shapes={"x": SHAPE})
+    assert "the loops of the kernels" in compiled.report.verification.by
+    bundle = compiled.save(tmp_path / "net.gopt")
+    weights = artifact.read_manifest(bundle).config["weights"]
+    assert weights and (bundle / "weights.bin").stat().st_size >= 4 * sum(
+        int(np.prod(entry["shape"])) for entry in weights
+    )
     error, notes = run_on(driver, 90, bundle, runs=4)
     assert not error
     assert notes.count("graph captured") == 1 and notes.count("graph launched") >= 3

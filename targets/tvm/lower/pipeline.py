@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy.typing as npt
 
 from graphopt.targets.tvm.adapter import (
     IRModule,
@@ -14,8 +18,10 @@ from graphopt.targets.tvm.adapter import (
     relax,
     tirx,
 )
+from graphopt.targets.tvm.executable import LIBRARY, WEIGHTS
 from graphopt.targets.tvm.lower import functions
 from graphopt.targets.tvm.lower import gpu as gpu_loops
+from graphopt.targets.tvm.lower.apart import taken_out, write
 from graphopt.targets.tvm.lower.schedule import scheduled
 from graphopt.targets.tvm.lower.tiles import Vectors
 
@@ -92,31 +98,63 @@ def finished(module: IRModule, *, graphs: bool = False) -> IRModule:
     return Sequential(passes)(module)
 
 
-def build_library(module: IRModule, target: Target, vectors: Vectors) -> Any:
-    """The compiled module, not yet written."""
+@dataclass(frozen=True)
+class Library:
+    """Kernels, not yet written.
+
+    Attributes:
+        compiled: The module.
+        weights: What its last parameters are.
+    """
+
+    compiled: Any
+    weights: Sequence[npt.NDArray[Any]]
+
+    def write(self, folder: Path) -> list[dict[str, Any]]:
+        """Write the library, and beside it its weights where they are apart.
+
+        Returns:
+            Where the weights lie, as :func:`graphopt.targets.tvm.executable.mapped` wants it.
+        """
+        self.compiled.export_library(str(folder / LIBRARY))
+        return write(self.weights, folder / WEIGHTS) if self.weights else []
+
+
+def build_library(module: IRModule, target: Target, vectors: Vectors, inside: int) -> Library:
+    """Kernels for a processor.
+
+    Args:
+        module: From the importer.
+        target: The processor.
+        vectors: Its registers.
+        inside: Bytes that all constants may have to be part of the library.
+    """
     functions.register()
     with target, PassContext(opt_level=3):
-        lowered = finished(scheduled(fused(module), vectors))
-        return compile_module(lowered, target=target, relax_pipeline=None)
+        plain, weights = taken_out(fused(module), inside)
+        compiled = compile_module(finished(scheduled(plain, vectors)), target=target, relax_pipeline=None)
+        return Library(compiled, weights)
 
 
 @dataclass(frozen=True)
-class CudaLibrary:
-    """Kernels for a GPU.
+class CudaLibrary(Library):
+    """Kernels for a GPU, as CUDA source.
 
     Attributes:
-        compiled: The module with its kernels as CUDA source, not yet written.
         loops: Its functions, bound to blocks and threads.
         plain: The same before that.
     """
 
-    compiled: Any
     loops: IRModule
     plain: IRModule
 
 
-def build_cuda_library(module: IRModule, target: Target) -> CudaLibrary:
+def build_cuda_library(module: IRModule, target: Target, inside: int) -> CudaLibrary:
     """Kernels for a GPU.
+
+    Args:
+        module, inside: As for :func:`build_library`.
+        target: The GPU.
 
     Raises:
         NoLoopsError: A function has no loops for a GPU.
@@ -124,14 +162,14 @@ def build_cuda_library(module: IRModule, target: Target) -> CudaLibrary:
     with target, PassContext(opt_level=3, config={"relax.backend.use_cuda_graph": True}):
         # Sorting and running sums are written for threads by TVM; they are seen here, before anything is bound.
         dispatched = Sequential((relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()))(module)
-        plain = fused(dispatched)
+        plain, weights = taken_out(fused(dispatched), inside)
         loops = gpu_loops.scheduled(plain, target)
         ready = finished(loops, graphs=not gpu_loops.keeps_memory_of_its_own(loops))
         compiled = compile_module(ready, target=target, relax_pipeline=None)
-        return CudaLibrary(compiled, loops, plain)
+        return CudaLibrary(compiled, weights, loops, plain)
 
 
-def build_stand_in(library: CudaLibrary, processor: Target, vectors: Vectors) -> tuple[Any, str]:
+def build_stand_in(library: CudaLibrary, processor: Target, vectors: Vectors) -> tuple[Library, str]:
     """What the kernels compute, for a processor; and which loops it has, in words."""
     functions.register()
     with processor, PassContext(opt_level=3):
@@ -140,7 +178,8 @@ def build_stand_in(library: CudaLibrary, processor: Target, vectors: Vectors) ->
         words = "the loops of the kernels"
         if followed < all_of_them:
             words += f" ({followed} of {all_of_them}, the others with a processor's own)"
-        return compile_module(finished(serial), target=processor, relax_pipeline=None), words
+        compiled = compile_module(finished(serial), target=processor, relax_pipeline=None)
+        return Library(compiled, library.weights), words
 
 
 def kernels_of(library: CudaLibrary) -> str:

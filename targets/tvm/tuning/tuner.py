@@ -20,9 +20,9 @@ import numpy as np
 
 from graphopt.errors import GraphoptError, TargetError
 from graphopt.targets.tvm.adapter import IRModule, Target, compile_module, te, topi
-from graphopt.targets.tvm.executable import last_words
+from graphopt.targets.tvm.executable import INSIDE, LIBRARY, WEIGHTS, last_words
 from graphopt.targets.tvm.lower.importer import import_packed, number_of
-from graphopt.targets.tvm.lower.pipeline import build_library, processor
+from graphopt.targets.tvm.lower.pipeline import Library, build_library, processor
 from graphopt.targets.tvm.lower.products import Product
 from graphopt.targets.tvm.lower.schedule import for_processor
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors
@@ -104,7 +104,7 @@ def _tune(job: Mapping[str, Any], tell: Any) -> None:
     ]
     folder = Path(job["folder"])
     try:
-        profile = _profiled(build_library(module, cpu, vectors), runner, job, folder)
+        profile = _profiled(build_library(module, cpu, vectors, INSIDE), runner, job, folder)
         _share_out(states, profile)
         tell(
             "begun",
@@ -119,18 +119,20 @@ def _tune(job: Mapping[str, Any], tell: Any) -> None:
     tell("done", trials=trials)
 
 
-def _profiled(library: Any, runner: Runner, job: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+def _profiled(
+    library: Library, runner: Runner, job: Mapping[str, Any], folder: Path
+) -> dict[str, Any] | None:
     """Where the time of the model goes; None where it does not run in the time there is."""
-    path = folder / "model.so"
-    library.export_library(str(path))
+    config = {**job["config"], "weights": library.write(folder)}
     try:
-        return runner.profile(path, job["config"], Path(job["feeds"]))
+        return runner.profile(folder / LIBRARY, config, Path(job["feeds"]))
     except RunnerLostError:
         raise
     except TargetError:
         return None
     finally:
-        path.unlink(missing_ok=True)
+        for name in (LIBRARY, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _share_out(states: Sequence[_State], profile: Mapping[str, Any] | None) -> None:
