@@ -37,6 +37,7 @@ class Context:
         threads: Of an operator.
         seed: Of whatever is random.
         memory: Bytes beyond the model that calibration may take.
+        width: Channels that its kernels like a multiple of.
         deadline: ``time.monotonic()`` after which nothing new is begun.
         progress: Told what is being done.
         weights: Integer weights and corrections that an earlier pass found.
@@ -55,6 +56,7 @@ class Context:
     threads: int = 0
     seed: int = 0
     memory: int = MEMORY
+    width: int = 1
     deadline: float = float("inf")
     progress: Callable[[str], None] = lambda text: None
     weights: Weights = field(default_factory=Weights)

@@ -157,3 +157,9 @@ class Inspectable(Protocol):
         Raises:
             TargetError: As for :meth:`Runtime.load`.
         """
+
+
+def floats_of_a_vector() -> int:
+    """float32 numbers in the widest vector register of this processor, 4 where that is not known."""
+    flags = cpu_flags()
+    return 16 if "avx512f" in flags else 8 if "avx2" in flags else 4

@@ -52,6 +52,7 @@ PASSES: Mapping[str, str] = {
     "onnxsim": "graphopt.passes.simplify:Simplify",
     "pad-into-conv": "graphopt.passes.pad_into_conv:PadIntoConv",
     "prelu": "graphopt.passes.prelu:PRelu",
+    "prune": "graphopt.passes.prune:Prune",
     "quantize": "graphopt.passes.quantize:Quantize",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",

@@ -24,7 +24,7 @@ from graphopt.quant.attribution import attribute
 from graphopt.quant.compact import compact
 from graphopt.quant.observe import MEMORY
 from graphopt.rewrite import Numerics
-from graphopt.target import Target
+from graphopt.target import Aligned, Target
 from graphopt.tune.kernels import kernels_of
 from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
 from graphopt.verify.reference import Reference
@@ -274,6 +274,7 @@ class Proposals:
             threads=self.threads,
             seed=self.seed,
             memory=self.budget.memory,
+            width=target.channel_multiple() if isinstance(target, Aligned) else 1,
             deadline=deadline,
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
             weights=given.weights,

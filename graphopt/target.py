@@ -107,6 +107,14 @@ class Noted(Protocol):
         """What a user is to know of a form, one sentence each."""
 
 
+@runtime_checkable
+class Aligned(Protocol):
+    """A target whose kernels like numbers of channels that are multiples of something."""
+
+    def channel_multiple(self) -> int:
+        """What they like a multiple of."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long kernels are tuned; without both, until nothing is left that is worth it.

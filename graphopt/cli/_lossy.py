@@ -10,7 +10,9 @@ _MOST_POINTS = 6
 
 
 def summary(record: PassRecord) -> str:
-    """One line: how much of a graph went to lower precision."""
+    """One line: how much of a graph went to lower precision, or away."""
+    if "pruned" in record.details:
+        return _pruned(record.details)
     layers: list[dict[str, Any]] = record.details.get("layers", [])
     products = [
         layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
@@ -26,7 +28,9 @@ def summary(record: PassRecord) -> str:
 
 
 def points(record: PassRecord) -> list[str]:
-    """The sets that were judged, the fastest first, one line each."""
+    """What was judged, the fastest first, one line each."""
+    if "tried" in record.details:
+        return [_tried(point) for point in record.details["tried"]]
     found: list[dict[str, Any]] = record.details.get("pareto", [])
     shown: list[str] = []
     for point in sorted(found, key=lambda entry: entry.get("predicted_ms") or 0.0)[:_MOST_POINTS]:
@@ -37,3 +41,22 @@ def points(record: PassRecord) -> list[str]:
             f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {numbers}"
         )
     return shown
+
+
+def _pruned(details: dict[str, Any]) -> str:
+    layers: list[dict[str, Any]] = details["pruned"]
+    narrower = sum(layer["channels"][1] < layer["channels"][0] for layer in layers)
+    target = details.get("target", "")
+    if details.get("macs_left") is None:
+        return f"none of {len(layers)} layers · {target}"
+    left: float = details["macs_left"]
+    return (
+        f"{narrower} of {len(layers)} layers narrower, {1 - left:.0%} of the multiplications gone · {target}"
+    )
+
+
+def _tried(point: dict[str, Any]) -> str:
+    mark = "within" if point.get("held") else "over"
+    drop, decibels = point.get("drop"), point.get("decibels")
+    numbers = "not judged" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
+    return f"{1 - point['macs_left']:4.0%} of the multiplications gone  {numbers}"

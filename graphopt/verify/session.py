@@ -140,6 +140,7 @@ class Session:
                 self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime raises many unrelated classes
                 raise TargetError(f"ONNX Runtime rejects the graph: {shorten(error)}") from error
+        self.input_names: tuple[str, ...] = tuple(value.name for value in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> Feeds:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from graphopt.data.interface import optional_inputs_of, outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
+from graphopt.machine import floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.openvino.convert import convert
@@ -51,6 +52,10 @@ class OpenVinoTarget(OpenVinoRuntime):
         from graphopt.targets.openvino.integers import kernels
 
         return kernels()
+
+    def channel_multiple(self) -> int:
+        """A vector of channels, as oneDNN blocks them."""
+        return floats_of_a_vector()
 
     def allowed_domains(self) -> frozenset[str]:
         """None but ONNX's."""

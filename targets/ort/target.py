@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.ir import model as ir_model
+from graphopt.machine import floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.ort.executable import OrtRuntime
@@ -49,6 +50,10 @@ class OrtTarget(OrtRuntime):
         from graphopt.targets.ort.integers import kernels
 
         return kernels()
+
+    def channel_multiple(self) -> int:
+        """A vector of channels, as MLAS blocks them; on GPUs what tensor cores take of float16."""
+        return floats_of_a_vector() if self.name == "ort-cpu" else 8
 
     def half_kernels(self) -> Mapping[str, frozenset[str]]:
         """Operators that the CUDA provider computes in 16-bit float types; the CPU provider gains nothing from them."""

@@ -22,7 +22,7 @@ from graphopt.errors import TargetError, UsageError
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.ir.graphs import clone
-from graphopt.machine import Form, Probe
+from graphopt.machine import Form, Probe, floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels
 from graphopt.target import Effort, StandIn, Tuning
@@ -79,6 +79,10 @@ class _Compiling:
     def integer_kernels(self) -> IntegerKernels | None:
         """None that the search for a mix could measure one by one."""
         return None
+
+    def channel_multiple(self) -> int:
+        """A vector of channels; on GPUs as many channels as lie in a segment of 32 bytes."""
+        return floats_of_a_vector() if self.name == LLVM else 8
 
     def allowed_domains(self) -> frozenset[str]:
         """None but ONNX's."""

@@ -1,0 +1,205 @@
+"""Which classes are removed: units that may go one by one, the cheapest first, to widths that kernels like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.ir import facts
+from graphopt.ir.facts import Array
+from graphopt.prune.labels import Indices
+from graphopt.prune.structure import Group, Structure
+
+_LEAST_KEPT = 0.1
+"""Of a group, however little it seems to matter."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Classes that go together.
+
+    Attributes:
+        classes: More than one where groups of a convolution have to lose as many as each other.
+        score: What is lost with it.
+    """
+
+    classes: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A group with its units, the least important one first.
+
+    Attributes:
+        group: The group.
+        units: What may be removed.
+        step: Units that are removed at a time, so that the width stays a multiple of what kernels like.
+        loss: Sum of the scores of the first so many units.
+    """
+
+    group: Group
+    units: tuple[Unit, ...]
+    step: int
+    loss: Array
+
+    @property
+    def most(self) -> int:
+        """Units that may be removed at most."""
+        whole = len(self.units)
+        most = min(
+            whole, int(len(self.group.classes) * (1 - _LEAST_KEPT) / max(len(self.units[0].classes), 1))
+        )
+        return most - most % self.step if whole else 0
+
+    def removed(self, count: int) -> list[int]:
+        """The classes of the first so many units."""
+        return [one for unit in self.units[:count] for one in unit.classes]
+
+    def rounded(self, share: float) -> int:
+        """How many units a share of them is, in steps."""
+        wanted = share * len(self.group.classes) / max(len(self.units[0].classes), 1)
+        return min(round(wanted / self.step) * self.step, self.most)
+
+
+def choices(structure: Structure, scores: Array, multiple: int, groups: Iterable[Group]) -> list[Choice]:
+    """The units of each group.
+
+    Args:
+        multiple: Widths that kernels like.
+        groups: Those that may lose any.
+    """
+    bundles = _bundled(structure, scores)
+    found = []
+    for group in groups:
+        units = {bundles[one]: None for one in group.classes if one in bundles}
+        ordered = sorted(
+            (Unit(members, float(scores[list(members)].sum())) for members in units), key=lambda u: u.score
+        )
+        # A bundle over several groups goes with the first of them.
+        ordered = [unit for unit in ordered if min(unit.classes) in group.classes]
+        if not ordered:
+            continue
+        taken = len(ordered[0].classes) * group.size
+        step = _step(group.width, taken, multiple)
+        loss = np.concatenate([[0.0], np.cumsum([unit.score for unit in ordered])])
+        choice = Choice(group, tuple(ordered), step, loss)
+        if choice.most > 0:
+            found.append(choice)
+    return found
+
+
+def _step(width: int, taken: int, multiple: int) -> int:
+    """Units whose removal keeps a width a multiple; 1 where it is none, or would not be by any number of them."""
+    for wanted in (multiple, multiple // 2, multiple // 4):
+        if wanted > 1 and width % wanted == 0 and width >= 4 * wanted:
+            return wanted // int(np.gcd(wanted, taken))
+    return 1
+
+
+def _bundled(structure: Structure, scores: Array) -> dict[int, tuple[int, ...]]:
+    """The unit of each class that may be removed.
+
+    A convolution in groups wants as many channels in each group: the least important ones of all groups go together,
+    then the next ones, and so on. What lies across groups stays.
+    """
+    unit: dict[int, tuple[int, ...]] = {one: (one,) for group in structure.groups for one in group.classes}
+    for labels in structure.flow.balanced:
+        unit = _balanced(structure.classes[labels], unit, scores)
+    return unit
+
+
+def _balanced(
+    classes: Indices, unit: dict[int, tuple[int, ...]], scores: Array
+) -> dict[int, tuple[int, ...]]:
+    count = len(classes)
+    members: dict[tuple[int, ...], Array] = {}
+    fixed: set[tuple[int, ...]] = set()
+    for group, row in enumerate(classes.tolist()):
+        for one in row:
+            if one in unit:
+                members.setdefault(unit[one], np.zeros(count, np.int64))[group] += 1
+    ranked: dict[int, list[list[tuple[int, ...]]]] = {}
+    for bundle, counts in members.items():
+        if (counts == counts[0]).all():
+            continue
+        where = np.flatnonzero(counts)
+        if len(where) > 1:
+            fixed.add(bundle)
+        else:
+            ranked.setdefault(int(counts[where[0]]), [[] for _ in range(count)])[int(where[0])].append(bundle)
+    made: list[tuple[int, ...]] = []
+    for columns in ranked.values():
+        for column in columns:
+            column.sort(key=lambda bundle: float(scores[list(bundle)].sum()))
+        together = min(len(column) for column in columns)
+        made += [
+            tuple(sorted(one for column in columns for one in column[place])) for place in range(together)
+        ]
+        fixed |= {bundle for column in columns for bundle in column[together:]}
+    gone = {one for bundle in fixed for one in bundle}
+    found = {one: bundle for one, bundle in unit.items() if one not in gone}
+    found.update({one: bundle for bundle in made for one in bundle})
+    return found
+
+
+def macs(structure: Structure, places: Mapping[str, int], removed: Iterable[int] = ()) -> dict[str, float]:
+    """Multiplications of each layer without some classes.
+
+    Args:
+        places: How many sums each output channel of a layer has in one sample, by the layer's name.
+    """
+    keep = structure.keeper(removed)
+    found = {}
+    for layer in structure.layers:
+        dims = facts.static_dims(layer.weight)
+        if dims is None or layer.name not in places:
+            continue
+        share = 1.0
+        for value, axis in ((layer.weight, layer.out), (layer.data, layer.channel)):
+            mask = keep(value, axis)
+            if mask is not None and not (
+                layer.is_depthwise and axis == layer.channel and value is layer.data
+            ):
+                share *= float(mask.mean())
+        found[layer.name] = places[layer.name] * float(np.prod(dims)) * share
+    return found
+
+
+def uniform(choices_: Sequence[Choice], share: float) -> set[int]:
+    """The same share of every group."""
+    return {one for choice in choices_ for one in choice.removed(choice.rounded(share))}
+
+
+def by_loss(choices_: Sequence[Choice], most: float, gain: Mapping[str, float], cap: float = 1.0) -> set[int]:
+    """What loses least for what it gains, over all groups, until so much is gained.
+
+    Args:
+        most: What is to be gained.
+        gain: What a group gains with all its units, by name.
+        cap: Share of a group that may go at most.
+    """
+    steps: list[tuple[float, int, int]] = []
+    for index, choice in enumerate(choices_):
+        each = gain[choice.group.name] / len(choice.units) * choice.step
+        ends = np.arange(choice.step, min(choice.most, choice.rounded(cap)) + 1, choice.step)
+        # What a step adds, never less than the one before it added.
+        added = np.maximum.accumulate(np.diff(choice.loss[np.concatenate([[0], ends])]))
+        steps += [
+            (float(lost) / max(each, 1e-30), index, int(end)) for lost, end in zip(added, ends, strict=True)
+        ]
+    steps.sort(key=lambda step: step[0])
+    taken = [0] * len(choices_)
+    gained = 0.0
+    for _, index, end in steps:
+        if gained >= most:
+            break
+        choice = choices_[index]
+        gained += gain[choice.group.name] / len(choice.units) * (end - taken[index])
+        taken[index] = end
+    return {one for choice, count in zip(choices_, taken, strict=True) for one in choice.removed(count)}
+
+
+__all__ = ["Choice", "Unit", "by_loss", "choices", "macs", "uniform"]

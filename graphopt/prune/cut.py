@@ -1,0 +1,247 @@
+"""Removes classes of indices from a graph: slices every constant, and mends what says sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.ir import facts
+from graphopt.ir import model as ir_model
+from graphopt.ir.graphs import add_constant
+from graphopt.prune.flow import slices_of, target_of
+from graphopt.prune.structure import Mask, Structure
+
+Keep = Callable[[ir.Value | None, int], Mask | None]
+
+
+def cut(model: ir.Model, structure: Structure, removed: Iterable[int]) -> ir.Model:
+    """A copy of a model without some classes.
+
+    What is left computes what the model would with zeros in place of these channels wherever a layer reads them.
+
+    Args:
+        structure: Of this very model.
+        removed: Classes.
+    """
+    keep = structure.keeper(removed)
+    copy = ir_model.clone(model)
+    for value, axis, _ in structure.labels.constants():
+        mask = keep(value, axis)
+        if mask is not None:
+            assert value.name is not None
+            _slice(copy.graph.initializers[value.name], mask, axis)
+    for node, twin in zip(list(model.graph), list(copy.graph), strict=True):
+        for value, own in zip(node.outputs, twin.outputs, strict=True):
+            _shrink(value, own, keep)
+        mend = MENDS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if mend is not None:
+            mend(node, twin, keep)
+    return copy
+
+
+def _slice(value: ir.Value, mask: Mask, axis: int) -> None:
+    assert value.const_value is not None
+    array = np.compress(mask, value.const_value.numpy(), axis=axis)
+    value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def _shrink(value: ir.Value, own: ir.Value, keep: Keep) -> None:
+    if value.shape is None:
+        return
+    sizes = list(value.shape)
+    for axis in range(len(sizes)):
+        mask = keep(value, axis)
+        if mask is not None:
+            sizes[axis] = int(mask.sum())
+    own.shape = ir.Shape(sizes)
+
+
+def _replace(twin: ir.Node, slot: int, content: Iterable[int]) -> None:
+    """Give a node another constant of integers."""
+    before = twin.inputs[slot]
+    assert before is not None and twin.graph is not None
+    array = np.asarray(list(content), facts.numpy_dtype(before))
+    name, suffix = f"{twin.name or twin.op_type}/pruned_{slot}", 0
+    graph = twin.graph
+    assert isinstance(graph, ir.Graph)
+    while name in graph.initializers:
+        suffix += 1
+        name = f"{twin.name or twin.op_type}/pruned_{slot}_{suffix}"
+    twin.replace_input_with(slot, add_constant(graph, name, ir.tensor(array)))
+    if (
+        before.name
+        and not before.uses()
+        and before.name in graph.initializers
+        and not before.is_graph_output()
+    ):
+        del graph.initializers[before.name]
+
+
+def _conv(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    groups = facts.attribute(node, "group", 1)
+    mask = keep(node.inputs[0], 1)
+    if groups == 1 or mask is None:
+        return
+    if len(mask) == groups:
+        twin.attributes["group"] = ir.AttrInt64("group", int(mask.sum()))
+        return
+    # Each group keeps others of its inputs, as many as the next one.
+    weight = twin.inputs[1]
+    assert weight is not None and weight.const_value is not None
+    array = weight.const_value.numpy()
+    inner = mask.reshape(groups, -1)
+    parts = [part[:, chosen] for part, chosen in zip(np.split(array, groups), inner, strict=True)]
+    whole = np.concatenate(parts)
+    weight.const_value, weight.shape = ir.tensor(whole, name=weight.name), ir.Shape(whole.shape)
+
+
+def _split(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    rank = facts.rank(node.inputs[0]) or 1
+    axis = int(facts.attribute(node, "axis", 0)) % rank
+    if keep(node.inputs[0], axis) is None:
+        return
+    sizes = [int(value.shape[axis]) for value in twin.outputs]  # type: ignore[index, arg-type]
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        _replace(twin, 1, sizes)
+    elif len(set(sizes)) > 1:
+        twin.attributes.pop("num_outputs", None)
+        graph = twin.graph
+        assert isinstance(graph, ir.Graph)
+        content = ir.tensor(np.asarray(sizes, np.int64))
+        twin.resize_inputs(2)
+        twin.replace_input_with(1, add_constant(graph, f"{twin.name}/pruned_sizes", content))
+
+
+def _slices(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    rank = facts.rank(node.inputs[0]) or 0
+    read = slices_of(node, rank) or {}
+    masks = {axis: keep(node.inputs[0], axis) for axis in read}
+    if all(mask is None for mask in masks.values()):
+        return
+    starts, ends = [], []
+    for axis, part in read.items():
+        mask = masks[axis]
+        if mask is None:
+            starts.append(part.start)
+            ends.append(part.stop)
+            continue
+        start, stop, _ = part.indices(len(mask))
+        starts.append(int(mask[:start].sum()))
+        ends.append(int(mask[: max(start, stop)].sum()))
+    _replace(twin, 1, starts)
+    _replace(twin, 2, ends)
+
+
+def _gather(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    rank = facts.rank(node.inputs[0]) or 1
+    axis = int(facts.attribute(node, "axis", 0)) % rank
+    mask, chosen = keep(node.inputs[0], axis), facts.constant(node.inputs[1])
+    if mask is None or chosen is None:
+        return
+    places = np.cumsum(mask) - 1
+    wanted = chosen % len(mask)
+    if chosen.ndim == 1:
+        wanted = wanted[mask[wanted]]
+    array = places[wanted].astype(chosen.dtype)
+    graph = twin.graph
+    assert isinstance(graph, ir.Graph)
+    twin.replace_input_with(1, add_constant(graph, f"{twin.name}/pruned_indices", ir.tensor(array)))
+
+
+def _target(slot: int) -> Callable[[ir.Node, ir.Node, Keep], None]:
+    """An operand that holds the shape of the result."""
+
+    def mend(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+        given = node.inputs[slot] if slot < len(node.inputs) else None
+        sizes = target_of(given) if given is not None else None
+        out = node.outputs[0]
+        if not sizes:
+            return
+        wanted = list(sizes)
+        offset = (facts.rank(out) or len(wanted)) - len(wanted)
+        for place, size in enumerate(sizes):
+            mask = keep(out, offset + place)
+            if mask is not None and size not in (None, -1):
+                wanted[place] = int(mask.sum())
+        if wanted == list(sizes):
+            return
+        if None not in wanted:
+            _replace(twin, slot, [size for size in wanted if size is not None])
+            return
+        twin.replace_input_with(slot, _joined(twin, twin.inputs[slot], iter(wanted), [0]))
+
+    return mend
+
+
+def _joined(
+    twin: ir.Node, value: ir.Value | None, wanted: Iterator[int | None], count: list[int]
+) -> ir.Value:
+    """A shape that is joined of constants and of what is computed, with other constants.
+
+    Args:
+        wanted: Its entries, None for those that are computed.
+        count: How many constants were made.
+    """
+    graph = twin.graph
+    assert value is not None and isinstance(graph, ir.Graph)
+    known = facts.ints(value)
+    if known is not None:
+        array = np.asarray([next(wanted) for _ in known], np.int64)
+        count[0] += 1
+        return add_constant(graph, f"{twin.name or twin.op_type}/pruned_part_{count[0]}", ir.tensor(array))
+    node = value.producer()
+    if node is None or node.op_type != "Concat":
+        for _ in target_of(value) or ():
+            next(wanted)
+        return value
+    parts = [_joined(twin, part, wanted, count) for part in node.inputs]
+    made = ir.node(
+        "Concat", parts, attributes={"axis": 0}, name=f"{twin.name or twin.op_type}/pruned_shape_{count[0]}"
+    )
+    made.outputs[0].name = made.name
+    made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+    graph.insert_before(twin, made)
+    return made.outputs[0]
+
+
+def _heads(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    for name, slot in (("q_num_heads", 0), ("kv_num_heads", 1)):
+        mask = keep(node.inputs[slot], 2)
+        heads = facts.attribute(node, name, 0)
+        if mask is not None and heads:
+            twin.attributes[name] = ir.AttrInt64(name, int(mask.reshape(heads, -1)[:, 0].sum()))
+
+
+def _hidden(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    mask = keep(node.inputs[2], 2)
+    if mask is not None:
+        twin.attributes["hidden_size"] = ir.AttrInt64("hidden_size", int(mask.sum()))
+
+
+def _groups(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    mask, groups = keep(node.inputs[0], 1), facts.attribute(node, "num_groups", 1)
+    if mask is not None:
+        twin.attributes["num_groups"] = ir.AttrInt64("num_groups", int(mask.reshape(groups, -1)[:, 0].sum()))
+
+
+MENDS: Mapping[str, Callable[[ir.Node, ir.Node, Keep], None]] = {
+    "Attention": _heads,
+    "Conv": _conv,
+    "ConvTranspose": _conv,
+    "Expand": _target(1),
+    "GRU": _hidden,
+    "Gather": _gather,
+    "GroupNormalization": _groups,
+    "LSTM": _hidden,
+    "RNN": _hidden,
+    "Reshape": _target(1),
+    "Resize": _target(3),
+    "Slice": _slices,
+    "Split": _split,
+}
+"""By operator: what it says about sizes."""
+
+__all__ = ["cut"]

@@ -1,0 +1,261 @@
+"""Weights that make up for what was removed, in closed form, from data.
+
+A layer that reads fewer channels is given the weights for which its outputs are nearest to what the original's were, on
+what it reads in the pruned model: least squares with second moments summed up sample by sample (He et al., Channel
+Pruning for Accelerating Very Deep Neural Networks, ICCV 2017), so that memory does not grow with the data. The solution
+is drawn towards the weights that are left of the original (a ridge), as strongly as serves samples that are kept apart.
+Layers are taken from the inputs on, so each makes up for what those before it could not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.ir import facts
+from graphopt.ir.facts import Array
+from graphopt.prune import moments
+from graphopt.prune.cut import Keep
+from graphopt.prune.structure import Layer, Structure, layers_of
+from graphopt.prune.walk import Walk
+from graphopt.quant.kernels import bias_of
+
+_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Relative to the mean square of what is read."""
+_LARGE = 1500
+_ROWS_A_NUMBER = 12.0
+_LEAST_ROWS = 32
+_TEST = 4
+"""One sample in so many is kept apart."""
+
+
+@dataclass
+class Fit:
+    """What recovery did to a layer.
+
+    Attributes:
+        before: Power of what is wrong with the outputs that are left, relative to their own, with the weights of the
+            original; on samples kept apart.
+        after: With the new weights.
+        ridge: That was taken; 0 where the old weights were left.
+    """
+
+    before: float
+    after: float
+    ridge: float
+
+
+@dataclass
+class _Sums:
+    """Sums over rows of what a layer reads, with a one behind it for the bias, group by group."""
+
+    read: Array = field(default_factory=lambda: np.zeros(0))
+    wrong: Array = field(default_factory=lambda: np.zeros(0))
+    missed: Array = field(default_factory=lambda: np.zeros(0))
+    power: float = 0.0
+    rows: int = 0
+
+    def add(self, old: Array, new: Array, full: Array, left: Array) -> None:
+        """Add rows.
+
+        Args:
+            old: What the original's layer reads, [groups, rows, numbers].
+            new: What the pruned one reads.
+            full: The original's weights for the outputs that are left, [groups, outputs, numbers].
+            left: Those of the pruned one.
+        """
+        wanted = old @ full.swapaxes(1, 2)
+        wrong = wanted - new @ left.swapaxes(1, 2)
+        with_one = np.concatenate([new, np.ones((*new.shape[:2], 1), np.float32)], axis=2)
+        turned = with_one.swapaxes(1, 2)
+        if not self.rows:
+            groups, size, outputs = len(new), with_one.shape[2], wrong.shape[2]
+            self.read, self.wrong = np.zeros((groups, size, size)), np.zeros((groups, size, outputs))
+            self.missed = np.zeros(groups)
+        self.read += turned @ with_one
+        self.wrong += turned @ wrong
+        self.missed += np.square(wrong).sum(axis=(1, 2), dtype=np.float64)
+        self.power += float(np.square(wanted).sum(dtype=np.float64))
+        self.rows += new.shape[1]
+
+
+@dataclass
+class Recovery:
+    """Refits the layers of a pruned model.
+
+    Attributes:
+        model: The original.
+        structure: Of the original.
+        removed: Classes.
+        pruned: The model without them; its weights are replaced.
+        samples: To fit on; one in four is kept apart.
+        threads: Of an operator.
+        deadline: ``time.monotonic()`` after which nothing new is begun.
+        progress: Told what is being done.
+    """
+
+    model: ir.Model
+    structure: Structure
+    removed: frozenset[int]
+    pruned: ir.Model
+    samples: Sequence[Feeds]
+    threads: int = 0
+    deadline: float = float("inf")
+    progress: Callable[[str], None] = lambda text: None
+    fits: dict[str, Fit] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Refit every layer that reads fewer channels, or what comes of such layers, from the inputs on."""
+        keep = self.structure.keeper(self.removed)
+        twins = {layer.name: layer for layer in layers_of(self.pruned.graph)}
+        changed = self._changed(keep)
+        todo = [
+            layer
+            for layer in self.structure.layers
+            if layer.data in changed or keep(layer.data, layer.channel) is not None
+        ]
+        theirs, ours = (Walk(model, self.samples, self.threads) for model in (self.model, self.pruned))
+        for number, layer in enumerate(todo):
+            reason = moments.why_not(layer)
+            if not reason and time.monotonic() > self.deadline:
+                reason = "no time was left"
+            if reason:
+                self.skipped[layer.name] = reason
+                continue
+            self.progress(f"refitting layer {number + 1} of {len(todo)}")
+            twin = twins[layer.name]
+            train, test = _Sums(), _Sums()
+            weights = self._matrices(layer, twin)
+            pairs = zip(theirs.to(layer.data.name or ""), ours.to(twin.data.name or ""), strict=True)
+            for index, (before, after) in enumerate(pairs):
+                old = moments.rows_of(layer, before, index, self._rows(twin))
+                new = moments.rows_of(twin, after, index, self._rows(twin))
+                kept = keep(layer.data, layer.channel) if layer.is_depthwise else None
+                (test if index % _TEST == _TEST - 1 else train).add(
+                    old if kept is None else old[kept], new, *weights
+                )
+            self._solve(train, test if test.rows else train, layer, twin)
+
+    def _changed(self, keep: Keep) -> set[ir.Value]:
+        """What is not as it was: all that comes behind a layer that lost channels."""
+        found: set[ir.Value] = set()
+        for node in self.model.graph:
+            reads = [value for value in node.inputs if value is not None]
+            fewer = any(
+                keep(value, axis) is not None for value in reads for axis in range(facts.rank(value) or 0)
+            )
+            if fewer or any(value in found for value in reads):
+                found.update(node.outputs)
+        return found
+
+    def _rows(self, twin: Layer) -> int:
+        """Rows of each sample: several for each number that goes into a sum."""
+        wanted = _ROWS_A_NUMBER * moments.inputs_of(twin) / max(len(self.samples), 1)
+        return int(min(max(wanted, _LEAST_ROWS), moments.ROWS))
+
+    def _matrices(self, layer: Layer, twin: Layer) -> tuple[Array, Array]:
+        """The weights of the outputs that are left, as they were and as they are: [groups, outputs, numbers]."""
+        weight, own = facts.constant(layer.weight), facts.constant(twin.weight)
+        assert weight is not None and own is not None
+        full, left = moments.matrices(layer, weight), moments.matrices(twin, own)
+        mask = self.structure.keeper(self.removed)(layer.weight, layer.out)
+        if mask is None:
+            return full, left
+        # Each group has as many outputs left, but not the same ones; of a depthwise one whole groups are gone.
+        return full[mask.reshape(full.shape[:2])].reshape(*left.shape[:2], -1), left
+
+    def _solve(self, train: _Sums, test: _Sums, layer: Layer, twin: Layer) -> None:
+        own = facts.constant(twin.weight)
+        assert own is not None
+        ridges, change, lost = _best(train, test)
+        power = test.power or 1.0
+        self.fits[layer.name] = Fit(
+            float(test.missed.sum()) / power, float(lost.sum()) / power, float(ridges.max())
+        )
+        if not ridges.any():
+            return
+        matrix = moments.matrices(twin, own).astype(np.float64) + change[:, :-1].swapaxes(1, 2)
+        twin.weight.const_value = ir.tensor(moments.restored(twin, matrix, own), name=twin.weight.name)
+        _add_to_bias(self.pruned.graph, twin, change[:, -1].reshape(-1))
+
+
+def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
+    """For each group the ridge that serves the test samples best, the change of weights, and what is missed then.
+
+    Returns:
+        Ridges [groups], 0 for no change at all; changes [groups, numbers + 1, outputs]; noise power [groups].
+    """
+    groups, size, _ = train.read.shape
+    ridges, change, missed = np.zeros(groups), np.zeros_like(train.wrong), test.missed.copy()
+    mean = np.maximum(np.einsum("gii->g", train.read[:, :-1, :-1]) / max(size - 1, 1), 1e-12)
+    diagonal = np.arange(size)
+    for ridge in _RIDGES if size <= _LARGE else _RIDGES[1::2]:
+        damped = train.read.copy()
+        # The bias is free.
+        damped[:, diagonal[:-1], diagonal[:-1]] += (ridge * mean)[:, None]
+        damped[:, -1, -1] += 1e-9 * mean
+        made = np.linalg.solve(damped, train.wrong)
+        # |wrong - rows @ made|^2 on the test samples, from their sums alone.
+        lost = test.missed + (made * (test.read @ made - 2 * test.wrong)).sum(axis=(1, 2))
+        better = lost < missed
+        ridges[better], missed[better], change[better] = ridge, lost[better], made[better]
+    return ridges, change, missed
+
+
+def _add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
+    """Add to the bias of a layer, or to what is added behind a MatMul; one is made where there is none."""
+    node = layer.node
+    if node.op_type == "MatMul":
+        behind = facts.sole_consumer(node.outputs[0])
+        bias = _addend(behind, node.outputs[0]) if behind is not None else None
+    else:
+        bias = bias_of(node)
+    content = facts.constant(bias)
+    if node.op_type == "Gemm" and bias is not None:
+        change = change / np.float32(facts.attribute(node, "beta", 1.0))
+    if bias is not None and content is not None and len(bias.uses()) == 1:
+        made = (content.astype(np.float64) + change).astype(content.dtype)
+        bias.const_value, bias.shape = ir.tensor(made, name=bias.name), ir.Shape(made.shape)
+        return
+    if bias is not None:
+        return
+    name = f"{node.name or node.op_type}/recovered_bias"
+    array = change.astype(facts.numpy_dtype(layer.weight) or np.float32)
+    value = ir.Value(
+        name=name,
+        type=layer.weight.type,
+        shape=ir.Shape(array.shape),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.register_initializer(value)
+    if node.op_type in ("Conv", "Gemm"):
+        node.resize_inputs(3)
+        node.replace_input_with(2, value)
+        return
+    out = node.outputs[0]
+    add = ir.node("Add", [out, value], name=f"{node.name or node.op_type}/recovered")
+    made_value = add.outputs[0]
+    made_value.type, made_value.shape = out.type, out.shape
+    graph.insert_after(node, add)
+    given = out.name
+    out.replace_all_uses_with(made_value, replace_graph_outputs=True)
+    add.replace_input_with(0, out)
+    out.name, made_value.name = f"{given}/product", given
+
+
+def _addend(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """What an Add adds to a value, where that is a constant along its last axis."""
+    if node.op_type != "Add" or node.domain != "":
+        return None
+    other = next((entry for entry in node.inputs if entry is not value), None)
+    dims = facts.dims(other)
+    return other if facts.is_constant(other) and dims and len(dims) == 1 and dims[0] != 1 else None
+
+
+__all__ = ["Fit", "Recovery"]

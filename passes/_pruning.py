@@ -1,0 +1,375 @@
+"""Prunes one model by one share or another: ranks once, removes, refits, judges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.errors import GraphoptError
+from graphopt.ir import check, facts, shapes
+from graphopt.ir import model as ir_model
+from graphopt.ir.facts import Array
+from graphopt.lossy import Candidate, Context
+from graphopt.prune import choose
+from graphopt.prune.cut import cut
+from graphopt.prune.moments import only
+from graphopt.prune.recover import Fit, Recovery
+from graphopt.prune.score import Criterion, scores
+from graphopt.prune.structure import Structure, analyse, separate
+from graphopt.verify.budget import Judgement, TooSlowError, noise_share
+from graphopt.verify.session import Session
+
+_SHARE_OF_MEMORY = 0.5
+_SHARE_OF_TIME = 0.4
+"""Of what is left, for the sensitivity of groups."""
+_SENSITIVITY_SAMPLES = 8
+_SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
+_PROBED = 0.25
+_CAP = 1.5
+"""Times the share that all groups alike would lose, that one of them may: small losses say little of large ones."""
+_TRIED = (0.5, 0.25, 0.75)
+"""Shares of the multiplications that are tried first without one that is asked for."""
+
+
+@dataclass
+class Pruned:
+    """A pruned model.
+
+    Attributes:
+        label: "prune 42 % of the multiplications".
+        model: The graph.
+        removed: Classes.
+        macs: Share of the multiplications that is left.
+        judgement: What it loses; None where it was not judged.
+        fits: What recovery did, by layer.
+        skipped: Layers that could not be refitted, with the reason.
+    """
+
+    label: str
+    model: ir.Model
+    removed: frozenset[int]
+    macs: float
+    judgement: Judgement | None
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def drop(self) -> float:
+        """What is lost, as a share."""
+        return float("inf") if self.judgement is None else self.judgement.drop
+
+    def candidate(self) -> Candidate:
+        """For the passes that follow, and as a form."""
+        return Candidate(self.label, self.model, judgement=self.judgement)
+
+
+class Pruner:
+    """A model, and what may be removed from it.
+
+    Args:
+        model: Shapes are inferred.
+        samples: To rank and to refit on.
+        context: Of the pass.
+        criterion: What channels are ranked by.
+        recover: Whether weights are refitted.
+        multiple: Widths that kernels like.
+        kept: From a layer's name, whether its outputs stay.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        samples: Sequence[Feeds],
+        context: Context,
+        *,
+        criterion: Criterion,
+        recover: bool,
+        multiple: int,
+        kept: Callable[[str], bool],
+    ) -> None:
+        self.model = separate(model)
+        self.context = context
+        self.multiple = multiple
+        self.criterion = criterion
+        self.structure: Structure = analyse(self.model)
+        self.notes: list[str] = []
+        self.names = [layer.name for layer in self.structure.layers]
+        self._recover = recover
+        self._samples = samples
+        self._kept = [
+            group.name for group in self.structure.groups if any(kept(layer.name) for layer in group.makers)
+        ]
+        groups = [group for group in self.structure.groups if group.name not in self._kept]
+        self.choices: list[choose.Choice] = []
+        self.times: dict[str, float] = {}
+        if not groups:
+            return
+        self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
+        context.progress("ranking channels")
+        self._ranking = scores(
+            self.model, self.structure, samples, criterion, memory=self._memory, threads=context.threads,
+            progress=context.progress,
+        )  # fmt: skip
+        self.notes += self._ranking.notes
+        self.places = self._places()
+        self._macs = choose.macs(self.structure, self.places)
+        self._whole = sum(self._macs.values()) or 1.0
+        self.times = self._times(self.model)
+        found = choose.choices(self.structure, self._ranking.scores, multiple, groups)
+        self.choices = self._weighed(found)
+
+    def _weighed(self, found: Sequence[choose.Choice]) -> list[choose.Choice]:
+        """With the noise that is expected in the model's outputs for each number of units.
+
+        A share of each group alone is removed and refitted to see what its loss does to the outputs; what other shares
+        lose is known from second moments.
+        """
+        samples = self._samples[:_SENSITIVITY_SAMPLES]
+        session = Session(self.model, optimize="all", threads=self.context.threads)
+        references = [session.run(feeds) for feeds in samples]
+        curves: list[Array] = []
+        ratios: list[float] = []
+        started = time.monotonic()
+        limit = started + _SHARE_OF_TIME * max(self.context.deadline - started, 0.0)
+        for index, choice in enumerate(found):
+            self.context.progress(f"sensitivity of group {index + 1} of {len(found)}")
+            ends = sorted({choice.rounded(share) or choice.step for share in _SHARES} | {choice.most})
+            losses = [self._ranking.loss(choice.removed(end), choice.group.readers) for end in ends]
+            curves.append(np.interp(np.arange(len(choice.units) + 1), [0, *ends], [0.0, *losses]))
+            if time.monotonic() > limit:
+                ratios.append(float("nan"))
+                continue
+            end = choice.rounded(_PROBED) or choice.step
+            noise = noise_share([self._alone(choice, end).run(feeds) for feeds in samples], references)
+            ratios.append(noise / max(curves[-1][end], 1e-12) if np.isfinite(noise) else float("nan"))
+        known = [ratio for ratio in ratios if np.isfinite(ratio)]
+        usual = float(np.median(known)) if known else 1.0
+        return [
+            replace(choice, loss=curve * (ratio if np.isfinite(ratio) else usual))
+            for choice, curve, ratio in zip(found, curves, ratios, strict=True)
+        ]
+
+    def _alone(self, choice: choose.Choice, count: int) -> Session:
+        """The model without so many units of one group, what reads them refitted."""
+        removed = choice.removed(count)
+        model = ir_model.clone(self.model)
+        keep = self.structure.keeper(removed)
+        for layer in choice.group.readers:
+            weight = self._ranking.refitted(removed, layer)
+            if weight is None:
+                mask = keep(layer.data, layer.channel)
+                content = facts.constant(layer.weight)
+                if mask is None or content is None or layer.groups > 1:
+                    continue
+                weight = content.copy()
+                weight[(slice(None),) * layer.inner + (~mask,)] = 0
+            value = model.graph.initializers[layer.weight.name or ""]
+            value.const_value = ir.tensor(weight, name=value.name)
+        return Session(model, optimize="all", threads=self.context.threads)
+
+    def for_target(self, context: Context) -> Pruner:
+        """The same for another target whose kernels like the same widths: what layers cost there is measured anew."""
+        self.context = context
+        if self.choices:
+            self.times = self._times(self.model)
+        return self
+
+    @property
+    def why_nothing(self) -> str:
+        """Why nothing can be removed."""
+        if not self.structure.layers:
+            return "it holds no Conv, MatMul or Gemm with constant weights"
+        if self._kept and not self.choices:
+            return "the option 'keep' names every layer that could lose channels"
+        refused = self.structure.refused
+        if refused:
+            name, reason = next(iter(refused.items()))
+            return f"none of its layers can lose channels; {name!r}: {reason}"
+        return "its layers are too narrow to lose channels"
+
+    def pruned(self, *, ratio: float = 0.0, macs: float = 0.0, uniform: bool) -> Pruned:
+        """The model without a share of its channels, or of its multiplications."""
+        removed = self._uniform(ratio, macs) if uniform else self._by_loss(ratio, macs)
+        return self._made(frozenset(removed))
+
+    def search(self, *, uniform: bool) -> list[Pruned]:
+        """As much as the budget allows: by bisection, as long as there is time."""
+        found: list[Pruned] = []
+        low, high = 0.0, 1.0
+        share, seconds = _TRIED[0], 0.0
+        seen: set[frozenset[int]] = set()
+        for _ in range(6):
+            started = time.monotonic()
+            if started + seconds > self.context.deadline and found:
+                break
+            removed = frozenset(self._uniform(0.0, share) if uniform else self._by_loss(0.0, share))
+            if removed and removed not in seen:
+                seen.add(removed)
+                found.append(self._made(removed))
+                holds = found[-1].judgement is not None and found[-1].judgement.ok
+            else:
+                holds = not removed
+            seconds = max(seconds, time.monotonic() - started)
+            low, high = (share, high) if holds else (low, share)
+            share = (low + high) / 2
+        return found
+
+    def _uniform(self, ratio: float, macs: float) -> set[int]:
+        """The same share of every group."""
+        return choose.uniform(self.choices, self._share(macs) if macs else ratio)
+
+    def _by_loss(self, ratio: float, macs: float) -> set[int]:
+        """What costs least for the multiplications it saves, until enough are saved."""
+        wanted = macs or 1 - self._left(choose.uniform(self.choices, ratio))
+        gain = {choice.group.name: self._saved(choice.removed(len(choice.units))) for choice in self.choices}
+        capped = min(1.0, _CAP * self._share(wanted))
+        low, high = 0.0, sum(gain.values())
+        for _ in range(20):
+            middle = (low + high) / 2
+            enough = 1 - self._left(choose.by_loss(self.choices, middle, gain, capped)) >= wanted
+            low, high = (low, middle) if enough else (middle, high)
+        return choose.by_loss(self.choices, high, gain, capped)
+
+    def _saved(self, removed: Iterable[int]) -> float:
+        """Milliseconds that are saved without some classes, as far as they go with the multiplications."""
+        after = choose.macs(self.structure, self.places, removed)
+        return sum((whole - after[name]) * self._cost(name) for name, whole in self._macs.items())
+
+    def _cost(self, name: str) -> float:
+        """Milliseconds of a multiplication of a layer; of an average one where the layer was not measured."""
+        usual = sum(self.times.values()) / (sum(self._macs[name] for name in self.times) or 1.0) or 1.0
+        return self.times[name] / self._macs[name] if self.times.get(name) and self._macs[name] else usual
+
+    def _share(self, macs: float) -> float:
+        """The share of every group that saves so many multiplications."""
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            enough = 1 - self._left(choose.uniform(self.choices, middle)) >= macs
+            low, high = (low, middle) if enough else (middle, high)
+        return high
+
+    def _left(self, removed: set[int] | list[int]) -> float:
+        return sum(choose.macs(self.structure, self.places, removed).values()) / self._whole
+
+    def _made(self, removed: frozenset[int]) -> Pruned:
+        context = self.context
+        left = self._left(set(removed))
+        label = f"pruned, {1 - left:.0%} of the multiplications gone"
+        context.progress(label)
+        model = cut(self.model, self.structure, removed)
+        shapes.infer(model)
+        check.check(model)
+        fits: dict[str, Fit] = {}
+        skipped: dict[str, str] = {}
+        if self._recover:
+            recovery = Recovery(
+                self.model, self.structure, removed, model, self._samples, context.threads,
+                context.deadline, lambda text: context.progress(f"{label}: {text}"),
+            )  # fmt: skip
+            recovery.run()
+            fits, skipped = recovery.fits, recovery.skipped
+            check.check(model)
+        return Pruned(label, model, removed, left, self._judged(model), fits, skipped)
+
+    def _judged(self, model: ir.Model) -> Judgement | None:
+        session = Session(self.context.legalize(model), optimize="all", threads=self.context.threads)
+        try:
+            return self.context.evaluation.judge(
+                [session.run(feeds) for feeds in self.context.evaluation.feeds]
+            )
+        except (TooSlowError, GraphoptError):
+            return None
+
+    def _times(self, model: ir.Model) -> dict[str, float]:
+        """Milliseconds of the layers that are found again among the kernels of the target; none where it cannot run."""
+        if not self.context.runnable:
+            return {}
+        try:
+            kernels = self.context.profile(model, "pruned")
+        except GraphoptError:
+            return {}
+        made = {value.name: layer.name for layer in self.structure.layers for value in layer.node.outputs}
+        names = {layer.name for layer in self.structure.layers}
+        found: dict[str, float] = {}
+        for kernel in kernels:
+            name = (
+                kernel.node
+                if kernel.node in names
+                else next((made[out] for out in kernel.outputs if out in made), "")
+            )
+            if name:
+                found[name] = found.get(name, 0.0) + kernel.milliseconds
+        return found
+
+    def _places(self) -> dict[str, int]:
+        """How many sums each output channel of a layer has in one sample."""
+        values = {layer.name: layer.node.outputs[0] for layer in self.structure.layers}
+        names = [value.name or "" for value in values.values()]
+        session = Session(only(self.model, names), threads=self.context.threads)
+        feeds = {name: array for name, array in self._samples[0].items() if name in session.input_names}
+        seen = session.run(feeds, list(dict.fromkeys(names)))
+        found = {}
+        for layer in self.structure.layers:
+            dims = facts.static_dims(layer.weight)
+            array = seen[values[layer.name].name or ""]
+            channels = (dims[layer.out] if dims else 1) * (
+                layer.groups if layer.node.op_type == "ConvTranspose" else 1
+            )
+            found[layer.name] = int(array.size // max(channels, 1))
+        return found
+
+    def details(self, chosen: Pruned | None = None, tried: Sequence[Pruned] = ()) -> dict[str, Any]:
+        """For the report: plain JSON."""
+        removed = frozenset() if chosen is None else chosen.removed
+        keep = self.structure.keeper(removed)
+        layers = []
+        later = self._times(chosen.model) if chosen is not None else {}
+        before = self._macs if self.choices else {}
+        after = choose.macs(self.structure, self.places, removed) if self.choices else {}
+        for layer in self.structure.layers:
+            dims = facts.static_dims(layer.weight) or ()
+            mask = keep(layer.weight, layer.out)
+            fit = None if chosen is None else chosen.fits.get(layer.name)
+            width = dims[layer.out] if dims else 0
+            layers.append(
+                {
+                    "node": layer.name,
+                    "op": layer.node.op_type,
+                    "channels": [width, width if mask is None else int(mask.sum())],
+                    "macs": [before.get(layer.name), after.get(layer.name)],
+                    "saved_ms": self.times[layer.name] - later[layer.name]
+                    if layer.name in later and layer.name in self.times
+                    else None,
+                    "error_before": None if fit is None else fit.before,
+                    "error_after": None if fit is None else fit.after,
+                    "reason": self.structure.refused.get(layer.name, "")
+                    or ("" if chosen is None else chosen.skipped.get(layer.name, "")),
+                }
+            )
+        return {
+            "criterion": self.criterion,
+            "multiple": self.multiple,
+            "notes": self.notes,
+            "macs_left": None if chosen is None else chosen.macs,
+            "pruned": layers,
+            "tried": [
+                {
+                    "macs_left": one.macs,
+                    "value": None if one.judgement is None else one.judgement.value,
+                    "drop": None if one.judgement is None else one.judgement.drop,
+                    "decibels": None if one.judgement is None else one.judgement.decibels,
+                    "held": one.judgement is not None and one.judgement.ok,
+                }
+                for one in tried
+            ],
+        }
+
+
+__all__ = ["Pruned", "Pruner"]

@@ -1,0 +1,149 @@
+"""layers  ==>  the same with fewer channels, heads and neurons, whose weights make up for what is gone
+
+Structured pruning: indices of a graph's axes that hang together (:mod:`graphopt.prune`) are removed from every tensor
+that has them, whatever framework wrote the graph, and every shape that depends on them is mended. The layers that read
+fewer channels get new weights in closed form, so that their outputs are nearest to the original's on calibration data
+(He et al., ICCV 2017). Without ``ratio`` or ``macs`` as much is removed as the budget allows.
+
+Refuses (in the report, layer by layer, with the node that prevents it):
+- channels that are outputs of the model, or that a softmax, a normalization or a mean runs over;
+- channels that meet others which may not be removed, or a shape that is computed;
+- a model that computes on integers already: prune before quantizing.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from graphopt.errors import UsageError
+from graphopt.lossy import Context, LossyPass, Proposal
+from graphopt.passes._pruning import Pruned, Pruner
+from graphopt.quant.units import integer_nodes
+
+_SAMPLES = 128
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Options of ``prune``.
+
+    Attributes:
+        ratio: Share of the channels of each group that is removed; 0 leaves it to ``macs`` or the budget.
+        macs: Share of the multiplications that is removed, from wherever it costs least; 0 leaves it to ``ratio`` or
+            the budget.
+        criterion: What channels are ranked by: ``hessian`` (what layers that read them lose after the others have made
+            up for it), ``activation`` (Wanda) or ``magnitude``.
+        spread: ``measured`` takes more where the outputs are measured to lose less for what is saved, in all as much as
+            the share of every group would save; ``uniform`` takes that share of every group.
+        recover: Whether weights are refitted.
+        multiple: Widths that are kept a multiple of it; 0 asks the target.
+        samples: Most samples to rank and refit on.
+        keep: Names of layers (wildcards allowed) whose outputs stay as they are.
+    """
+
+    ratio: float = 0.0
+    macs: float = 0.0
+    criterion: Literal["hessian", "activation", "magnitude"] = "hessian"
+    spread: Literal["measured", "uniform"] = "measured"
+    recover: bool = True
+    multiple: int = 0
+    samples: int = _SAMPLES
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, share in (("ratio", self.ratio), ("macs", self.macs)):
+            if not 0 <= share < 1:
+                raise UsageError(
+                    f"the {name} of prune is {share:g}",
+                    hint=f"write a share from 0 to below 1: prune{{{name}=0.3}}",
+                )
+        if self.ratio and self.macs:
+            raise UsageError(
+                "prune takes a share of the channels or of the multiplications",
+                hint="leave out ratio or macs",
+            )
+        if self.samples < 1:
+            raise UsageError(f"{self.samples} is no number of samples", hint="write samples=128")
+        if self.multiple < 0:
+            raise UsageError(f"{self.multiple} is no width", hint="write multiple=8, or leave it out")
+
+
+class Prune(LossyPass):
+    """Structured pruning with recovery; LOSSY."""
+
+    name = "prune"
+    Options = PruneOptions
+
+    def propose(self, model: ir.Model, context: Context) -> Proposal:
+        """The model without what may be removed."""
+        options: PruneOptions = self.options
+        present = integer_nodes(model)
+        if present:
+            return Proposal(
+                reason=f"the model is quantized already ({present} integer operators): prune comes before quantize"
+            )
+        pruner = self._pruner(model, context)
+        if not pruner.choices:
+            return Proposal(reason=pruner.why_nothing, details=pruner.details())
+        if options.ratio or options.macs:
+            found = pruner.pruned(ratio=options.ratio, macs=options.macs, uniform=options.spread == "uniform")
+            return self._proposal(pruner, [found])
+        return self._proposal(pruner, pruner.search(uniform=options.spread == "uniform"))
+
+    def _pruner(self, model: ir.Model, context: Context) -> Pruner:
+        """One that ranked the channels for a target before this, where the widths are the same."""
+        options: PruneOptions = self.options
+        multiple = options.multiple or context.width
+        key = ("prune", id(model), options, multiple)
+        before: Pruner | None = context.shared.get(key)
+        if before is not None:
+            return before.for_target(context)
+        samples = list(itertools.islice(context.dataset.calibration(), options.samples))
+        made = Pruner(
+            model, samples, context, criterion=options.criterion, recover=options.recover, multiple=multiple,
+            kept=self._keeps,
+        )  # fmt: skip
+        context.shared[key] = made
+        return made
+
+    def _keeps(self, name: str) -> bool:
+        options: PruneOptions = self.options
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in options.keep)
+
+    def _proposal(self, pruner: Pruner, tried: list[Pruned]) -> Proposal:
+        """The one with fewest multiplications that holds, or what came nearest."""
+        options: PruneOptions = self.options
+        held = [found for found in tried if found.judgement is not None and found.judgement.ok]
+        notes = []
+        if pruner.notes:
+            notes.append(
+                f"{len(pruner.notes)} of {len(pruner.names)} layers are not ranked by {options.criterion}; the first: "
+                f"{pruner.notes[0]}"
+            )
+        unknown = [pattern for pattern in options.keep if not fnmatch.filter(pruner.names, pattern)]
+        notes += [f"the option 'keep' names no layer: {pattern!r}" for pattern in unknown]
+        if held:
+            best = min(held, key=lambda found: found.macs)
+            return Proposal([best.candidate()], pruner.details(best, tried), warnings=notes)
+        if not tried:
+            return Proposal(
+                reason="nothing could be removed at widths that kernels like",
+                details=pruner.details(),
+                warnings=notes,
+            )
+        nearest = min(tried, key=lambda found: found.drop)
+        words = "" if nearest.judgement is None else f": {nearest.judgement.describe()}"
+        return Proposal(
+            details=pruner.details(nearest, tried),
+            reason=f"{nearest.label}: over the budget{words}",
+            warnings=notes,
+            best_effort=nearest.candidate(),
+        )
+
+
+__all__ = ["Prune", "PruneOptions"]
