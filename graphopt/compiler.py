@@ -246,6 +246,7 @@ class Compilation:
                 choosable=frozenset(target.name for target, _ in targets),
                 budgets={} if proposals is None else proposals.judged,
                 judgements={} if proposals is None else dict(proposals.judgements),
+                best_effort=self._budget().best_effort,
             )
             with self._stage("verify"):
                 forms, outcomes = selection.verify_all(forms)

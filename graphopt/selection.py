@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import TargetError
@@ -51,6 +52,7 @@ class Selection:
         comparisons: Of each form that ran, by label.
         budgets: What a lossy form is held to instead of the noise floor, by label.
         judgements: Of each lossy form that ran, by label; given from the start for those that cannot run here.
+        best_effort: Whether a lossy form that is over its budget may be chosen all the same.
         stand_ins: What each form that cannot run here was verified by, by label.
         refused: Labels of those whose stand-ins did not hold.
     """
@@ -67,6 +69,7 @@ class Selection:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     budgets: Mapping[str, Evaluation] = field(default_factory=dict)
     judgements: dict[str, Judgement] = field(default_factory=dict)
+    best_effort: bool = False
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
 
@@ -135,9 +138,11 @@ class Selection:
             if budget is not None:
                 judgement = budget.judge([self.bench.worker(form).outputs(feeds) for feeds in budget.feeds])
                 self.judgements[form.label] = judgement
-                timing.verified, timing.note = judgement.ok, judgement.describe()
+                usable = self.best_effort and bool(np.isfinite(judgement.drop))
+                timing.verified, timing.note = judgement.ok or usable, judgement.describe()
                 if not judgement.ok:
                     timing.note = f"over the budget: {timing.note}"
+                if not timing.verified:
                     self.bench.drop(form)
                 return
             comparison = self.reference.compare(self.bench.worker(form).outputs, FORM_MULTIPLE)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Dims: TypeAlias = "tuple[int | None, ...]"
 _LARGEST_SIZE = 2**31 - 1
+_NOT_INFERRED = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
+"""Functions of ONNX whose inference gives nothing, though their result is like their first operand."""
 _PLACEHOLDERS = frozenset({"", "None", "none", "?", "-1", "unk", "unknown", "dynamic"})
 
 
@@ -46,6 +48,11 @@ def infer(model: ir.Model) -> bool:
     with paused_collection():
         try:
             proto, _ = skeleton(model)
+            for node in proto.graph.node:
+                if node.op_type in _NOT_INFERRED and node.domain == "":
+                    # Identity says the same of its result.
+                    node.op_type = "Identity"
+                    del node.attribute[:], node.input[1:]
             inferred = onnx.shape_inference.infer_shapes(
                 proto, check_type=False, strict_mode=False, data_prop=True
             )

@@ -45,9 +45,10 @@ class Flow:
                 self.labels.pin(self.labels.of(value, axis), "", f"{value.name!r} is an output of the model")
 
     def refuse(self, node: ir.Node, reason: str) -> None:
-        """Pin everything that a node reads."""
+        """Pin everything that a node reads, its constants too."""
         for value in all_reads(node):
-            self.pin_axes(node, value, range(facts.rank(value) or 0), reason)
+            for axis in range(facts.rank(value) or 0):
+                self.labels.pin(self.labels.of(value, axis), node.name or node.op_type, reason)
 
     def pin_axes(self, node: ir.Node, value: ir.Value | None, axes: Iterable[int], reason: str) -> None:
         """Pin axes of a computed value; a constant that nothing else has labelled needs none."""

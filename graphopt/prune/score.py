@@ -26,7 +26,7 @@ from graphopt.prune.structure import Layer, Structure
 from graphopt.quant.observe import in_turns
 
 Criterion = Literal["hessian", "activation", "magnitude"]
-_DAMPING = 0.01
+_DAMPING = 0.001
 _LEAST_ROWS = 2.0
 """Rows for each number of a sum, below which an inverse says little."""
 

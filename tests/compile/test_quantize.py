@@ -335,3 +335,19 @@ def _mlp(rng: np.random.Generator) -> onnx.ModelProto:
     ]
     graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], weights)
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+
+
+def test_best_effort_writes_what_is_over_the_budget_and_says_so(net: Path, tmp_path: Path) -> None:
+    compiled = graphopt.compile(net, data=samples(12), max_drop=0.0, best_effort=True, **QUICK)
+    report = compiled.report
+    forms = [form for form in report.forms if form.label.startswith("int8")]
+    assert forms and all(form.verified and form.note.startswith("over the budget") for form in forms)
+    assert any("handed out as best effort" in text for text in report.warnings)
+    if not report.chosen.startswith("int8"):
+        pytest.skip("on this machine the float form is faster")
+    assert report.verification.status == "over the budget"
+    compiled.save(tmp_path / "net.gopt")
+    assert (
+        json.loads((tmp_path / "net.gopt" / "manifest.json").read_text())["verification"]["status"]
+        == "over the budget"
+    )

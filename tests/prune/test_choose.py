@@ -1,0 +1,135 @@
+"""Which channels go: ranking, widths, shares, and groups of convolutions that lose as many each."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphopt.ir import shapes
+from graphopt.prune.choose import by_loss, choices, macs, uniform
+from graphopt.prune.score import scores
+from graphopt.prune.structure import analyse
+from graphopt.testing import model_from_text
+
+RNG = np.random.default_rng(0)
+
+
+def chain(widths: list[int]) -> ir.Model:
+    """1x1 convolutions with Relu between them."""
+    body, weights = [], []
+    for place, (before, after) in enumerate(itertools.pairwise([3, *widths])):
+        weights.append(f"float[{after},{before},1,1] w{place} = {{0}}")
+        source = "x" if place == 0 else f"r{place - 1}"
+        last = place == len(widths) - 1
+        target = "y" if last else f"p{place}"
+        body.append(f"{target} = Conv({source}, w{place})" + ("" if last else f" r{place} = Relu(p{place})"))
+    model = model_from_text(
+        f"g (float[N,3,4,4] x) => (float[N,{widths[-1]},4,4] y) <{', '.join(weights)}> {{ {' '.join(body)} }}"
+    )
+    for value in model.graph.initializers.values():
+        dims = [int(size) for size in value.shape]  # type: ignore[union-attr]
+        value.const_value = ir.tensor(RNG.standard_normal(dims).astype(np.float32), name=value.name)
+    shapes.infer(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("width", "multiple", "step"), [(64, 16, 16), (32, 16, 8), (64, 8, 8), (30, 8, 2), (12, 16, 1)]
+)
+def test_widths_stay_multiples(width: int, multiple: int, step: int) -> None:
+    structure = analyse(chain([width, 4]))
+    (choice,) = choices(structure, np.ones(len(structure.classes)), multiple, structure.groups)
+    assert choice.step == step
+    for share in (0.1, 0.3, 0.5, 0.99):
+        count = choice.rounded(share)
+        assert count % step == 0 and count <= 0.9 * width
+
+
+def test_the_least_important_ones_go_first() -> None:
+    model = chain([8, 8, 4])
+    structure = analyse(model)
+    ranks = np.arange(len(structure.classes), dtype=float)
+    for choice in choices(structure, ranks, 1, structure.groups):
+        assert choice.removed(3) == sorted(choice.group.classes)[:3]
+
+
+def test_macs_are_those_of_the_layers() -> None:
+    model = chain([8, 16, 4])
+    structure = analyse(model)
+    places = {layer.name: 16 for layer in structure.layers}
+    assert list(macs(structure, places).values()) == [16 * 3 * 8, 16 * 8 * 16, 16 * 16 * 4]
+    found = choices(structure, np.ones(len(structure.classes)), 1, structure.groups)
+    removed = uniform(found, 0.5)
+    assert list(macs(structure, places, removed).values()) == [16 * 3 * 4, 16 * 4 * 8, 16 * 8 * 4]
+
+
+def test_more_goes_where_it_costs_less_for_what_it_saves() -> None:
+    structure = analyse(chain([8, 8, 4]))
+    first, second = structure.groups
+    ranks = np.zeros(len(structure.classes))
+    ranks[list(first.classes)], ranks[list(second.classes)] = 1.0, 0.1
+    found = choices(structure, ranks, 1, structure.groups)
+    removed = by_loss(found, 4.0, {first.name: 8.0, second.name: 8.0})
+    assert removed <= set(second.classes) and len(removed) == 4
+    removed = by_loss(found, 4.0, {first.name: 800.0, second.name: 8.0})
+    assert removed <= set(first.classes)
+    capped = by_loss(found, 6.0, {first.name: 8.0, second.name: 8.0}, cap=0.5)
+    assert len(capped & set(second.classes)) == 4 and len(capped & set(first.classes)) == 2
+
+
+def test_groups_of_a_convolution_lose_as_many_each() -> None:
+    model = model_from_text(
+        """
+        g (float[N,3,4,4] x) => (float[N,2,4,4] y)
+        <float[12,3,1,1] a = {0}, float[8,3,1,1] b = {0}, float[2,8,1,1] c = {0}>
+        { p = Conv(x, a) q = Conv <group=4> (p, b) y = Conv(q, c) }
+        """
+    )
+    shapes.infer(model)
+    structure = analyse(model)
+    ranks = RNG.random(len(structure.classes))
+    for choice in choices(structure, ranks, 1, structure.groups):
+        assert all(len(unit.classes) == 4 for unit in choice.units)
+        members = np.sort(np.array([unit.classes for unit in choice.units]).ravel())
+        assert members.tolist() == sorted(choice.group.classes)
+
+
+@pytest.mark.parametrize("criterion", ["hessian", "activation", "magnitude"])
+def test_channels_that_do_nothing_are_ranked_last(criterion: str) -> None:
+    """Two channels that nothing reads, or, for what looks at data, that are always zero."""
+    model = chain([8, 4])
+    structure = analyse(model)
+    first, second = (node.inputs[1] for node in model.graph if node.op_type == "Conv")
+    weight = second.const_value.numpy().copy()  # type: ignore[union-attr]
+    weight[:, [2, 5]] = 0
+    second.const_value = ir.tensor(weight, name=second.name)  # type: ignore[union-attr]
+    if criterion == "magnitude":
+        made = first.const_value.numpy().copy()  # type: ignore[union-attr]
+        made[[2, 5]] = 0
+        first.const_value = ir.tensor(made, name=first.name)  # type: ignore[union-attr]
+    samples = [{"x": RNG.standard_normal((4, 3, 4, 4)).astype(np.float32)} for _ in range(4)]
+    ranking = scores(model, structure, samples, criterion, memory=1 << 28)  # type: ignore[arg-type]
+    of_channel = structure.class_of(first, 0)
+    assert of_channel is not None
+    assert set(np.argsort(ranking.scores[of_channel])[:2].tolist()) == {2, 5}
+
+
+def test_the_loss_of_a_set_is_what_least_squares_leaves() -> None:
+    """The Schur complement against NumPy's own least squares."""
+    model = chain([8, 4])
+    structure = analyse(model)
+    rows = RNG.standard_normal((2000, 3)).astype(np.float32)
+    samples = [{"x": part.reshape(-1, 3, 1, 1).repeat(4, 2).repeat(4, 3)} for part in np.split(rows, 10)]
+    ranking = scores(model, structure, samples, "hessian", memory=1 << 28)
+    layer = structure.layers[1]
+    removed = list(structure.groups[0].classes[:3])
+    first, second = (node.inputs[1].const_value.numpy() for node in model.graph if node.op_type == "Conv")  # type: ignore[union-attr]
+    read = np.maximum(rows @ first[:, :, 0, 0].T, 0).astype(np.float64)
+    wanted = read @ second[:, :, 0, 0].T
+    solution = np.linalg.lstsq(read[:, 3:], wanted, rcond=None)[0]
+    left = np.square(wanted - read[:, 3:] @ solution).sum() / np.square(wanted).sum()
+    # The ridge of the ranking makes it a little larger.
+    assert left * 0.9 < ranking.loss(removed, [layer]) < left * 1.3 + 0.02

@@ -1,0 +1,361 @@
+"""Cutting against masking: a model without some channels computes what it does with zeros in their place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt.capture import capture
+from graphopt.ir import check, facts, shapes
+from graphopt.prune.choose import choices
+from graphopt.prune.cut import cut
+from graphopt.prune.labels import PINNED
+from graphopt.prune.structure import Structure, analyse, separate
+from graphopt.testing import model_from_text, run
+from tests.prune._masked import masked
+
+TOLERANCE = 2e-5
+"""Of the largest number: sums in another order, in nets of a few layers."""
+
+
+def random_weights(model: ir.Model, seed: int = 0) -> ir.Model:
+    """Give every float constant of more than one element random numbers."""
+    rng = np.random.default_rng(seed)
+    for value in model.graph.initializers.values():
+        dims = facts.static_dims(value)
+        if facts.is_float(value) and dims and np.prod(dims) > 1:
+            scale = 1 / np.sqrt(max(np.prod(dims[1:]), 1))
+            array = (rng.standard_normal(dims) * scale).astype(np.float32)
+            value.const_value = ir.tensor(
+                np.abs(array) + 0.1 if "var" in (value.name or "") else array, name=value.name
+            )
+    return model
+
+
+def drawn(structure: Structure, seed: int, share: float = 0.4) -> list[int]:
+    """About this share of what may be removed, drawn at random; groups of convolutions lose as many each."""
+    scores = np.random.default_rng(seed).random(len(structure.classes))
+    return [
+        one
+        for choice in choices(structure, scores, 1, structure.groups)
+        for one in choice.removed(max(choice.step, choice.rounded(share)))
+    ]
+
+
+def check_cut(model: ir.Model, feeds: dict[str, Any], seed: int = 0) -> tuple[ir.Model, Structure]:
+    """Cut at random and compare with masking; returns the result and what was found."""
+    shapes.infer(model)
+    model = separate(model)
+    structure = analyse(model)
+    removed = drawn(structure, seed)
+    pruned = cut(model, structure, removed)
+    shapes.infer(pruned)
+    check.check(pruned)
+    wanted, got = run(masked(model, structure, removed), feeds), run(pruned, feeds)
+    for name, array in wanted.items():
+        assert got[name].shape == array.shape
+        scale = max(float(np.abs(array).max()), 1e-3)
+        np.testing.assert_allclose(got[name] / scale, array / scale, atol=TOLERANCE)
+    return pruned, structure
+
+
+def widths(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    return {
+        node.name or "": facts.static_dims(node.inputs[1]) or ()
+        for node in model.graph
+        if len(node.inputs) > 1
+    }
+
+
+X = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+
+CASES = {
+    "a chain": (
+        "float[N,8,3,3] a, float[8] ab, float[6,8,1,1] b",
+        "p = Conv <pads=[1,1,1,1]> (x, a, ab) q = Relu(p) y = Conv(q, b)",
+        {"a": (8, 3, 3, 3), "ab": (8,), "b": (6, 8, 1, 1)},
+        1,
+    ),
+    "a residual": (
+        "",
+        """p = Conv <pads=[1,1,1,1]> (x, a) q = Relu(p) r = Conv <pads=[1,1,1,1]> (q, b) s = Add(p, r)
+           y = Conv(s, c)""",
+        {"a": (8, 3, 3, 3), "b": (8, 8, 3, 3), "c": (4, 8, 1, 1)},
+        1,
+    ),
+    "batch norm, depthwise, squeeze and excitation": (
+        "",
+        """p = Conv <pads=[1,1,1,1]> (x, a) n = BatchNormalization(p, scale, shift, mean, var) h = HardSwish(n)
+           d = Conv <pads=[1,1,1,1], group=8> (h, w) g = GlobalAveragePool(d) e = Conv(g, f) k = Relu(e)
+           u = Conv(k, v) t = Sigmoid(u) m = Mul(d, t) y = Conv(m, c)""",
+        {"a": (8, 3, 3, 3), "scale": (8,), "shift": (8,), "mean": (8,), "var": (8,), "w": (8, 1, 3, 3),
+         "f": (4, 8, 1, 1), "v": (8, 4, 1, 1), "c": (4, 8, 1, 1)},
+        2,
+    ),
+    "concat, split, slice, pad of channels": (
+        "int64[2] parts = {6, 6}, int64[1] one = {1}, int64[1] end = {5}, int64[8] pads = {0, 2, 0, 0, 0, 1, 0, 0}",
+        """p = Conv(x, a) q = Conv(x, b) j = Concat <axis=1> (p, q) s, t = Split <axis=1> (j, parts)
+           u = Slice(s, one, end, one) v = Pad(u, pads) k = Conv(v, c) l = Conv(t, d) y = Add(k, l)""",
+        {"a": (4, 3, 1, 1), "b": (8, 3, 1, 1), "c": (4, 7, 1, 1), "d": (4, 6, 1, 1)},
+        2,
+    ),
+    "flatten to a product": (
+        "",
+        "p = Conv <strides=[4,4]> (x, a) q = Relu(p) f = Flatten(q) g = Gemm <transB=1> (f, w, b) r = Relu(g) y = MatMul(r, v)",
+        {"a": (6, 3, 4, 4), "w": (10, 24), "b": (10,), "v": (10, 4)},
+        2,
+    ),
+    "groups with a shuffle": (
+        "int64[5] split = {0, 3, 4, 8, 8}, int64[4] join = {0, 12, 8, 8}",
+        """p = Conv(x, a) q = Conv <group=3> (p, b) r = Reshape(q, split) s = Transpose <perm=[0,2,1,3,4]> (r)
+           t = Reshape(s, join) u = Conv <group=3> (t, c) y = Conv(u, d)""",
+        {"a": (12, 3, 1, 1), "b": (12, 4, 1, 1), "c": (6, 4, 1, 1), "d": (4, 6, 1, 1)},
+        3,
+    ),
+    "transposed convolutions and pixel shuffle": (
+        "",
+        """p = Conv(x, a) q = ConvTranspose <strides=[2,2]> (p, b, bb) r = Conv(q, c) s = DepthToSpace <blocksize=2> (r)
+           t = Relu(s) y = Conv(t, d)""",
+        {"a": (6, 3, 1, 1), "b": (6, 4, 2, 2), "bb": (4,), "c": (16, 4, 1, 1), "d": (2, 4, 1, 1)},
+        3,
+    ),
+    "normalization of channels and of groups": (
+        "",
+        """p = Conv(x, a) i = InstanceNormalization(p, s, b) q = Conv(i, c) g = GroupNormalization <num_groups=4> (q, t, u)
+           r = PRelu(g, slope) y = Conv(r, d)""",
+        {"a": (6, 3, 1, 1), "s": (6,), "b": (6,), "c": (8, 6, 1, 1), "t": (8,), "u": (8,), "slope": (8, 1, 1),
+         "d": (4, 8, 1, 1)},
+        2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_is_left_computes_what_masking_does(name: str, seed: int) -> None:
+    constants, body, arrays, groups = CASES[name]
+    known = constants if "=" in constants else ""
+    declared = ", ".join(
+        [
+            *([known] if known else []),
+            *(f"float[{','.join(map(str, dims))}] {key} = {{0}}" for key, dims in arrays.items()),
+        ]
+    )
+    model = random_weights(
+        model_from_text(
+            f"g (float[N,3,8,8] x) => (float[N,C,H,W] y) <{declared}> {{ {body} }}"
+            if "flatten" not in name
+            else f"g (float[N,3,8,8] x) => (float[N,4] y) <{declared}> {{ {body} }}"
+        )
+    )
+    pruned, structure = check_cut(model, {"x": X}, seed)
+    assert len(structure.groups) == groups
+    assert sum(np.prod(dims) for dims in widths(pruned).values()) < sum(
+        np.prod(dims) for dims in widths(model).values()
+    )
+
+
+def test_heads_go_as_a_whole() -> None:
+    model = random_weights(model_from_text(
+        """
+        g (float[N,5,12] x) => (float[N,5,12] y)
+        <float[12,36] w = {0}, float[36] b = {0}, float[12,12] o = {0}, int64[5] split = {0, 5, 3, 4, 3},
+         int64[3] join = {0, 5, 12}, int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}, float scale = {0.5}>
+        {
+          p = MatMul(x, w) q = Add(p, b) r = Reshape(q, split) t = Transpose <perm=[2,0,3,1,4]> (r)
+          k0 = Gather <axis=0> (t, i0) k1 = Gather <axis=0> (t, i1) k2 = Gather <axis=0> (t, i2)
+          kt = Transpose <perm=[0,1,3,2]> (k1) s = MatMul(k0, kt) m = Mul(s, scale) a = Softmax(m)
+          c = MatMul(a, k2) d = Transpose <perm=[0,2,1,3]> (c) e = Reshape(d, join) y = MatMul(e, o)
+        }
+        """
+    ))  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 5, 12)).astype(np.float32)
+    pruned, structure = check_cut(model, {"x": x})
+    assert [(len(group.classes), group.size) for group in structure.groups] == [(4, 9)]
+    outputs = next(node for node in pruned.graph if node.name == model.graph[-1].name)
+    assert facts.static_dims(outputs.inputs[1]) == (6, 12)
+
+
+@pytest.mark.parametrize("kv", [4, 2, 1])
+def test_heads_of_an_attention_that_is_one_operator(kv: int) -> None:
+    model = random_weights(model_from_text(
+        f"""
+        g (float[N,5,8] x) => (float[N,5,8] y)
+        <float[8,16] q = {{0}}, float[8,{4 * kv}] k = {{0}}, float[8,{4 * kv}] v = {{0}}, float[16,8] o = {{0}}>
+        {{
+          a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v)
+          d = Attention <q_num_heads=4, kv_num_heads={kv}> (a, b, c) y = MatMul(d, o)
+        }}
+        """
+    ))  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+    if kv == 1:
+        shapes.infer(model)
+        structure = analyse(model)
+        assert [len(group.classes) for group in structure.groups] == [1]
+        return
+    pruned, structure = check_cut(model, {"x": x})
+    assert [len(group.classes) for group in structure.groups] == [kv]
+    attention = next(node for node in pruned.graph if node.op_type == "Attention")
+    assert facts.attribute(attention, "kv_num_heads") < kv
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_hidden_units(kind: str, gates: int, direction: str) -> None:
+    count = 2 if direction == "bidirectional" else 1
+    model = random_weights(model_from_text(
+        f"""
+        g (float[5,N,6] x) => (float[5,{count},N,3] y)
+        <float[{count},{8 * gates},6] w = {{0}}, float[{count},{8 * gates},8] r = {{0}},
+         float[{count},{16 * gates}] b = {{0}}, float[8,3] o = {{0}}>
+        {{ h = {kind} <hidden_size=8, direction="{direction}"> (x, w, r, b) y = MatMul(h, o) }}
+        """
+    ))  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((5, 2, 6)).astype(np.float32)
+    pruned, structure = check_cut(model, {"x": x})
+    assert [len(group.classes) for group in structure.groups] == [8]
+    assert facts.attribute(pruned.graph[0], "hidden_size") < 8
+
+
+def test_a_shape_that_is_joined_of_what_is_computed_is_mended() -> None:
+    model = random_weights(model_from_text(
+        """
+        g (float[N,S,6] x) => (float[N,S,5] y)
+        <float[6,8] w = {0}, float[8,5] v = {0}, int64[1] eight = {8}>
+        { p = MatMul(x, w) n = Shape <start=0, end=2> (x) t = Concat <axis=0> (n, eight) q = Reshape(p, t)
+          r = Relu(q) y = MatMul(r, v) }
+        """
+    ))  # fmt: skip
+    for sizes in ((2, 3), (1, 7)):
+        x = np.random.default_rng(0).standard_normal((*sizes, 6)).astype(np.float32)
+        pruned, structure = check_cut(model, {"x": x})
+        assert len(structure.groups) == 1
+        assert any(node.op_type == "Concat" and node.name.endswith("pruned_shape_1") for node in pruned.graph)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("p = Conv(x, a) y = Softmax <axis=1> (p)", "Softmax is over all of them"),
+        ("p = Conv(x, a) y = LRN <size=3> (p)", "LRN is over its neighbours"),
+        ("y = Conv(x, a)", "is an output of the model"),
+        ("p = Conv(x, a) m = ReduceMean(p, one) y = Identity(m)", "ReduceMean is over all of them"),
+        ("p = Conv(x, a) s = Shape(p) f = Cast <to=1> (s) y = Mul(p, f)", "its size is computed with"),
+        ('p = Conv(x, a) y = Einsum <equation="nchw->nhwc"> (p)', "Einsum may not read fewer of them"),
+    ],
+)
+def test_what_may_not_be_removed_is_told_with_the_node(body: str, reason: str) -> None:
+    model = model_from_text(
+        f"g (float[2,3,4,4] x) => (float[A,B,C,D] y) <float[4,3,1,1] a = {{0}}, int64[1] one = {{1}}> {{ {body} }}"
+    )
+    shapes.infer(model)
+    structure = analyse(model)
+    assert not structure.groups and reason in next(iter(structure.refused.values()))
+
+
+def test_layers_that_share_a_weight_are_pruned_apart() -> None:
+    model = random_weights(model_from_text(
+        """
+        g (float[N,4,8,8] x) => (float[N,2,8,8] y) <float[4,4,1,1] a = {0}, float[2,4,1,1] b = {0}>
+        { p = Conv(x, a) q = Relu(p) r = Conv(q, a) s = Relu(r) y = Conv(s, b) }
+        """
+    ))  # fmt: skip
+    shapes.infer(model)
+    assert not analyse(model).groups
+    x = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    _, structure = check_cut(model, {"x": x})
+    assert len(structure.groups) == 2
+
+
+class Nets:
+    """Random nets of convolutions with branches that meet again in every way there is."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self.rng = np.random.default_rng(draw(st.integers(0, 99)))
+
+    def name(self) -> str:
+        return f"v{len(self.nodes)}"
+
+    def add(self, op: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> list[str]:
+        made = [f"{self.name()}_{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, made, name=self.name(), **attributes))
+        return made
+
+    def constant(self, array: np.ndarray) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def conv(self, value: str, channels: int, out: int, groups: int = 1, kernel: int = 1) -> str:
+        weight = self.rng.standard_normal((out, channels // groups, kernel, kernel)).astype(np.float32)
+        operands = [
+            value,
+            self.constant((weight / np.sqrt(channels // groups * kernel**2)).astype(np.float32)),
+        ]
+        if self.draw(st.booleans()):
+            operands.append(self.constant(self.rng.standard_normal(out).astype(np.float32)))
+        return self.add("Conv", operands, group=groups, pads=[kernel // 2] * 4)[0]
+
+    def block(self, value: str, channels: int) -> tuple[str, int]:
+        kind = self.draw(
+            st.sampled_from(["conv", "depthwise", "residual", "concat", "split", "groups", "shuffle", "gate"])
+        )
+        if kind == "conv":
+            out = self.draw(st.sampled_from([4, 6, 8, 12]))
+            return self.add(
+                "Relu", [self.conv(value, channels, out, kernel=self.draw(st.sampled_from([1, 3])))]
+            )[0], out
+        if kind == "depthwise":
+            return self.conv(value, channels, channels, groups=channels, kernel=3), channels
+        if kind == "residual":
+            inner = self.add("Tanh", [self.conv(value, channels, 6)])[0]
+            return self.add("Add", [value, self.conv(inner, 6, channels)])[0], channels
+        if kind == "concat":
+            other = self.add("Sigmoid", [self.conv(value, channels, 4)])[0]
+            return self.add("Concat", [value, other], axis=1)[0], channels + 4
+        if kind == "split" and channels > 4:
+            sizes = self.constant(np.array([3, channels - 3], np.int64))
+            first, second = self.add("Split", [value, sizes], 2, axis=1)
+            return self.add("Add", [self.conv(first, 3, 6), self.conv(second, channels - 3, 6)])[0], 6
+        if kind == "groups" and channels % 2 == 0:
+            return self.conv(value, channels, 8, groups=2), 8
+        if kind == "shuffle" and channels % 2 == 0:
+            parted = self.constant(np.array([0, 2, channels // 2, 5, 5], np.int64))
+            joined = self.constant(np.array([0, channels, 5, 5], np.int64))
+            turned = self.add("Transpose", self.add("Reshape", [value, parted]), perm=[0, 2, 1, 3, 4])[0]
+            return self.add("Reshape", [turned, joined])[0], channels
+        pooled = self.add("GlobalAveragePool", [value])[0]
+        gate = self.conv(self.add("Relu", [self.conv(pooled, channels, 4)])[0], 4, channels)
+        return self.add("Mul", [value, self.add("Sigmoid", [gate])[0]])[0], channels
+
+    def build(self, blocks: int) -> Any:
+        value, channels = self.conv("x", 3, 8, kernel=3), 8
+        for _ in range(blocks):
+            value, channels = self.block(value, channels)
+        self.conv(value, channels, 2)
+        result = self.nodes[-1].output[0]
+        graph = helper.make_graph(
+            self.nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 5, 5])],
+            [helper.make_tensor_value_info(result, TensorProto.FLOAT, ["N", 2, 5, 5])], self.weights,
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@hypothesis.given(st.data(), st.integers(1, 6), st.integers(0, 3))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_any_net_without_channels_is_the_net_with_zeros(data: st.DataObject, blocks: int, seed: int) -> None:
+    model = capture(Nets(data.draw).build(blocks)).model
+    for batch in (1, 3):
+        x = np.random.default_rng(seed).standard_normal((batch, 3, 5, 5)).astype(np.float32)
+        _, structure = check_cut(model, {"x": x}, seed)
+        assert all(PINNED not in group.classes for group in structure.groups)

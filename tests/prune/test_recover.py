@@ -1,0 +1,112 @@
+"""Refitting in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from graphopt.ir import check, shapes
+from graphopt.models import builders
+from graphopt.prune.cut import cut
+from graphopt.prune.recover import Recovery
+from graphopt.prune.structure import analyse, separate
+from graphopt.prune.walk import Walk
+from graphopt.testing import model_from_text, run
+
+RNG = np.random.default_rng(3)
+
+
+def noise(model: ir.Model, other: ir.Model, feeds: dict[str, np.ndarray]) -> float:
+    wanted, got = run(model, feeds), run(other, feeds)
+    return float(
+        sum(np.square(wanted[name] - got[name]).sum() / np.square(wanted[name]).sum() for name in wanted)
+    )
+
+
+def redundant(op: str) -> ir.Model:
+    """Two of six channels are sums of the others, so nothing need be lost without them."""
+    layers = {
+        "Conv": ("p = Conv(x, w) y = Conv(p, v, b)", "float[6,4,1,1] w = {0}, float[3,6,1,1] v = {0}, float[3] b = {0}", "4,5,5"),
+        "MatMul": ("p = MatMul(x, w) q = MatMul(p, v) y = Add(q, b)", "float[4,6] w = {0}, float[6,3] v = {0}, float[3] b = {0}", "5,4"),
+        "MatMul alone": ("p = MatMul(x, w) y = MatMul(p, v)", "float[4,6] w = {0}, float[6,3] v = {0}", "5,4"),
+        "Gemm": ("p = Gemm <transB=1> (x, w) y = Gemm <alpha=0.5, beta=2.0> (p, v, b)",
+                 "float[6,4] w = {0}, float[6,3] v = {0}, float[3] b = {0}", "4"),
+    }  # fmt: skip
+    body, constants, dims = layers[op]
+    result = {"Conv": "3,5,5", "MatMul": "5,3", "MatMul alone": "5,3", "Gemm": "3"}[op]
+    model = model_from_text(f"g (float[N,{dims}] x) => (float[N,{result}] y) <{constants}> {{ {body} }}")
+    for value in model.graph.initializers.values():
+        shape = [int(size) for size in value.shape]  # type: ignore[union-attr]
+        array = RNG.standard_normal(shape).astype(np.float32)
+        if value.name == "w":
+            rows = array.reshape(6, 4) if op in ("Conv", "Gemm") else array.T
+            rows[4], rows[5] = rows[0] + rows[1], rows[2] - rows[3]
+        value.const_value = ir.tensor(array, name=value.name)
+    shapes.infer(model)
+    return model
+
+
+@pytest.mark.parametrize("op", ["Conv", "MatMul", "MatMul alone", "Gemm"])
+def test_what_the_others_can_say_is_not_lost(op: str) -> None:
+    model = separate(redundant(op))
+    structure = analyse(model)
+    (group,) = structure.groups
+    removed = frozenset(sorted(group.classes)[4:])
+    shape = [int(size) for size in list(model.graph.inputs[0].shape)[1:]]  # type: ignore[arg-type]
+    samples = [{"x": RNG.standard_normal((2, *shape)).astype(np.float32)} for _ in range(40)]
+    pruned = cut(model, structure, removed)
+    fresh = {"x": RNG.standard_normal((3, *shape)).astype(np.float32)}
+    before = noise(model, pruned, fresh)
+    recovery = Recovery(model, structure, removed, pruned, samples)
+    recovery.run()
+    check.check(pruned)
+    assert before > 0.05 and noise(model, pruned, fresh) < 1e-6
+    (fit,) = recovery.fits.values()
+    assert fit.after < 1e-6 < fit.before and fit.ridge > 0
+
+
+def test_a_net_is_nearer_to_the_original_than_without() -> None:
+    from graphopt.capture import capture
+
+    model = separate(capture(builders.conv_net(channels=16, blocks=3, size=16)).model)
+    shapes.infer(model)
+    structure = analyse(model)
+    removed = frozenset(one for group in structure.groups for one in group.classes[::4])
+    shape = (1, 3, 16, 16)
+    samples = [{"x": RNG.standard_normal(shape).astype(np.float32)} for _ in range(32)]
+    plain, fitted = cut(model, structure, removed), cut(model, structure, removed)
+    recovery = Recovery(model, structure, removed, fitted, samples)
+    recovery.run()
+    fresh = {"x": RNG.standard_normal(shape).astype(np.float32)}
+    assert noise(model, fitted, fresh) < 0.5 * noise(model, plain, fresh)
+    assert all(fit.after <= fit.before for fit in recovery.fits.values())
+
+
+def test_too_little_data_changes_nothing_for_the_worse() -> None:
+    model = separate(redundant("Conv"))
+    structure = analyse(model)
+    removed = frozenset(sorted(structure.groups[0].classes)[4:])
+    pruned = cut(model, structure, removed)
+    sample = {"x": np.zeros((1, 4, 5, 5), np.float32)}
+    Recovery(model, structure, removed, pruned, [sample]).run()
+    fresh = {"x": RNG.standard_normal((1, 4, 5, 5)).astype(np.float32)}
+    assert np.isfinite(run(pruned, fresh)["y"]).all()
+    assert noise(model, pruned, fresh) <= noise(model, cut(model, structure, removed), fresh) * 1.0001
+
+
+def test_walking_gives_what_running_does() -> None:
+    from graphopt.capture import capture
+
+    proto: onnx.ModelProto = builders.conv_net(channels=8, blocks=3, size=8)
+    model = capture(proto).model
+    samples = [{"x": RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(3)]
+    walk = Walk(model, samples)
+    from graphopt.quant.observe import tapped
+
+    inner = [node.outputs[0].name or "" for node in model.graph]
+    for name in inner[1::3]:
+        whole = tapped(model, [name])
+        for feeds, array in zip(samples, walk.to(name), strict=True):
+            np.testing.assert_allclose(array, run(whole, feeds)[name], rtol=1e-4, atol=1e-5)
