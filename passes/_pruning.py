@@ -33,8 +33,9 @@ _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _PROBED = 0.25
 _CAP = 1.5
 """Times the share that all groups alike would lose, that one of them may: small losses say little of large ones."""
-_TRIED = (0.5, 0.25, 0.75)
-"""Shares of the multiplications that are tried first without one that is asked for."""
+_FIRST, _MOST = 0.25, 0.75
+"""Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
+_TRIES, _TRIES_WITHOUT_TIME = 5, 3
 
 
 @dataclass
@@ -146,7 +147,8 @@ class Pruner:
                 ratios.append(float("nan"))
                 continue
             end = choice.rounded(_PROBED) or choice.step
-            noise = noise_share([self._alone(choice, end).run(feeds) for feeds in samples], references)
+            alone = self._alone(choice, end)
+            noise = noise_share([alone.run(feeds) for feeds in samples], references)
             ratios.append(noise / max(curves[-1][end], 1e-12) if np.isfinite(noise) else float("nan"))
         known = [ratio for ratio in ratios if np.isfinite(ratio)]
         usual = float(np.median(known)) if known else 1.0
@@ -199,22 +201,20 @@ class Pruner:
         return self._made(frozenset(removed))
 
     def search(self, *, uniform: bool) -> list[Pruned]:
-        """As much as the budget allows: by bisection, as long as there is time."""
+        """As much as the budget allows: by bisection, as long as there is time, and until something holds."""
         found: list[Pruned] = []
-        low, high = 0.0, 1.0
-        share, seconds = _TRIED[0], 0.0
+        low, high, share, seconds = 0.0, _MOST, _FIRST, 0.0
         seen: set[frozenset[int]] = set()
-        for _ in range(6):
+        for _ in range(_TRIES):
             started = time.monotonic()
-            if started + seconds > self.context.deadline and found:
+            if started + seconds > self.context.deadline and (low > 0 or len(found) >= _TRIES_WITHOUT_TIME):
                 break
             removed = frozenset(self._uniform(0.0, share) if uniform else self._by_loss(0.0, share))
-            if removed and removed not in seen:
-                seen.add(removed)
-                found.append(self._made(removed))
-                holds = found[-1].judgement is not None and found[-1].judgement.ok
-            else:
-                holds = not removed
+            if not removed or removed in seen:
+                break
+            seen.add(removed)
+            found.append(self._made(removed))
+            holds = found[-1].judgement is not None and found[-1].judgement.ok
             seconds = max(seconds, time.monotonic() - started)
             low, high = (share, high) if holds else (low, share)
             share = (low + high) / 2
