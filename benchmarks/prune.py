@@ -2,8 +2,8 @@
 
     python benchmarks/prune.py [--rows NAME ...] [--target T] [--seconds S] [--threads N] [--output FILE]
 
-Each row is a model with a share that is removed. The bundle of ``--passes fuse`` and that of ``--passes fuse,prune{...}``
-are timed interleaved, each in a process of its own. Where the model has a task (benchmarks/tasks), channels are ranked
+Each row is a model with a share that is removed. The bundles of ``--passes fuse`` and ``--passes fuse,prune{...}`` are
+timed interleaved, each in a process of its own. Where the model has a task (benchmarks/tasks), channels are ranked
 and weights refitted on its calibration data, and both bundles are scored on its evaluation data, which nothing of this
 saw. The others have constant weights, on made-up inputs: they show shapes and speed alone. ``gain`` is the share of the
 proportional gain that is reached: (speed - 1) / (1 / multiplications left - 1).
@@ -164,7 +164,8 @@ def table(rows: list[dict[str, Any]], target: str) -> Table:
         share = gain(row)
         view.add_row(
             row["row"], row["options"], f"{row['fuse']['ms']:.2f}", f"{pruned.get('macs_left') or 1:.0%}",
-            f"{pruned['speedup']:.2f}", "" if share is None else f"{share:.2f}", _score(row), f"{pruned['seconds']:.0f}",
+            f"{pruned['speedup']:.2f}", "" if share is None else f"{share:.2f}", _score(row),
+            f"{pruned['seconds']:.0f}",
             *(f"{row[key]['speedup']:.2f}" if "speedup" in row.get(key, {}) else "" for key in ("int8", "pruned int8")),
         )  # fmt: skip
     return view

@@ -89,7 +89,9 @@ class Prune(LossyPass):
             )
         pruner = self._pruner(model, context)
         if not pruner.choices:
-            return Proposal(reason=pruner.why_nothing, details=pruner.details())
+            return Proposal(
+                reason=pruner.why_nothing, details=pruner.details(), warnings=self._unknown(pruner)
+            )
         if options.ratio or options.macs:
             found = pruner.pruned(ratio=options.ratio, macs=options.macs, uniform=options.spread == "uniform")
             return self._proposal(pruner, [found])
@@ -115,6 +117,14 @@ class Prune(LossyPass):
         options: PruneOptions = self.options
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in options.keep)
 
+    def _unknown(self, pruner: Pruner) -> list[str]:
+        options: PruneOptions = self.options
+        return [
+            f"the option 'keep' names no layer: {pattern!r} (names are in the report)"
+            for pattern in options.keep
+            if not fnmatch.filter(pruner.names, pattern)
+        ]
+
     def _proposal(self, pruner: Pruner, tried: list[Pruned]) -> Proposal:
         """The one with fewest multiplications that holds, or what came nearest."""
         options: PruneOptions = self.options
@@ -125,8 +135,7 @@ class Prune(LossyPass):
                 f"{len(pruner.notes)} of {len(pruner.names)} layers are not ranked by {options.criterion}; the first: "
                 f"{pruner.notes[0]}"
             )
-        unknown = [pattern for pattern in options.keep if not fnmatch.filter(pruner.names, pattern)]
-        notes += [f"the option 'keep' names no layer: {pattern!r}" for pattern in unknown]
+        notes += self._unknown(pruner)
         if held:
             best = min(held, key=lambda found: found.macs)
             return Proposal([best.candidate()], pruner.details(best, tried), warnings=notes)

@@ -1,0 +1,178 @@
+"""Pruning end to end: within its budget or not at all, with shapes that fit, told layer by layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import graphopt
+from graphopt.errors import UsageError, VerificationError
+from graphopt.models import builders
+
+QUICK: dict[str, Any] = {"threads": 1, "tune": "20s", "target": "ort-cpu", "max_drop": 0.9}
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    onnx.save(builders.conv_net(channels=64, blocks=3, size=16), path)
+    return path
+
+
+def samples(count: int, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield {"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)}
+
+
+def record(compiled: graphopt.CompiledModel, name: str = "prune") -> dict[str, Any]:
+    return next(entry for entry in compiled.report.as_dict()["passes"] if entry["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def compiled(net: Path) -> graphopt.CompiledModel:
+    return graphopt.compile(net, passes="fuse,prune{ratio=0.5}", data=samples(24), **QUICK)
+
+
+def test_channels_are_gone_and_the_budget_holds(compiled: graphopt.CompiledModel, tmp_path: Path) -> None:
+    details = record(compiled)["details"]
+    narrower = [layer for layer in details["pruned"] if layer["channels"][1] < layer["channels"][0]]
+    assert narrower and 0.1 < details["macs_left"] < 0.6
+    assert all(layer["channels"][1] % 16 in (0, 8) for layer in narrower)
+    assert all(one["held"] for one in details["tried"])
+    forms = {form.label: form for form in compiled.report.forms}
+    pruned = next(form for label, form in forms.items() if label.startswith("pruned"))
+    assert pruned.verified and pruned.milliseconds is not None
+
+
+def test_every_layer_is_told(compiled: graphopt.CompiledModel) -> None:
+    for layer in record(compiled)["details"]["pruned"]:
+        before, after = layer["channels"]
+        assert after <= before and layer["macs"][1] <= layer["macs"][0]
+        if layer["error_before"] is not None:
+            assert layer["error_after"] <= layer["error_before"]
+        if after == before and layer["reason"]:
+            assert "'" in layer["reason"] or "output" in layer["reason"]
+
+
+def test_the_bundle_runs_at_other_sizes_and_shows_it(
+    compiled: graphopt.CompiledModel, tmp_path: Path
+) -> None:
+    if not compiled.report.chosen.startswith("pruned"):
+        pytest.skip("on this machine the whole model is as fast")
+    path = compiled.save(tmp_path / "net.gopt")
+    page = (path / "report.html").read_text(encoding="utf-8")
+    assert "prune for ort-cpu" in page and "multiplications left" in page and "refitted" in page
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["verification"]["status"] == "verified"
+    assert next(iter(graphopt.load(path).run(next(samples(1))).values())).shape == (1, 10)
+
+
+def test_refitted_weights_lose_less(net: Path) -> None:
+    drops = []
+    for recover in ("true", "false"):
+        made = graphopt.compile(
+            net,
+            passes=f"fuse,prune{{ratio=0.3,recover={recover}}}",
+            data=samples(24),
+            best_effort=True,
+            **QUICK,
+        )
+        drops.append(record(made)["details"]["tried"][0]["decibels"])
+    assert drops[0] > drops[1] + 3
+
+
+def test_without_a_share_the_budget_decides(net: Path) -> None:
+    made = graphopt.compile(net, passes="fuse,prune", data=samples(24), **{**QUICK, "max_drop": 0.2})
+    tried = record(made)["details"]["tried"]
+    assert tried and 0.5 < tried[0]["macs_left"] < 0.9
+    assert all(one["held"] == (one["drop"] <= 0.2) for one in tried)
+
+
+def test_quantizing_goes_on_with_what_is_left(net: Path) -> None:
+    made = graphopt.compile(
+        net,
+        passes="fuse,prune{ratio=0.25},quantize{cache=none}",
+        data=samples(24),
+        **{**QUICK, "max_drop": 0.5},
+    )
+    labels = [form.label for form in made.report.forms]
+    assert any(label.startswith("pruned") and "int8" in label for label in labels), labels
+
+
+def test_a_budget_that_is_not_kept_is_an_error_with_what_came_nearest(net: Path) -> None:
+    with pytest.raises(VerificationError, match="cannot be kept.*multiplications gone: over the budget"):
+        graphopt.compile(net, passes="fuse,prune{ratio=0.5}", data=samples(24), **{**QUICK, "max_drop": 0.0})
+
+
+def test_layers_can_be_kept(net: Path, compiled: graphopt.CompiledModel) -> None:
+    names = [layer["node"] for layer in record(compiled)["details"]["pruned"]]
+    made = graphopt.compile(
+        net,
+        passes=f'fuse,prune{{ratio=0.5,keep=["{names[0]}", nothing]}}',
+        data=samples(24),
+        best_effort=True,
+        **QUICK,
+    )
+    first = record(made)["details"]["pruned"][0]
+    assert first["node"] == names[0] and first["channels"][0] == first["channels"][1]
+    assert any("names no layer: 'nothing'" in text for text in made.report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("ratio=1.5", "the ratio of prune is 1.5"),
+        ("ratio=-0.1", "the ratio of prune is -0.1"),
+        ("macs=1", "the macs of prune is 1"),
+        ("ratio=0.1,macs=0.1", "of the channels or of the multiplications"),
+        ("samples=0", "0 is no number of samples"),
+        ("multiple=-1", "-1 is no width"),
+    ],
+)
+def test_options_that_make_no_sense(net: Path, options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        graphopt.compile(net, passes=f"fuse,prune{{{options}}}", data=samples(8), **QUICK)
+
+
+def test_a_model_with_nothing_to_prune_says_why(tmp_path: Path) -> None:
+    import onnx_ir as ir
+
+    from graphopt.testing import model_from_text
+
+    model = model_from_text(
+        "g (float[N,3,4,4] x) => (float[N,4,4,4] y) <float[4,3,1,1] w = {0}> { p = Conv(x, w) y = Softmax <axis=1> (p) }"
+    )
+    weight = np.random.default_rng(0).standard_normal((4, 3, 1, 1)).astype(np.float32)
+    model.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
+    ir.save(model, tmp_path / "m.onnx")
+    data = [
+        {"x": np.random.default_rng(i).standard_normal((1, 3, 4, 4)).astype(np.float32)} for i in range(8)
+    ]
+    made = graphopt.compile(tmp_path / "m.onnx", passes="fuse,prune{ratio=0.5}", data=data, **QUICK)
+    assert "Softmax is over all of them" in record(made)["reason"]
+    assert any("prune is not part of the result" in text for text in made.report.warnings)
+
+
+def test_a_quantized_model_is_left_alone(net: Path, tmp_path: Path) -> None:
+    quantized = graphopt.compile(
+        net, passes="fuse,quantize{cache=none}", data=samples(12), **{**QUICK, "max_drop": 0.5}
+    )
+    if not quantized.report.chosen.startswith("int8"):
+        pytest.skip("on this machine the float form is faster")
+    bundle = quantized.save(tmp_path / "q.gopt")
+    made = graphopt.compile(bundle / "model.onnx", passes="prune{ratio=0.5}", data=samples(12), **QUICK)
+    assert "quantized already" in record(made)["reason"]
+
+
+def test_little_data_is_said(net: Path) -> None:
+    made = graphopt.compile(
+        net, passes="fuse,prune{ratio=0.25,samples=1}", data=samples(5), best_effort=True, **QUICK
+    )
+    assert any("not ranked by hessian" in text and "too few inputs" in text for text in made.report.warnings)
