@@ -229,12 +229,22 @@ class Pruner:
         wanted = macs or 1 - self._left(choose.uniform(self.choices, ratio))
         gain = {choice.group.name: self._saved(choice.removed(len(choice.units))) for choice in self.choices}
         capped = min(1.0, _CAP * self._share(wanted))
-        low, high = 0.0, sum(gain.values())
-        for _ in range(20):
-            middle = (low + high) / 2
-            enough = 1 - self._left(choose.by_loss(self.choices, middle, gain, capped)) >= wanted
-            low, high = (low, middle) if enough else (middle, high)
-        return choose.by_loss(self.choices, high, gain, capped)
+        counts, taken = [0] * len(self.choices), []
+
+        def is_enough() -> bool:
+            return 1 - self._left(choose.all_removed(self.choices, counts)) >= wanted
+
+        for index, end in choose.cheapest_first(self.choices, gain, capped):
+            if is_enough():
+                break
+            counts[index] = end
+            taken.append(index)
+        # The last steps may have brought more than was wanted: dear ones that can be spared are given back.
+        for index in reversed(taken):
+            counts[index] -= self.choices[index].step
+            if not is_enough():
+                counts[index] += self.choices[index].step
+        return choose.all_removed(self.choices, counts)
 
     def _saved(self, removed: Iterable[int]) -> float:
         """Milliseconds that are saved without some classes, as far as they go with the multiplications."""

@@ -94,7 +94,7 @@ def choices(structure: Structure, scores: Array, multiple: int, groups: Iterable
 def _step(width: int, taken: int, multiple: int) -> int:
     """Units whose removal keeps a width a multiple; 1 where it is none, or would not be by any number of them."""
     for wanted in (multiple, multiple // 2, multiple // 4):
-        if wanted > 1 and width % wanted == 0 and width >= 4 * wanted:
+        if wanted > 1 and width % wanted == 0 and width >= 2 * wanted:
             return wanted // int(np.gcd(wanted, taken))
     return 1
 
@@ -173,11 +173,12 @@ def uniform(choices_: Sequence[Choice], share: float) -> set[int]:
     return {one for choice in choices_ for one in choice.removed(choice.rounded(share))}
 
 
-def by_loss(choices_: Sequence[Choice], most: float, gain: Mapping[str, float], cap: float = 1.0) -> set[int]:
-    """What loses least for what it gains, over all groups, until so much is gained.
+def cheapest_first(
+    choices_: Sequence[Choice], gain: Mapping[str, float], cap: float = 1.0
+) -> list[tuple[int, int]]:
+    """Steps of all groups, what loses least for what it gains first: place of the choice, units that are gone then.
 
     Args:
-        most: What is to be gained.
         gain: What a group gains with all its units, by name.
         cap: Share of a group that may go at most.
     """
@@ -190,16 +191,12 @@ def by_loss(choices_: Sequence[Choice], most: float, gain: Mapping[str, float], 
         steps += [
             (float(lost) / max(each, 1e-30), index, int(end)) for lost, end in zip(added, ends, strict=True)
         ]
-    steps.sort(key=lambda step: step[0])
-    taken = [0] * len(choices_)
-    gained = 0.0
-    for _, index, end in steps:
-        if gained >= most:
-            break
-        choice = choices_[index]
-        gained += gain[choice.group.name] / len(choice.units) * (end - taken[index])
-        taken[index] = end
-    return {one for choice, count in zip(choices_, taken, strict=True) for one in choice.removed(count)}
+    return [(index, end) for _, index, end in sorted(steps)]
 
 
-__all__ = ["Choice", "Unit", "by_loss", "choices", "macs", "uniform"]
+def all_removed(choices_: Sequence[Choice], counts: Sequence[int]) -> set[int]:
+    """The classes of so many units of each choice."""
+    return {one for choice, count in zip(choices_, counts, strict=True) for one in choice.removed(count)}
+
+
+__all__ = ["Choice", "Unit", "all_removed", "cheapest_first", "choices", "macs", "uniform"]

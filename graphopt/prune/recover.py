@@ -79,8 +79,8 @@ class _Sums:
             self.missed = np.zeros(groups)
         self.read += turned @ with_one
         self.wrong += turned @ wrong
-        self.missed += np.square(wrong).sum(axis=(1, 2), dtype=np.float64)
-        self.power += float(np.square(wanted).sum(dtype=np.float64))
+        self.missed += np.square(wrong, dtype=np.float64).sum(axis=(1, 2))
+        self.power += float(np.square(wanted, dtype=np.float64).sum())
         self.rows += new.shape[1]
 
 

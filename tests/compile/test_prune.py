@@ -44,7 +44,7 @@ def test_channels_are_gone_and_the_budget_holds(compiled: graphopt.CompiledModel
     details = record(compiled)["details"]
     narrower = [layer for layer in details["pruned"] if layer["channels"][1] < layer["channels"][0]]
     assert narrower and 0.1 < details["macs_left"] < 0.6
-    assert all(layer["channels"][1] % 16 in (0, 8) for layer in narrower)
+    assert all(layer["channels"][1] % 16 in (0, 4, 8, 12) for layer in narrower)
     assert all(one["held"] for one in details["tried"])
     forms = {form.label: form for form in compiled.report.forms}
     pruned = next(form for label, form in forms.items() if label.startswith("pruned"))
