@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -111,9 +111,14 @@ class Proposal:
 
 
 class LossyPass(Pass):
-    """A pass that changes the numbers, within a budget that it is given."""
+    """A pass that changes the numbers, within a budget that it is given.
+
+    Class attributes:
+        share: Of the time that is left, where other lossy passes follow.
+    """
 
     numerics = Numerics.LOSSY
+    share: ClassVar[float] = 1.0
 
     @abc.abstractmethod
     def propose(self, model: ir.Model, context: Context) -> Proposal:

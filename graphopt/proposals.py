@@ -115,14 +115,16 @@ class Proposals:
         share = 1.0 if self._left < 2 else max(_SHARE_OF_FIRST, 1 / self._left)
         deadline = now + max(self._deadline - now, 0.0) * share
         self._left -= 1
-        for pass_ in self.passes:
+        for place, pass_ in enumerate(self.passes):
+            started = time.monotonic()
+            is_last = place == len(self.passes) - 1
+            until = deadline if is_last else started + max(deadline - started, 0.0) * pass_.share
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             records.append(record)
-            started = time.monotonic()
             if self._deadline - now < _LEAST_TURN and self._fastest < float("inf"):
                 proposal = Proposal(reason="no time was left for this target: --tune gives more")
             else:
-                proposal = self._run(pass_, kept[-1], target, folder, legalize, record, deadline)
+                proposal = self._run(pass_, kept[-1], target, folder, legalize, record, until)
             record.seconds = time.monotonic() - started
             self._fastest = min(self._fastest, proposal.milliseconds)
             record.details = {"target": target.name, **proposal.details}

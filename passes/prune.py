@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
-from graphopt.passes._pruning import Pruned, Pruner
+from graphopt.prune.pruner import Pruned, Pruner
 from graphopt.quant.units import integer_nodes
 
 _SAMPLES = 128
@@ -78,6 +78,7 @@ class Prune(LossyPass):
 
     name = "prune"
     Options = PruneOptions
+    share = 0.5
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The model without what may be removed."""
@@ -94,7 +95,7 @@ class Prune(LossyPass):
             )
         if options.ratio or options.macs:
             found = pruner.pruned(ratio=options.ratio, macs=options.macs, uniform=options.spread == "uniform")
-            return self._proposal(pruner, [found])
+            return self._proposal(pruner, [] if found is None else [found])
         return self._proposal(pruner, pruner.search(uniform=options.spread == "uniform"))
 
     def _pruner(self, model: ir.Model, context: Context) -> Pruner:
@@ -102,15 +103,16 @@ class Prune(LossyPass):
         options: PruneOptions = self.options
         multiple = options.multiple or context.width
         key = ("prune", id(model), options, multiple)
-        before: Pruner | None = context.shared.get(key)
+        before: tuple[ir.Model, Pruner] | None = context.shared.get(key)
         if before is not None:
-            return before.for_target(context)
+            return before[1].for_target(context)
         samples = list(itertools.islice(context.dataset.calibration(), options.samples))
         made = Pruner(
             model, samples, context, criterion=options.criterion, recover=options.recover, multiple=multiple,
             kept=self._keeps,
         )  # fmt: skip
-        context.shared[key] = made
+        # With the model itself, so that no other one gets its identity.
+        context.shared[key] = (model, made)
         return made
 
     def _keeps(self, name: str) -> bool:

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("quant",),
     ("lossy",),
+    ("prune",),
     ("target",),
     ("report", "pipelines", "testing"),
     ("passes", "targets"),
@@ -61,6 +62,7 @@ PASSES_MAY_IMPORT = tuple(
         "data.interface",
         "lossy",
         "quant",
+        "prune",
         "passes._",
     )
 )

@@ -37,58 +37,85 @@ class Choice:
         group: The group.
         units: What may be removed.
         step: Units that are removed at a time, so that the width stays a multiple of what kernels like.
-        loss: Sum of the scores of the first so many units.
+        loss: What is lost without the first so many units.
+        taken: Classes of the group that are among the first so many units.
     """
 
     group: Group
     units: tuple[Unit, ...]
     step: int
     loss: Array
+    taken: Array
 
     @property
     def most(self) -> int:
         """Units that may be removed at most."""
-        whole = len(self.units)
-        most = min(
-            whole, int(len(self.group.classes) * (1 - _LEAST_KEPT) / max(len(self.units[0].classes), 1))
-        )
-        return most - most % self.step if whole else 0
+        allowed = len(self.group.classes) * (1 - _LEAST_KEPT)
+        most = int(np.searchsorted(self.taken, allowed, side="right")) - 1
+        return most - most % self.step
 
     def removed(self, count: int) -> list[int]:
         """The classes of the first so many units."""
         return [one for unit in self.units[:count] for one in unit.classes]
 
     def rounded(self, share: float) -> int:
-        """How many units a share of them is, in steps."""
-        wanted = share * len(self.group.classes) / max(len(self.units[0].classes), 1)
+        """How many units a share of the group is, in steps."""
+        wanted = int(np.abs(self.taken - share * len(self.group.classes)).argmin())
         return min(round(wanted / self.step) * self.step, self.most)
 
 
-def choices(structure: Structure, scores: Array, multiple: int, groups: Iterable[Group]) -> list[Choice]:
+def choices(
+    structure: Structure,
+    scores: Array,
+    multiple: int,
+    groups: Iterable[Group],
+    kept: frozenset[int] = frozenset(),
+) -> list[Choice]:
     """The units of each group.
 
     Args:
         multiple: Widths that kernels like.
         groups: Those that may lose any.
+        kept: Classes that stay, and with them the units that hold one.
     """
     bundles = _bundled(structure, scores)
     found = []
     for group in groups:
-        units = {bundles[one]: None for one in group.classes if one in bundles}
-        ordered = sorted(
-            (Unit(members, float(scores[list(members)].sum())) for members in units), key=lambda u: u.score
-        )
+        own = frozenset(group.classes)
+        members = {bundles[one]: None for one in group.classes if one in bundles}
         # A bundle over several groups goes with the first of them.
-        ordered = [unit for unit in ordered if min(unit.classes) in group.classes]
-        if not ordered:
+        units = [
+            Unit(unit, float(scores[list(unit)].sum()))
+            for unit in members
+            if min(unit) in own and kept.isdisjoint(unit)
+        ]
+        units.sort(key=lambda unit: unit.score)
+        if not units:
             continue
-        taken = len(ordered[0].classes) * group.size
-        step = _step(group.width, taken, multiple)
-        loss = np.concatenate([[0.0], np.cumsum([unit.score for unit in ordered])])
-        choice = Choice(group, tuple(ordered), step, loss)
+        step = _step(group.width, len(own.intersection(units[0].classes)) * group.size, multiple)
+        loss = np.concatenate([[0.0], np.cumsum([unit.score for unit in units])])
+        taken = np.concatenate([[0], np.cumsum([len(own.intersection(unit.classes)) for unit in units])])
+        choice = Choice(group, tuple(units), step, loss, taken)
         if choice.most > 0:
             found.append(choice)
     return found
+
+
+def spared(
+    structure: Structure, scores: Array, choices_: Sequence[Choice], removed: Iterable[int]
+) -> frozenset[int]:
+    """What is removed, but for units without which an axis of some tensor would have nothing left."""
+    gone = set(removed)
+    unit_of = {one: unit.classes for choice in choices_ for unit in choice.units for one in unit.classes}
+    emptied = True
+    while emptied:
+        emptied = False
+        for classes in structure.axes:
+            if gone.issuperset(classes):
+                best = max(classes, key=lambda one: float(scores[one]))
+                gone.difference_update(unit_of.get(best, (best,)))
+                emptied = True
+    return frozenset(gone)
 
 
 def _step(width: int, taken: int, multiple: int) -> int:
@@ -199,4 +226,4 @@ def all_removed(choices_: Sequence[Choice], counts: Sequence[int]) -> set[int]:
     return {one for choice, count in zip(choices_, counts, strict=True) for one in choice.removed(count)}
 
 
-__all__ = ["Choice", "Unit", "all_removed", "cheapest_first", "choices", "macs", "uniform"]
+__all__ = ["Choice", "Unit", "all_removed", "cheapest_first", "choices", "macs", "spared", "uniform"]

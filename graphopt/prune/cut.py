@@ -64,13 +64,9 @@ def _replace(twin: ir.Node, slot: int, content: Iterable[int]) -> None:
     before = twin.inputs[slot]
     assert before is not None and twin.graph is not None
     array = np.asarray(list(content), facts.numpy_dtype(before))
-    name, suffix = f"{twin.name or twin.op_type}/pruned_{slot}", 0
     graph = twin.graph
     assert isinstance(graph, ir.Graph)
-    while name in graph.initializers:
-        suffix += 1
-        name = f"{twin.name or twin.op_type}/pruned_{slot}_{suffix}"
-    twin.replace_input_with(slot, add_constant(graph, name, ir.tensor(array)))
+    twin.replace_input_with(slot, _constant(twin, f"pruned_{slot}", array))
     if (
         before.name
         and not before.uses()
@@ -78,6 +74,18 @@ def _replace(twin: ir.Node, slot: int, content: Iterable[int]) -> None:
         and not before.is_graph_output()
     ):
         del graph.initializers[before.name]
+
+
+def _constant(twin: ir.Node, what: str, array: facts.Array) -> ir.Value:
+    """A new constant beside a node, under a name that is free."""
+    graph = twin.graph
+    assert isinstance(graph, ir.Graph)
+    wanted = name = f"{twin.name or twin.op_type}/{what}"
+    suffix = 0
+    while name in graph.initializers:
+        suffix += 1
+        name = f"{wanted}_{suffix}"
+    return add_constant(graph, name, ir.tensor(array))
 
 
 def _conv(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
@@ -108,11 +116,8 @@ def _split(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
         _replace(twin, 1, sizes)
     elif len(set(sizes)) > 1:
         twin.attributes.pop("num_outputs", None)
-        graph = twin.graph
-        assert isinstance(graph, ir.Graph)
-        content = ir.tensor(np.asarray(sizes, np.int64))
         twin.resize_inputs(2)
-        twin.replace_input_with(1, add_constant(graph, f"{twin.name}/pruned_sizes", content))
+        twin.replace_input_with(1, _constant(twin, "pruned_sizes", np.asarray(sizes, np.int64)))
 
 
 def _slices(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
@@ -146,9 +151,7 @@ def _gather(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
     if chosen.ndim == 1:
         wanted = wanted[mask[wanted]]
     array = places[wanted].astype(chosen.dtype)
-    graph = twin.graph
-    assert isinstance(graph, ir.Graph)
-    twin.replace_input_with(1, add_constant(graph, f"{twin.name}/pruned_indices", ir.tensor(array)))
+    twin.replace_input_with(1, _constant(twin, "pruned_indices", array))
 
 
 def _target(slot: int) -> Callable[[ir.Node, ir.Node, Keep], None]:
@@ -191,7 +194,7 @@ def _joined(
     if known is not None:
         array = np.asarray([next(wanted) for _ in known], np.int64)
         count[0] += 1
-        return add_constant(graph, f"{twin.name or twin.op_type}/pruned_part_{count[0]}", ir.tensor(array))
+        return _constant(twin, f"pruned_part_{count[0]}", array)
     node = value.producer()
     if node is None or node.op_type != "Concat":
         for _ in target_of(value) or ():
@@ -201,6 +204,11 @@ def _joined(
     made = ir.node(
         "Concat", parts, attributes={"axis": 0}, name=f"{twin.name or twin.op_type}/pruned_shape_{count[0]}"
     )
+    taken = {value.name for other in graph for value in other.outputs}
+    suffix = 0
+    while made.name in taken:
+        suffix += 1
+        made.name = f"{twin.name or twin.op_type}/pruned_shape_{count[0]}_{suffix}"
     made.outputs[0].name = made.name
     made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
     graph.insert_before(twin, made)

@@ -29,6 +29,7 @@ class Flow:
 
     labels: Labels = field(default_factory=Labels)
     balanced: list[Indices] = field(default_factory=list)
+    _used: list[Indices] = field(default_factory=list, repr=False)
 
     def run(self, graph: ir.Graph) -> None:
         """Follow every node of the main graph."""
@@ -39,10 +40,45 @@ class Flow:
                 why = "may not read fewer of them" if rule is None else "reads what has no known rank"
                 self.refuse(node, f"{node.op_type} {why}")
             elif values and (facts.rank(values[0]) or node.op_type in _ELEMENTWISE):
+                self._used = []
+                before = len(self.labels.ties())
                 rule(self, node)
+                self._pin_rest(node, before)
         for value in graph.outputs:
             for axis in range(facts.rank(value) or 0):
                 self.labels.pin(self.labels.of(value, axis), "", f"{value.name!r} is an output of the model")
+
+    def use(self, labels: Axis) -> None:
+        """Say that a node needs no more of an axis than what is left of it."""
+        if labels is not None:
+            self._used.append(labels)
+
+    def _pin_rest(self, node: ir.Node, first: int) -> None:
+        """Pin what a node reads, neither hands on nor is known to need no more of: it is mixed with the rest.
+
+        Args:
+            first: Of the ties that the node's own rule made.
+        """
+        handed = [labels for value in node.outputs for labels in self.axes(value) if labels is not None]
+        known = {id(labels) for labels in (*handed, *self._used)}
+        computed = [value for value in node.inputs if value is not None and not facts.is_constant(value)]
+        read = [labels for value in computed for labels in self.axes(value) if labels is not None]
+        open_ = [labels for labels in read if id(labels) not in known]
+        if not open_:
+            return
+        covered = {PINNED}.union(*(labels.tolist() for labels in (*handed, *self._used)))
+        ties = self.labels.ties()[first:]
+        changed = True
+        while changed:
+            size = len(covered)
+            for left, right in ties:
+                for a, b in zip(left.tolist(), right.tolist(), strict=True):
+                    if (a in covered or b in covered) and PINNED not in (a, b):
+                        covered.update((a, b))
+            changed = len(covered) > size
+        for labels in open_:
+            rest = np.array([label for label in labels.tolist() if label not in covered], np.int64)
+            self.labels.pin(rest, node.name or node.op_type, f"{node.op_type} mixes them")
 
     def refuse(self, node: ir.Node, reason: str) -> None:
         """Pin everything that a node reads, its constants too."""
@@ -102,9 +138,10 @@ def _broadcast(flow: Flow, node: ir.Node, operands: Sequence[ir.Value], batch: i
         for value in operands:
             place = axis - rank + (facts.rank(value) or 0)
             size = facts.dims(value)[place] if 0 <= place < (facts.rank(value) or 0) - batch else 1  # type: ignore[index]
-            if size == 1 and dims[axis] != 1:
-                continue
             if place < 0:
+                continue
+            if size == 1 and dims[axis] != 1:
+                flow.pin_axes(node, value, [place], "it is repeated along this axis")
                 continue
             own = flow.labels.of(value, place)
             labels = (
@@ -155,9 +192,10 @@ def _spatial(flow: Flow, node: ir.Node) -> None:
     """Pools and the like: rows and channels go on, places do not."""
     value = node.inputs[0]
     axes = flow.axes(value)
-    for output in node.outputs:
-        if facts.rank(output) == len(axes) and axes:
-            flow.labels.put(output, [*axes[:2], *(None for _ in axes[2:])])
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        flow.refuse(node, "its indices count channels")
+        return
+    flow.labels.put(node.outputs[0], [*axes[:2], *(None for _ in axes[2:])])
 
 
 def _conv(flow: Flow, node: ir.Node) -> None:
@@ -165,6 +203,8 @@ def _conv(flow: Flow, node: ir.Node) -> None:
     channels, out = flow.labels.of(data, 1), flow.labels.of(weight, 0)
     groups = facts.attribute(node, "group", 1)
     dims = facts.static_dims(weight)
+    if facts.is_constant(weight):
+        flow.use(channels)
     if dims is None:
         flow.refuse(node, "its weights are not known")
         return
@@ -187,6 +227,8 @@ def _conv_transpose(flow: Flow, node: ir.Node) -> None:
     weight = node.inputs[1]
     groups = facts.attribute(node, "group", 1)
     channels, of_weight = flow.labels.of(node.inputs[0], 1), flow.labels.of(weight, 0)
+    if facts.is_constant(weight):
+        flow.use(channels)
     flow.tie(node, channels, of_weight, "it reads channels that may not be removed")
     out = flow.labels.of(weight, 1)
     if groups > 1 and channels is not None and out is not None and len(channels) == groups and len(out) == 1:
@@ -217,6 +259,8 @@ def _matmul(flow: Flow, node: ir.Node) -> None:
         return
     reason = "it multiplies with what may not be removed"
     flow.tie(node, flow.labels.of(left, -1), flow.labels.of(right, -2), reason)
+    if facts.is_constant(right) and facts.rank(right) == 2:
+        flow.use(flow.labels.of(left, -1))
     batch = _broadcast(flow, node, [value for value in (left, right) if value is not None], batch=2)
     flow.labels.put(node.outputs[0], [*batch, flow.labels.of(left, -2), flow.labels.of(right, -1)])
 
@@ -227,6 +271,8 @@ def _gemm(flow: Flow, node: ir.Node) -> None:
     rows, inner = (flow.labels.of(left, axis) for axis in ((1, 0) if turned_left else (0, 1)))
     also, columns = (flow.labels.of(right, axis) for axis in ((1, 0) if turned_right else (0, 1)))
     flow.tie(node, inner, also, "it multiplies with what may not be removed")
+    if facts.is_constant(right):
+        flow.use(inner)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     dims = facts.dims(bias)
     if bias is not None and dims and dims[-1] != 1:
@@ -245,7 +291,7 @@ def _per_channel(flow: Flow, node: ir.Node) -> None:
     for value in node.inputs[1:]:
         if value is not None:
             axes[1] = flow.tie(node, axes[1], flow.labels.of(value, 0), "its parameters are computed")
-    spatial = [None for _ in axes[2:]]
+    spatial = axes[2:] if node.op_type == "BatchNormalization" else [None for _ in axes[2:]]
     flow.labels.put(node.outputs[0], [*axes[:2], *spatial])
 
 
@@ -319,6 +365,7 @@ def _slice(flow: Flow, node: ir.Node) -> None:
         labels = axes[axis]
         if labels is None:
             continue
+        flow.use(labels)
         if part.step not in (None, 1):
             flow.pin_axes(node, node.inputs[0], [axis], "it takes every n-th of them")
             axes[axis] = None
@@ -358,6 +405,7 @@ def _gather(flow: Flow, node: ir.Node) -> None:
     chosen = facts.constant(indices)
     taken: list[Axis] = [None] * places
     if axes[axis] is not None:
+        flow.use(axes[axis])
         if chosen is None:
             flow.pin_axes(node, data, [axis], "which of them it takes is computed")
         elif chosen.ndim == 1:
@@ -415,6 +463,8 @@ def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple
     labelled = [axis for axis in move.before if axes[axis] is not None]
     if not labelled:
         return {}, ""
+    if not move.after:
+        return {}, "it becomes a single number"
     if len(move.before) == 1 and len(move.after) == 1:
         return {move.after[0]: axes[move.before[0]]}, ""
     if move.sizes_before is None or move.sizes_after is None:
@@ -597,7 +647,7 @@ def _attention(flow: Flow, node: ir.Node) -> None:
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         mask = node.inputs[3]
         flow.pin_axes(node, mask, range(facts.rank(mask) or 0), "it is a mask")
-        if (facts.rank(mask) or 0) == 4 and (facts.dims(mask) or (1, 1))[1] != 1:
+        if (facts.rank(mask) or 0) >= 3 and (facts.dims(mask) or (1, 1, 1))[-3] != 1:
             flow.refuse(node, "its mask has a row for each head")
             return
     axis = 2 if merged else 1
@@ -638,6 +688,8 @@ def _recurrent(gates: int) -> Rule:
             flow.refuse(node, "it is of a form whose units cannot be told apart")
             return
         flow.tie(node, flow.labels.of(data, 2), flow.labels.of(weight, 2), "it reads what may not be removed")
+        if facts.is_constant(weight):
+            flow.use(flow.labels.of(data, 2))
         units = flow.labels.of(recurrent, 2)
         reason = "its weights are not constant"
         for value, copies in ((weight, gates), (recurrent, gates), (bias, 2 * gates)):
@@ -670,6 +722,8 @@ def _shape(flow: Flow, node: ir.Node) -> None:
     if node.outputs[0].is_graph_output():
         used.update(covered)
     flow.pin_axes(node, node.inputs[0], used, "its size is computed with")
+    for labels in flow.axes(node.inputs[0]):
+        flow.use(labels)
     flow.labels.put(node.outputs[0], [None])
 
 

@@ -129,6 +129,13 @@ class Labels:
         """All that was said to be one."""
         return list(self._ties)
 
+    def all_axes(self) -> list[Indices]:
+        """The labels of every axis that has any."""
+        computed = [
+            labels for axes in self._of.values() for labels in axes if labels is not None and len(labels)
+        ]
+        return [*computed, *self._fresh.values()]
+
     def constants(self) -> list[tuple[ir.Value, int, Indices]]:
         """Constants with labels: value, axis, labels."""
         return [(value, axis, labels) for (value, axis), labels in self._fresh.items()]

@@ -9,7 +9,9 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
+from graphopt.ir.describe import all_reads
 from graphopt.ir.facts import Array
+from graphopt.ir.graphs import subgraphs_of
 from graphopt.prune.structure import Layer
 from graphopt.quant.observe import tapped
 from graphopt.quant.rounding import patches
@@ -107,9 +109,9 @@ def only(model: ir.Model, names: Sequence[str]) -> ir.Model:
     needed = set(copy.graph.outputs)
     for node in reversed(list(copy.graph)):
         if any(value in needed for value in node.outputs):
-            needed.update(_reads(node))
+            needed.update(all_reads(node))
         else:
-            copy.graph.remove(node, safe=True)
+            remove(copy.graph, node)
     for name, value in list(copy.graph.initializers.items()):
         if value not in needed:
             del copy.graph.initializers[name]
@@ -119,10 +121,24 @@ def only(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return copy
 
 
-def _reads(node: ir.Node) -> list[ir.Value]:
-    from graphopt.ir.describe import all_reads
+def remove(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a node whose outputs nothing reads any more, with what its branches read."""
+    for inner in subgraphs_of(node):
+        inner.outputs.clear()
+        for other in inner.all_nodes():
+            for slot in range(len(other.inputs)):
+                other.replace_input_with(slot, None)
+    graph.remove(node, safe=True)
 
-    return all_reads(node)
 
-
-__all__ = ["MOST_INPUTS", "inputs_of", "matrices", "only", "read_by", "restored", "rows_of", "why_not"]
+__all__ = [
+    "MOST_INPUTS",
+    "inputs_of",
+    "matrices",
+    "only",
+    "read_by",
+    "remove",
+    "restored",
+    "rows_of",
+    "why_not",
+]

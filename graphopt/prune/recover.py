@@ -18,7 +18,9 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
+from graphopt.ir.describe import all_reads
 from graphopt.ir.facts import Array
+from graphopt.ir.graphs import add_constant
 from graphopt.prune import moments
 from graphopt.prune.cut import Keep
 from graphopt.prune.structure import Layer, Structure, layers_of
@@ -54,6 +56,7 @@ class Fit:
 class _Sums:
     """Sums over rows of what a layer reads, with a one behind it for the bias, group by group."""
 
+    has_bias: bool = True
     read: Array = field(default_factory=lambda: np.zeros(0))
     wrong: Array = field(default_factory=lambda: np.zeros(0))
     missed: Array = field(default_factory=lambda: np.zeros(0))
@@ -71,7 +74,8 @@ class _Sums:
         """
         wanted = old @ full.swapaxes(1, 2)
         wrong = wanted - new @ left.swapaxes(1, 2)
-        with_one = np.concatenate([new, np.ones((*new.shape[:2], 1), np.float32)], axis=2)
+        one = np.full((*new.shape[:2], 1), float(self.has_bias), np.float32)
+        with_one = np.concatenate([new, one], axis=2)
         turned = with_one.swapaxes(1, 2)
         if not self.rows:
             groups, size, outputs = len(new), with_one.shape[2], wrong.shape[2]
@@ -130,10 +134,17 @@ class Recovery:
                 continue
             self.progress(f"refitting layer {number + 1} of {len(todo)}")
             twin = twins[layer.name]
-            train, test = _Sums(), _Sums()
+            has_bias = _can_shift(twin)
+            train, test = _Sums(has_bias), _Sums(has_bias)
             weights = self._matrices(layer, twin)
-            pairs = zip(theirs.to(layer.data.name or ""), ours.to(twin.data.name or ""), strict=True)
+            # What it reads may have another name by now: a bias may have been added.
+            reads = twin.node.inputs[0]
+            assert reads is not None
+            pairs = zip(theirs.to(layer.data.name or ""), ours.to(reads.name or ""), strict=True)
             for index, (before, after) in enumerate(pairs):
+                for axis in range(before.ndim):
+                    mask = keep(layer.data, axis) if axis != layer.channel else None
+                    before = before if mask is None else np.compress(mask, before, axis=axis)
                 old = moments.rows_of(layer, before, index, self._rows(twin))
                 new = moments.rows_of(twin, after, index, self._rows(twin))
                 kept = keep(layer.data, layer.channel) if layer.is_depthwise else None
@@ -146,7 +157,7 @@ class Recovery:
         """What is not as it was: all that comes behind a layer that lost channels."""
         found: set[ir.Value] = set()
         for node in self.model.graph:
-            reads = [value for value in node.inputs if value is not None]
+            reads = all_reads(node)
             fewer = any(
                 keep(value, axis) is not None for value in reads for axis in range(facts.rank(value) or 0)
             )
@@ -182,7 +193,8 @@ class Recovery:
             return
         matrix = moments.matrices(twin, own).astype(np.float64) + change[:, :-1].swapaxes(1, 2)
         twin.weight.const_value = ir.tensor(moments.restored(twin, matrix, own), name=twin.weight.name)
-        _add_to_bias(self.pruned.graph, twin, change[:, -1].reshape(-1))
+        if train.has_bias:
+            _add_to_bias(self.pruned.graph, twin, change[:, -1].reshape(-1))
 
 
 def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
@@ -195,7 +207,9 @@ def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
     ridges, change, missed = np.zeros(groups), np.zeros_like(train.wrong), test.missed.copy()
     mean = np.maximum(np.einsum("gii->g", train.read[:, :-1, :-1]) / max(size - 1, 1), 1e-12)
     diagonal = np.arange(size)
-    for ridge in _RIDGES if size <= _LARGE else _RIDGES[1::2]:
+    # Without samples kept apart a weak ridge would look best whatever it does to others.
+    ridges_tried = _RIDGES[3:] if test is train else _RIDGES if size <= _LARGE else _RIDGES[1::2]
+    for ridge in ridges_tried:
         damped = train.read.copy()
         # The bias is free.
         damped[:, diagonal[:-1], diagonal[:-1]] += (ridge * mean)[:, None]
@@ -208,45 +222,55 @@ def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
     return ridges, change, missed
 
 
+def _bias_behind(layer: Layer) -> ir.Value | None:
+    """The bias of a layer, or what is added behind a MatMul."""
+    if layer.node.op_type != "MatMul":
+        return bias_of(layer.node)
+    behind = facts.sole_consumer(layer.node.outputs[0])
+    return None if behind is None else _addend(behind, layer.node.outputs[0])
+
+
+def _can_shift(layer: Layer) -> bool:
+    """Whether something can be added to each output of a layer."""
+    bias = _bias_behind(layer)
+    if bias is None:
+        return True
+    unused = layer.node.op_type == "Gemm" and not facts.attribute(layer.node, "beta", 1.0)
+    # A Gemm's bias may be one number, or have rows.
+    wide = layer.node.op_type != "Gemm" or facts.rank(bias) == 1
+    return facts.constant(bias) is not None and len(bias.uses()) == 1 and not unused and wide
+
+
 def _add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
     """Add to the bias of a layer, or to what is added behind a MatMul; one is made where there is none."""
     node = layer.node
-    if node.op_type == "MatMul":
-        behind = facts.sole_consumer(node.outputs[0])
-        bias = _addend(behind, node.outputs[0]) if behind is not None else None
-    else:
-        bias = bias_of(node)
+    bias = _bias_behind(layer)
     content = facts.constant(bias)
-    if node.op_type == "Gemm" and bias is not None:
-        change = change / np.float32(facts.attribute(node, "beta", 1.0))
-    if bias is not None and content is not None and len(bias.uses()) == 1:
-        made = (content.astype(np.float64) + change).astype(content.dtype)
+    if bias is not None and content is not None:
+        beta = facts.attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+        made = np.asarray(content.astype(np.float64) + change / beta).astype(content.dtype)
         bias.const_value, bias.shape = ir.tensor(made, name=bias.name), ir.Shape(made.shape)
         return
-    if bias is not None:
-        return
-    name = f"{node.name or node.op_type}/recovered_bias"
+    wanted = name = f"{node.name or node.op_type}/recovered_bias"
+    suffix = 0
+    while name in graph.initializers:
+        suffix += 1
+        name = f"{wanted}_{suffix}"
     array = change.astype(facts.numpy_dtype(layer.weight) or np.float32)
-    value = ir.Value(
-        name=name,
-        type=layer.weight.type,
-        shape=ir.Shape(array.shape),
-        const_value=ir.tensor(array, name=name),
-    )
-    graph.register_initializer(value)
+    value = add_constant(graph, name, ir.tensor(array))
     if node.op_type in ("Conv", "Gemm"):
         node.resize_inputs(3)
         node.replace_input_with(2, value)
         return
     out = node.outputs[0]
-    add = ir.node("Add", [out, value], name=f"{node.name or node.op_type}/recovered")
+    add = ir.node("Add", [out, value], name=name.replace("recovered_bias", "recovered"))
     made_value = add.outputs[0]
     made_value.type, made_value.shape = out.type, out.shape
     graph.insert_after(node, add)
     given = out.name
     out.replace_all_uses_with(made_value, replace_graph_outputs=True)
     add.replace_input_with(0, out)
-    out.name, made_value.name = f"{given}/product", given
+    out.name, made_value.name = f"{given}/{name.rpartition('/')[2]}", given
 
 
 def _addend(node: ir.Node, value: ir.Value) -> ir.Value | None:

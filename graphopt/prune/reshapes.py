@@ -39,6 +39,18 @@ def moves(data: ir.Value | None, out: ir.Value, kept: Sequence[bool] = ()) -> li
         if is_kept and axis < len(before):
             after[axis] = before[axis]
     found: list[Move] = []
+    last: list[Move] = []
+    # The last axes are the same where their sizes are, whatever lies before them; ones between them belong to nobody.
+    while before and after and len(before) + len(after) > 2:
+        if before[-1] == after[-1]:
+            last.insert(0, _single(len(before) - 1, len(after) - 1, before[-1]))
+            before, after = before[:-1], after[:-1]
+        elif after[-1] == 1 and len(after) > 1:
+            after = after[:-1]
+        elif before[-1] == 1 and len(before) > 1:
+            before = before[:-1]
+        else:
+            break
     i = j = 0
     while i < len(before) or j < len(after):
         end_i, end_j = _end(before, after, i, j)
@@ -51,7 +63,12 @@ def moves(data: ir.Value | None, out: ir.Value, kept: Sequence[bool] = ()) -> li
             )
         )
         i, j = end_i, end_j
-    return found
+    return found + last
+
+
+def _single(before: int, after: int, size: Size) -> Move:
+    sizes = _known([size])
+    return Move((before,), (after,), sizes, sizes)
 
 
 def _end(before: Sequence[Size], after: Sequence[Size], i: int, j: int) -> tuple[int, int]:

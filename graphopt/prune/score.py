@@ -40,19 +40,22 @@ class Ranking:
         scores: Of each class.
         notes: What fell back to another criterion.
         moments: Second moments of what layers read, by name, float32 [groups, K, K], as far as there was memory.
+        recurrent: The part of the scores that is due to recurrent layers.
     """
 
     structure: Structure
     scores: Array
     notes: list[str]
     moments: dict[str, Array]
+    recurrent: Array
 
     def loss(self, removed: Sequence[int], readers: Sequence[Layer]) -> float:
         """What layers lose without some classes, relative to what they give, after other weights have made up for it.
 
         By the Schur complement of what is left in the second moments; where there are none, the sum of the scores.
         """
-        return sum(self._lost(frozenset(removed), layer) for layer in readers)
+        of_recurrent = float(self.recurrent[list(removed)].sum())
+        return of_recurrent + sum(self._lost(frozenset(removed), layer) for layer in readers)
 
     def _lost(self, removed: frozenset[int], layer: Layer) -> float:
         found = self._refit(removed, layer)
@@ -112,7 +115,10 @@ def scores(
     found = np.zeros(len(structure.classes), np.float64)
     notes: list[str] = []
     kept: dict[str, Array] = {}
-    ranking = Ranking(structure, found, notes, kept)
+    recurrent = np.zeros_like(found)
+    _add_recurrent(recurrent, structure)
+    found += recurrent
+    ranking = Ranking(structure, found, notes, kept, recurrent)
     room = memory
     readers = [
         layer for layer in structure.layers if not layer.is_depthwise and _read(structure, layer) is not None
@@ -120,9 +126,7 @@ def scores(
     if criterion == "magnitude":
         for layer in structure.layers:
             _add_magnitude(found, structure, layer)
-        _add_recurrent(found, structure)
         return ranking
-    _add_recurrent(found, structure)
     plain = [layer for layer in readers if not moments.why_not(layer)]
     for layer in readers:
         if layer not in plain:
@@ -144,6 +148,10 @@ def scores(
                     f"{layer.name}: ranked by activation: too few inputs were seen for second moments"
                 )
             moment = sums.pop(layer.name) / counts[layer.name]
+            if not np.isfinite(moment).all():
+                notes.append(f"{layer.name}: ranked by magnitude: what it reads is not finite on the data")
+                _add_magnitude(found, structure, layer)
+                continue
             _add_losses(found, structure, layer, moment, criterion == "hessian" and enough)
             if moment.nbytes // 2 <= room:
                 kept[layer.name] = moment.astype(np.float32)

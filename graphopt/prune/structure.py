@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -122,6 +123,24 @@ class Structure:
     def labels(self) -> Labels:
         """Of all tensors."""
         return self.flow.labels
+
+    @functools.cached_property
+    def axes(self) -> tuple[tuple[int, ...], ...]:
+        """The classes on each axis that could lose all it has, each set once; groups of convolutions count as axes."""
+        found = {
+            tuple(np.unique(self.classes[labels]).tolist())
+            for labels in (*self.labels.all_axes(), *(row for rows in self.flow.balanced for row in rows))
+        }
+        return tuple(sorted(classes for classes in found if PINNED not in classes))
+
+    def outputs_of(self, node: ir.Node) -> frozenset[int]:
+        """The classes that a node's outputs have."""
+        found: set[int] = set()
+        for value in node.outputs:
+            for axis in range(facts.rank(value) or 0):
+                classes = self.class_of(value, axis)
+                found.update(() if classes is None else classes.tolist())
+        return frozenset(found)
 
     def class_of(self, value: ir.Value | None, axis: int) -> Axis:
         """The class of each index of an axis; None where nothing of it may be removed."""

@@ -13,6 +13,7 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import model as ir_model
 from graphopt.ir.describe import all_reads
 from graphopt.ir.facts import Array
+from graphopt.prune.moments import remove
 from graphopt.verify.session import Session
 
 
@@ -93,7 +94,7 @@ def _piece(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]
                     value.name = f"{value.name}/outside"
                     value.replace_all_uses_with(own)
                     outside[outside.index(value)] = own
-            graph.remove(node, safe=True)
+            remove(graph, node)
     for name, value in list(graph.initializers.items()):
         if value not in reads:
             del graph.initializers[name]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.capture import capture
 from graphopt.ir import check, facts, shapes
-from graphopt.prune.choose import choices
+from graphopt.prune.choose import choices, spared
 from graphopt.prune.cut import cut
 from graphopt.prune.labels import PINNED
 from graphopt.prune.structure import Structure, analyse, separate
@@ -359,3 +359,108 @@ def test_any_net_without_channels_is_the_net_with_zeros(data: st.DataObject, blo
         x = np.random.default_rng(seed).standard_normal((batch, 3, 5, 5)).astype(np.float32)
         _, structure = check_cut(model, {"x": x}, seed)
         assert all(PINNED not in group.classes for group in structure.groups)
+
+
+def body(
+    inputs: str, outputs: str, weights: dict[str, tuple[int, ...]], text: str, more: str = ""
+) -> ir.Model:
+    declared = [f"float[{','.join(map(str, dims))}] {name} = {{0}}" for name, dims in weights.items()]
+    model = model_from_text(
+        f"g ({inputs}) => ({outputs}) <{', '.join([*declared, *([more] if more else [])])}> {{ {text} }}"
+    )
+    return random_weights(model)
+
+
+MIXED = {
+    "a window over what a product made": (
+        "float[N,3,8] x", "float[N,2,6] y", {"w": (8, 6), "c": (2, 3, 3)},
+        "p = MatMul(x, w) q = Relu(p) y = Conv <pads=[1,1]> (q, c)", "", "Conv mixes them",
+    ),
+    "a mean over what a product made": (
+        "float[N,3,8] x", "float[N,2] y", {"w": (8, 6), "c": (3, 2)},
+        "p = MatMul(x, w) q = GlobalAveragePool(p) r = Flatten(q) y = MatMul(r, c)", "", "GlobalAveragePool mixes them",
+    ),
+    "queries against keys": (
+        "float[N,5,8] x", "float[N,5,5] y", {"a": (8, 6), "b": (8, 6)},
+        "q = MatMul(x, a) k = MatMul(x, b) t = Transpose <perm=[0,2,1]> (k) y = MatMul(q, t)", "", "MatMul mixes them",
+    ),
+    "weights in batches": (
+        "float[2,3,8] x", "float[2,3,4] y", {"a": (8, 6), "b": (2, 6, 4)},
+        "p = MatMul(x, a) q = Relu(p) y = MatMul(q, b)", "", "MatMul mixes them",
+    ),
+    "maps that are split and multiplied with all channels": (
+        "float[N,3,4,4] x", "float[N,2,4,4] y", {"a": (6, 3, 1, 1), "h": (2, 3, 1, 1), "c": (2, 6, 1, 1)},
+        """p = Conv(x, a) g = Conv(x, h) s, t = Split <axis=1> (g, one) m = Mul(p, s) n = Mul(m, t) y = Conv(n, c)""",
+        "int64[2] one = {1, 1}", "it is repeated along this axis",
+    ),
+    "indices of a pool": (
+        "float[N,3,4,4] x", "float[N,2,2,2] y", {"a": (6, 3, 1, 1), "c": (2, 6, 1, 1)},
+        """p = Conv(x, a) m, i = MaxPool <kernel_shape=[2,2], strides=[2,2]> (p) f = Cast <to=1> (i) s = Add(m, f)
+           y = Conv(s, c)""",
+        "", "its indices count channels",
+    ),
+    "a single number": (
+        "float[1,4] x", "float y", {"a": (4, 6), "b": (6, 1)}, "p = MatMul(x, a) q = MatMul(p, b) y = Reshape(q, none)",
+        "int64[0] none = {}", "it becomes a single number",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_what_is_mixed_with_the_rest_stays(name: str) -> None:
+    inputs, outputs, weights, text, more, reason = MIXED[name]
+    model = body(inputs, outputs, weights, text, more)
+    dims = [2 if size == "N" else int(size) for size in inputs[6 : inputs.index("]")].split(",")]
+    x = np.random.default_rng(0).standard_normal(dims).astype(np.float32)
+    _, structure = check_cut(model, {"x": x})
+    assert any(reason in text for text in structure.refused.values()), structure.refused
+
+
+OPEN = {
+    "rows joined before a product": ("float[N,S,6] x", "p = MatMul(x, a) r = Reshape(p, t) y = MatMul(r, b)", "int64[2] t = {-1, 8}", (2, 3, 6)),
+    "a vector that becomes an image": (
+        "float[N,6] x", "p = MatMul(x, a) r = Reshape(p, t) s = Relu(r) f = Flatten(s) y = MatMul(f, b)",
+        "int64[4] t = {-1, 8, 1, 1}", (3, 6),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_sizes_that_are_not_known_beside_it_do_no_harm(name: str) -> None:
+    inputs, text, more, dims = OPEN[name]
+    model = body(inputs, "float[A,B] y", {"a": (6, 8), "b": (8, 2)}, text, more)
+    x = np.random.default_rng(0).standard_normal(dims).astype(np.float32)
+    _, structure = check_cut(model, {"x": x})
+    assert len(structure.groups) == 1
+
+
+def test_no_axis_loses_all_it_has() -> None:
+    model = body(
+        "float[N,3,4,4] x", "float[N,2,4,4] y",
+        {"a": (12, 3, 1, 1), "c": (2, 1, 1, 1), "d": (2, 12, 1, 1)},
+        "p = Conv(x, a) s, t = Split <axis=1> (p, parts) k = Conv <group=2> (s, c) j = Concat <axis=1> (k, t) y = Conv(j, d)",
+        "int64[2] parts = {2, 10}",
+    )  # fmt: skip
+    model = separate(model)
+    shapes.infer(model)
+    structure = analyse(model)
+    ranks = np.ones(len(structure.classes))
+    found = choices(structure, ranks, 1, structure.groups)
+    everything = {one for choice in found for one in choice.removed(len(choice.units))}
+    removed = spared(structure, ranks, found, everything)
+    pruned = cut(model, structure, removed)
+    shapes.infer(pruned)
+    check.check(pruned)
+    for node in pruned.graph:
+        for value in (*node.inputs, *node.outputs):
+            assert 0 not in (facts.dims(value) or ())
+
+
+def test_a_pruned_graph_is_pruned_again() -> None:
+    model = body(
+        "float[N,3,4,4] x", "float[N,2,4,4] y", {"a": (12, 3, 1, 1), "b": (2, 6, 1, 1)},
+        "p = Conv(x, a) q = Gather <axis=1> (p, some) r = Relu(q) y = Conv(r, b)", "int64[6] some = {1, 3, 5, 7, 9, 11}",
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    once, _ = check_cut(model, {"x": x})
+    check_cut(once, {"x": x}, seed=1)

@@ -110,3 +110,82 @@ def test_walking_gives_what_running_does() -> None:
         whole = tapped(model, [name])
         for feeds, array in zip(samples, walk.to(name), strict=True):
             np.testing.assert_allclose(array, run(whole, feeds)[name], rtol=1e-4, atol=1e-5)
+
+
+def fitted(
+    model: ir.Model, share: int, samples: list[dict[str, np.ndarray]]
+) -> tuple[ir.Model, ir.Model, Recovery]:
+    """The model, and it without some of each group's channels, refitted."""
+    shapes.infer(model)
+    model = separate(model)
+    structure = analyse(model)
+    removed = frozenset(one for group in structure.groups for one in group.classes[:share])
+    pruned = cut(model, structure, removed)
+    recovery = Recovery(model, structure, removed, pruned, samples)
+    recovery.run()
+    check.check(pruned)
+    return model, pruned, recovery
+
+
+def filled(text: str) -> ir.Model:
+    model = model_from_text(text)
+    for value in model.graph.initializers.values():
+        shape = [int(size) for size in value.shape]  # type: ignore[union-attr]
+        if value.dtype == ir.DataType.FLOAT and len(shape) > 1:
+            value.const_value = ir.tensor(RNG.standard_normal(shape).astype(np.float32), name=value.name)
+    return model
+
+
+def test_rows_are_compared_with_the_same_rows() -> None:
+    """Channels that are rows of the next product, as in a mixer."""
+    model = filled(
+        """g (float[N,3,8] x) => (float[N,2,10] y) <float[12,3,1] p = {0}, float[8,10] w = {0}, float[2,12,1] q = {0}>
+           { a = Conv(x, p) r = Relu(a) t = MatMul(r, w) y = Conv(t, q) }"""
+    )
+    for batch in (1, 40):
+        samples = [{"x": RNG.standard_normal((batch, 3, 8)).astype(np.float32)} for _ in range(24)]
+        whole, pruned, recovery = fitted(model, 4, samples)
+        fresh = {"x": RNG.standard_normal((8, 3, 8)).astype(np.float32)}
+        after = [fit.after for fit in recovery.fits.values()][-1]
+        assert noise(whole, pruned, fresh) == pytest.approx(after, rel=0.5)
+
+
+def test_products_one_behind_the_other() -> None:
+    model = filled(
+        """g (float[N,6] x) => (float[N,5] y) <float[6,8] a = {0}, float[8,8] b = {0}, float[8,5] c = {0}>
+           { p = MatMul(x, a) q = MatMul(p, b) y = MatMul(q, c) }"""
+    )
+    samples = [{"x": (2 + RNG.standard_normal((20, 6))).astype(np.float32)} for _ in range(40)]
+    whole, pruned, recovery = fitted(model, 3, samples)
+    fresh = {"x": (2 + RNG.standard_normal((200, 6))).astype(np.float32)}
+    wanted, got = run(whole, fresh)["y"], run(pruned, fresh)["y"]
+    actual = np.square(wanted - got).sum() / np.square(wanted).sum()
+    assert actual == pytest.approx([fit.after for fit in recovery.fits.values()][-1], rel=0.5, abs=1e-6)
+
+
+def test_a_bias_that_is_given_stays() -> None:
+    model = filled(
+        """g (float[N,6] x, float[4] e) => (float[N,4] y) <float[6,8] a = {0}, float[8,4] b = {0}>
+           { p = MatMul(x, a) q = Relu(p) y = Gemm(q, b, e) }"""
+    )
+    samples = [
+        {"x": RNG.standard_normal((8, 6)).astype(np.float32), "e": np.ones(4, np.float32)} for _ in range(40)
+    ]
+    whole, pruned, recovery = fitted(model, 3, samples)
+    fresh = {"x": RNG.standard_normal((200, 6)).astype(np.float32), "e": np.zeros(4, np.float32)}
+    (fit,) = recovery.fits.values()
+    assert fit.after < fit.before
+    assert noise(whole, pruned, fresh) == pytest.approx(fit.after, rel=0.5)
+
+
+def test_branches_that_read_what_lies_outside() -> None:
+    model = filled(
+        """g (float[N,6] x, bool c) => (float[N,3] y) <float[6,8] a = {0}, float[8,6] b = {0}, float[6,3] d = {0}>
+           { p = MatMul(x, a) q = Relu(p) r = MatMul(q, b)
+             s = If(c) <then_branch = t () => (float[N,6] u) { u = Relu(r) }, else_branch = e () => (float[N,6] v) { v = Neg(r) }>
+             y = MatMul(s, d) }"""
+    )
+    samples = [{"x": RNG.standard_normal((8, 6)).astype(np.float32), "c": np.array(True)} for _ in range(24)]
+    whole, pruned, recovery = fitted(model, 3, samples)
+    assert len(recovery.fits) == 2
+    assert np.isfinite(noise(whole, pruned, samples[0]))

@@ -25,6 +25,7 @@ from graphopt.prune.structure import Structure, analyse, separate
 from graphopt.verify.budget import Judgement, TooSlowError, noise_share
 from graphopt.verify.session import Session
 
+_RECURRENT = ("LSTM", "GRU", "RNN")
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_TIME = 0.4
 """Of what is left, for the sensitivity of groups."""
@@ -100,13 +101,12 @@ class Pruner:
         self.criterion = criterion
         self.structure: Structure = analyse(self.model)
         self.notes: list[str] = []
-        self.names = [layer.name for layer in self.structure.layers]
+        self.names = [node.name or node.op_type for node in self.model.graph]
         self._recover = recover
         self._samples = samples
-        self._kept = [
-            group.name for group in self.structure.groups if any(kept(layer.name) for layer in group.makers)
-        ]
-        groups = [group for group in self.structure.groups if group.name not in self._kept]
+        named = [node for node in self.model.graph if kept(node.name or node.op_type)]
+        self._kept = frozenset(one for node in named for one in self.structure.outputs_of(node))
+        groups = [group for group in self.structure.groups if not self._kept.issuperset(group.classes)]
         self.choices: list[choose.Choice] = []
         self.times: dict[str, float] = {}
         if not groups:
@@ -122,7 +122,7 @@ class Pruner:
         self._macs = choose.macs(self.structure, self.places)
         self._whole = sum(self._macs.values()) or 1.0
         self.times = self._times(self.model)
-        found = choose.choices(self.structure, self._ranking.scores, multiple, groups)
+        found = choose.choices(self.structure, self._ranking.scores, multiple, groups, self._kept)
         self.choices = self._weighed(found)
 
     def _weighed(self, found: Sequence[choose.Choice]) -> list[choose.Choice]:
@@ -173,6 +173,19 @@ class Pruner:
                 weight[(slice(None),) * layer.inner + (~mask,)] = 0
             value = model.graph.initializers[layer.weight.name or ""]
             value.const_value = ir.tensor(weight, name=value.name)
+        for constant, axis, _ in self.structure.labels.constants():
+            mask = keep(constant, axis)
+            if (
+                mask is not None
+                and axis == 2
+                and any(use.node.op_type in _RECURRENT for use in constant.uses())
+            ):
+                value = model.graph.initializers[constant.name or ""]
+                content = facts.constant(constant)
+                assert content is not None
+                value.const_value = ir.tensor(
+                    np.where(mask, content, 0).astype(content.dtype), name=value.name
+                )
         return Session(model, optimize="all", threads=self.context.threads)
 
     def for_target(self, context: Context) -> Pruner:
@@ -195,10 +208,14 @@ class Pruner:
             return f"none of its layers can lose channels; {name!r}: {reason}"
         return "its layers are too narrow to lose channels"
 
-    def pruned(self, *, ratio: float = 0.0, macs: float = 0.0, uniform: bool) -> Pruned:
-        """The model without a share of its channels, or of its multiplications."""
-        removed = self._uniform(ratio, macs) if uniform else self._by_loss(ratio, macs)
-        return self._made(frozenset(removed))
+    def pruned(self, *, ratio: float = 0.0, macs: float = 0.0, uniform: bool) -> Pruned | None:
+        """The model without a share of its channels, or of its multiplications; None where that is nothing at all."""
+        removed = self._removed(ratio, macs, uniform=uniform)
+        return self._made(removed) if removed else None
+
+    def _removed(self, ratio: float, macs: float, *, uniform: bool) -> frozenset[int]:
+        wanted = self._uniform(ratio, macs) if uniform else self._by_loss(ratio, macs)
+        return choose.spared(self.structure, self._ranking.scores, self.choices, wanted)
 
     def search(self, *, uniform: bool) -> list[Pruned]:
         """As much as the budget allows: by bisection, as long as there is time, and until something holds."""
@@ -209,7 +226,7 @@ class Pruner:
             started = time.monotonic()
             if started + seconds > self.context.deadline and (low > 0 or len(found) >= _TRIES_WITHOUT_TIME):
                 break
-            removed = frozenset(self._uniform(0.0, share) if uniform else self._by_loss(0.0, share))
+            removed = self._removed(0.0, share, uniform=uniform)
             if not removed or removed in seen:
                 break
             seen.add(removed)
