@@ -135,7 +135,7 @@ class Proposals:
             ]
             if not proposal.candidates and proposal.best_effort is not None:
                 self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
-                if self.budget.best_effort:
+                if self.budget.best_effort and _is_nearer(proposal.best_effort, kept[-1]):
                     proposal.candidates = [proposal.best_effort]
                     self.warnings.append(
                         f"{pass_.name} on {target.name}: {proposal.reason}; handed out as best effort"
@@ -294,6 +294,14 @@ class Proposals:
             record.reason = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.warnings.append(f"{pass_.name} on {target.name} failed and was left out: {record.reason}")
         return Proposal()
+
+
+def _is_nearer(candidate: Candidate, before: Candidate) -> bool:
+    """Whether a form that is over the budget is no farther from it than what an earlier pass gave."""
+    drops = [
+        float("inf") if entry.judgement is None else entry.judgement.drop for entry in (candidate, before)
+    ]
+    return not before.label or before.judgement is None or before.judgement.ok or drops[0] <= drops[1]
 
 
 def dataset_for(

@@ -166,7 +166,7 @@ class Quantize(LossyPass):
             details=details,
             reason=f"no mix of int8 and float is within the budget; the nearest: {nearest.judgement.describe()}",
             warnings=warnings,
-            best_effort=self._candidate(nearest, found, search),
+            best_effort=replace(self._candidate(nearest, found, search), judgement=nearest.judgement),
         )
 
     def _memory(self, prepared: Prepared, kernels: IntegerKernels, context: Context) -> Memory:

@@ -270,7 +270,7 @@ def _add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
     given = out.name
     out.replace_all_uses_with(made_value, replace_graph_outputs=True)
     add.replace_input_with(0, out)
-    out.name, made_value.name = f"{given}/{name.rpartition('/')[2]}", given
+    out.name, made_value.name = f"{name}/product", given
 
 
 def _addend(node: ir.Node, value: ir.Value) -> ir.Value | None:

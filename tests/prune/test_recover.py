@@ -189,3 +189,18 @@ def test_branches_that_read_what_lies_outside() -> None:
     whole, pruned, recovery = fitted(model, 3, samples)
     assert len(recovery.fits) == 2
     assert np.isfinite(noise(whole, pruned, samples[0]))
+
+
+def test_a_bias_of_its_own_gets_a_name_of_its_own() -> None:
+    """A node that is called as what it makes, as the passes of graphopt call theirs."""
+    model = filled(
+        """g (float[N,6] x) => (float[N,4] y) <float[6,8] a = {0}, float[8,4] b = {0}>
+           { p = MatMul(x, a) q = Relu(p) r = MatMul(q, b) y = Relu(r) }"""
+    )
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    samples = [{"x": RNG.standard_normal((8, 6)).astype(np.float32)} for _ in range(24)]
+    whole, pruned, recovery = fitted(model, 3, samples)
+    assert noise(whole, pruned, {"x": RNG.standard_normal((50, 6)).astype(np.float32)}) < 1
+    names = [value.name for node in pruned.graph for value in node.outputs] + list(pruned.graph.initializers)
+    assert len(names) == len(set(names)) and recovery.fits
