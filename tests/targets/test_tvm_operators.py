@@ -17,7 +17,7 @@ pytest.importorskip("tvm")
 
 from graphopt.errors import TargetError
 from graphopt.targets.tvm import adapter
-from graphopt.targets.tvm.executable import dot_products, vector_extension
+from graphopt.targets.tvm.executable import INSIDE, dot_products, vector_extension
 from graphopt.targets.tvm.lower.importer import import_packed
 from graphopt.targets.tvm.lower.pipeline import build_library, processor
 from graphopt.targets.tvm.lower.tiles import Vectors
@@ -72,7 +72,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, Any], *, dots: bool = False) ->
         here = dot_products(vector_extension()) if dots else vector_extension()
         target, vectors = processor(here)
         vectors = vectors if dots else VECTORS
-        library = build_library(import_packed(model, vectors, {})[0], target, vectors)
+        library = build_library(import_packed(model, vectors, {})[0], target, vectors, INSIDE).compiled
     import tvm
 
     machine = tvm.relax.VirtualMachine(library, tvm.cpu())
