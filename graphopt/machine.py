@@ -28,6 +28,12 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(name.lower() for name, there in features.items() if there)
 
 
+def floats_of_a_vector() -> int:
+    """float32 numbers in the widest vector register of this processor, 4 where that is not known."""
+    flags = cpu_flags()
+    return 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
+
+
 def cpu_name() -> str:
     """As its maker calls it; where the system does not say, the kind of processor."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
@@ -157,9 +163,3 @@ class Inspectable(Protocol):
         Raises:
             TargetError: As for :meth:`Runtime.load`.
         """
-
-
-def floats_of_a_vector() -> int:
-    """float32 numbers in the widest vector register of this processor, 4 where that is not known."""
-    flags = cpu_flags()
-    return 16 if "avx512f" in flags else 8 if "avx2" in flags else 4

@@ -14,6 +14,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ir import facts, provenance
+from graphopt.ir.graphs import free_name
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import remove_dead
@@ -73,10 +74,7 @@ def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> list[ir.Node]:
     for value in list(branch.initializers.values()):
         assert value.name is not None
         branch.initializers.pop(value.name)
-        wanted, suffix = value.name, 1
-        while value.name in graph.initializers:
-            value.name = f"{wanted}.{suffix}"
-            suffix += 1
+        value.name = free_name(value.name, graph.initializers, ".")
         graph.register_initializer(value)
     moved = list(branch)
     branch.remove(moved)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphopt.errors import UnsupportedModelError
 from graphopt.ir import facts, opset
 from graphopt.ir.describe import describe
+from graphopt.ir.graphs import free_name
 
 INTERNAL_OPSET = opset.limits().opset
 """What graphs are brought to; see :mod:`graphopt.ir.opset`."""
@@ -44,11 +45,7 @@ class Site:
 
     def constant(self, array: facts.Array, name: str, dtype: ir.DataType | None = None) -> ir.Value:
         """An initializer of the main graph, named after the node."""
-        base = f"{self.node.name or self.node.op_type}/{name}"
-        unique, suffix = base, 0
-        while unique in self.main.initializers:
-            suffix += 1
-            unique = f"{base}_{suffix}"
+        unique = free_name(f"{self.node.name or self.node.op_type}/{name}", self.main.initializers)
         tensor = ir.Tensor(array, dtype=dtype, name=unique)
         value = ir.Value(
             name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor

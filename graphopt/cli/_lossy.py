@@ -34,13 +34,17 @@ def points(record: PassRecord) -> list[str]:
     found: list[dict[str, Any]] = record.details.get("pareto", [])
     shown: list[str] = []
     for point in sorted(found, key=lambda entry: entry.get("predicted_ms") or 0.0)[:_MOST_POINTS]:
-        drop, decibels = point.get("drop"), point.get("decibels")
-        mark = "within" if point.get("held") else "over"
-        numbers = "" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
         shown.append(
-            f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {numbers}"
+            f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {_judged(point)}"
         )
     return shown
+
+
+def _judged(point: dict[str, Any]) -> str:
+    """What a form lost; empty where it was not judged."""
+    drop, decibels = point.get("drop"), point.get("decibels")
+    mark = "within" if point.get("held") else "over"
+    return "" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
 
 
 def _pruned(details: dict[str, Any]) -> str:
@@ -56,7 +60,4 @@ def _pruned(details: dict[str, Any]) -> str:
 
 
 def _tried(point: dict[str, Any]) -> str:
-    mark = "within" if point.get("held") else "over"
-    drop, decibels = point.get("drop"), point.get("decibels")
-    numbers = "not judged" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
-    return f"{1 - point['macs_left']:4.0%} of the multiplications gone  {numbers}"
+    return f"{1 - point['macs_left']:4.0%} of the multiplications gone  {_judged(point) or 'not judged'}"

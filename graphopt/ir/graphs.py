@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import onnx_ir as ir
 
@@ -171,6 +171,15 @@ def _describe_as(value: ir.Value, copy: ir.Value) -> ir.Value:
     if value.meta:
         copy.meta.update(value.meta)
     return copy
+
+
+def free_name(wanted: str, taken: Container[str | None], separator: str = "_") -> str:
+    """``wanted``, with the first number behind it that makes it a name of its own where it is taken."""
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}{separator}{number}"
+    return name
 
 
 def add_constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

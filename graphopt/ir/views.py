@@ -1,4 +1,4 @@
-"""Graph-theoretic views of a graph, as networkx graphs and maps: def-use, dominators, post-dominators."""
+"""Views of a graph: def-use, dominators and post-dominators as networkx graphs and maps; parts of it as models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from graphopt.ir import facts
 from graphopt.ir.describe import all_reads
 
 if TYPE_CHECKING:
@@ -123,3 +124,31 @@ def _immediate(
             table.append(jumps[at][len(table) - 1])
         jumps[node] = table
     return {node: jumps[node][0] for node in order}
+
+
+def part_of(model: ir.Model, nodes: Iterable[ir.Node], name: str = "part") -> tuple[ir.Model, list[str]]:
+    """Some nodes of the main graph as a model of their own, and the names of the values that flow into it.
+
+    Constants come along, and are shared. Values that nodes outside read, and outputs of the model, become its outputs.
+    """
+    graph = model.graph
+    inside = list(nodes)
+    members = set(inside)
+    inputs: dict[ir.Value, None] = {}
+    constants: dict[ir.Value, None] = {}
+    for node in inside:
+        for value in all_reads(node):
+            if value.producer() in members or (value.graph is not graph and not value.is_graph_input()):
+                continue
+            (constants if facts.is_constant(value) else inputs).setdefault(value)
+    outputs = [
+        value
+        for node in inside
+        for value in node.outputs
+        if value.is_graph_output() or any(use.node not in members for use in value.uses())
+    ]
+    view = ir.GraphView(
+        list(inputs), outputs, nodes=inside, initializers=list(constants),
+        opset_imports=dict(graph.opset_imports), name=name,
+    )  # fmt: skip
+    return ir.Model(view.clone(), ir_version=model.ir_version), [value.name or "" for value in inputs]

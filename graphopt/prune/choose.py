@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -184,13 +185,12 @@ def macs(structure: Structure, places: Mapping[str, int], removed: Iterable[int]
         dims = facts.static_dims(layer.weight)
         if dims is None or layer.name not in places:
             continue
-        share = 1.0
-        for value, axis in ((layer.weight, layer.out), (layer.data, layer.channel)):
-            mask = keep(value, axis)
-            if mask is not None and not (
-                layer.is_depthwise and axis == layer.channel and value is layer.data
-            ):
-                share *= float(mask.mean())
+        # An output of a depthwise convolution goes with the one channel that it reads.
+        masks = [
+            keep(layer.weight, layer.out),
+            None if layer.is_depthwise else keep(layer.data, layer.channel),
+        ]
+        share = math.prod(float(mask.mean()) for mask in masks if mask is not None)
         found[layer.name] = places[layer.name] * float(np.prod(dims)) * share
     return found
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
-from graphopt.ir.graphs import add_constant
+from graphopt.ir.graphs import add_constant, free_name
 from graphopt.prune.flow import slices_of, target_of
 from graphopt.prune.structure import Mask, Structure
 
@@ -62,10 +62,9 @@ def _shrink(value: ir.Value, own: ir.Value, keep: Keep) -> None:
 def _replace(twin: ir.Node, slot: int, content: Iterable[int]) -> None:
     """Give a node another constant of integers."""
     before = twin.inputs[slot]
-    assert before is not None and twin.graph is not None
+    assert before is not None and isinstance(twin.graph, ir.Graph)
     array = np.asarray(list(content), facts.numpy_dtype(before))
     graph = twin.graph
-    assert isinstance(graph, ir.Graph)
     twin.replace_input_with(slot, _constant(twin, f"pruned_{slot}", array))
     if (
         before.name
@@ -80,11 +79,7 @@ def _constant(twin: ir.Node, what: str, array: facts.Array) -> ir.Value:
     """A new constant beside a node, under a name that is free."""
     graph = twin.graph
     assert isinstance(graph, ir.Graph)
-    wanted = name = f"{twin.name or twin.op_type}/{what}"
-    suffix = 0
-    while name in graph.initializers:
-        suffix += 1
-        name = f"{wanted}_{suffix}"
+    name = free_name(f"{twin.name or twin.op_type}/{what}", graph.initializers)
     return add_constant(graph, name, ir.tensor(array))
 
 
@@ -201,15 +196,10 @@ def _joined(
             next(wanted)
         return value
     parts = [_joined(twin, part, wanted, count) for part in node.inputs]
-    made = ir.node(
-        "Concat", parts, attributes={"axis": 0}, name=f"{twin.name or twin.op_type}/pruned_shape_{count[0]}"
-    )
     taken = {value.name for other in graph for value in other.outputs}
-    suffix = 0
-    while made.name in taken:
-        suffix += 1
-        made.name = f"{twin.name or twin.op_type}/pruned_shape_{count[0]}_{suffix}"
-    made.outputs[0].name = made.name
+    name = free_name(f"{twin.name or twin.op_type}/pruned_shape_{count[0]}", taken)
+    made = ir.node("Concat", parts, attributes={"axis": 0}, name=name)
+    made.outputs[0].name = name
     made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
     graph.insert_before(twin, made)
     return made.outputs[0]

@@ -41,7 +41,7 @@ class Flow:
                 self.refuse(node, f"{node.op_type} {why}")
             elif values and (facts.rank(values[0]) or node.op_type in _ELEMENTWISE):
                 self._used = []
-                before = len(self.labels.ties())
+                before = self.labels.tied
                 rule(self, node)
                 self._pin_rest(node, before)
         for value in graph.outputs:
@@ -67,7 +67,7 @@ class Flow:
         if not open_:
             return
         covered = {PINNED}.union(*(labels.tolist() for labels in (*handed, *self._used)))
-        ties = self.labels.ties()[first:]
+        ties = self.labels.ties(first)
         changed = True
         while changed:
             size = len(covered)

@@ -125,9 +125,14 @@ class Labels:
             found[members] = members.min()
         return found
 
-    def ties(self) -> list[tuple[Indices, Indices]]:
-        """All that was said to be one."""
-        return list(self._ties)
+    @property
+    def tied(self) -> int:
+        """How often labels were said to be one."""
+        return len(self._ties)
+
+    def ties(self, first: int = 0) -> list[tuple[Indices, Indices]]:
+        """What was said to be one, from one of these times on."""
+        return self._ties[first:]
 
     def all_axes(self) -> list[Indices]:
         """The labels of every axis that has any."""

@@ -9,27 +9,16 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
-from graphopt.ir.describe import all_reads
 from graphopt.ir.facts import Array
-from graphopt.ir.graphs import subgraphs_of
 from graphopt.prune.structure import Layer
-from graphopt.quant.observe import tapped
-from graphopt.quant.rounding import patches
+from graphopt.quant import rounding
+from graphopt.quant.observe import leading_to
 from graphopt.verify.session import Session
 
 MOST_INPUTS = 4096
 """Numbers that go into one sum, beyond which second moments would take too much memory and time."""
 ROWS = 256
 """Places of one sample."""
-
-
-def inputs_of(layer: Layer) -> int:
-    """How many numbers go into one sum of a layer."""
-    dims = facts.static_dims(layer.weight)
-    assert dims is not None
-    if layer.node.op_type == "Conv":
-        return int(np.prod(dims[1:]))
-    return dims[layer.inner]
 
 
 def why_not(layer: Layer) -> str:
@@ -43,7 +32,7 @@ def why_not(layer: Layer) -> str:
         return "its pads are not known"
     if layer.node.op_type == "Gemm" and facts.attribute(layer.node, "transA", 0):
         return "its data are transposed"
-    if inputs_of(layer) > MOST_INPUTS:
+    if rounding.inputs_of(layer.node) > MOST_INPUTS:
         return f"more than {MOST_INPUTS} numbers go into one sum"
     return ""
 
@@ -78,67 +67,18 @@ def rows_of(layer: Layer, array: Array, seed: int, most: int = ROWS) -> Array:
             return np.arange(count)
         return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
-    if layer.node.op_type == "Conv":
-        return patches(layer.node, array, some)
-    rows = np.moveaxis(array, layer.channel, -1).reshape(-1, array.shape[layer.channel])
-    return rows[some(len(rows))][None].astype(np.float32)
+    return rounding.rows_of(layer.node, array, some)
 
 
 def read_by(
     model: ir.Model, layers: Sequence[Layer], samples: Iterable[Feeds], threads: int = 0
 ) -> Iterator[Mapping[str, Array]]:
     """For each sample what these layers read, by name of the value."""
-    names = list(dict.fromkeys(layer.data.name or "" for layer in layers))
     inputs = {value.name for value in model.graph.inputs}
-    session = Session(
-        only(model, [name for name in names if name not in inputs]), optimize="all", threads=threads
-    )
+    names = [name for name in dict.fromkeys(layer.data.name or "" for layer in layers) if name not in inputs]
+    session = Session(leading_to(model, names), optimize="all", threads=threads) if names else None
     for feeds in samples:
-        wanted = [name for name in names if name not in inputs]
-        needed = {name: array for name, array in feeds.items() if name in session.input_names}
-        yield {**feeds, **(session.run(needed, wanted) if wanted else {})}
+        yield {**feeds, **({} if session is None else session.run(feeds, names))}
 
 
-def only(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy that computes these tensors and nothing else."""
-    copy = tapped(model, names)
-    wanted = {value.name: value for value in copy.graph.outputs}
-    if names:
-        copy.graph.outputs.clear()
-        copy.graph.outputs.extend(wanted[name] for name in dict.fromkeys(names))
-    needed = set(copy.graph.outputs)
-    for node in reversed(list(copy.graph)):
-        if any(value in needed for value in node.outputs):
-            needed.update(all_reads(node))
-        else:
-            remove(copy.graph, node)
-    for name, value in list(copy.graph.initializers.items()):
-        if value not in needed:
-            del copy.graph.initializers[name]
-    kept = [value for value in copy.graph.inputs if value in needed]
-    copy.graph.inputs.clear()
-    copy.graph.inputs.extend(kept)
-    return copy
-
-
-def remove(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove a node whose outputs nothing reads any more, with what its branches read."""
-    for inner in subgraphs_of(node):
-        inner.outputs.clear()
-        for other in inner.all_nodes():
-            for slot in range(len(other.inputs)):
-                other.replace_input_with(slot, None)
-    graph.remove(node, safe=True)
-
-
-__all__ = [
-    "MOST_INPUTS",
-    "inputs_of",
-    "matrices",
-    "only",
-    "read_by",
-    "remove",
-    "restored",
-    "rows_of",
-    "why_not",
-]
+__all__ = ["MOST_INPUTS", "matrices", "read_by", "restored", "rows_of", "why_not"]

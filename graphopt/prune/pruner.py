@@ -18,14 +18,13 @@ from graphopt.ir.facts import Array
 from graphopt.lossy import Candidate, Context
 from graphopt.prune import choose
 from graphopt.prune.cut import cut
-from graphopt.prune.moments import only
 from graphopt.prune.recover import Fit, Recovery
 from graphopt.prune.score import Criterion, scores
 from graphopt.prune.structure import Structure, analyse, separate
-from graphopt.verify.budget import Judgement, TooSlowError, noise_share
+from graphopt.quant.observe import leading_to
+from graphopt.verify.budget import Judgement, noise_share
 from graphopt.verify.session import Session
 
-_RECURRENT = ("LSTM", "GRU", "RNN")
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_TIME = 0.4
 """Of what is left, for the sensitivity of groups."""
@@ -44,7 +43,7 @@ class Pruned:
     """A pruned model.
 
     Attributes:
-        label: "prune 42 % of the multiplications".
+        label: "pruned, 42% of the multiplications gone".
         model: The graph.
         removed: Classes.
         macs: Share of the multiplications that is left.
@@ -173,19 +172,12 @@ class Pruner:
                 weight[(slice(None),) * layer.inner + (~mask,)] = 0
             value = model.graph.initializers[layer.weight.name or ""]
             value.const_value = ir.tensor(weight, name=value.name)
-        for constant, axis, _ in self.structure.labels.constants():
-            mask = keep(constant, axis)
-            if (
-                mask is not None
-                and axis == 2
-                and any(use.node.op_type in _RECURRENT for use in constant.uses())
-            ):
-                value = model.graph.initializers[constant.name or ""]
-                content = facts.constant(constant)
-                assert content is not None
-                value.const_value = ir.tensor(
-                    np.where(mask, content, 0).astype(content.dtype), name=value.name
-                )
+        for constant, classes in self.structure.read_by_recurrent():
+            content = facts.constant(constant)
+            assert content is not None
+            value = model.graph.initializers[constant.name or ""]
+            kept = np.where(np.isin(classes, removed), 0, content).astype(content.dtype)
+            value.const_value = ir.tensor(kept, name=value.name)
         return Session(model, optimize="all", threads=self.context.threads)
 
     def for_target(self, context: Context) -> Pruner:
@@ -244,7 +236,11 @@ class Pruner:
     def _by_loss(self, ratio: float, macs: float) -> set[int]:
         """What costs least for the multiplications it saves, until enough are saved."""
         wanted = macs or 1 - self._left(choose.uniform(self.choices, ratio))
-        gain = {choice.group.name: self._saved(choice.removed(len(choice.units))) for choice in self.choices}
+        costs = self._costs()
+        gain = {
+            choice.group.name: self._saved(choice.removed(len(choice.units)), costs)
+            for choice in self.choices
+        }
         capped = min(1.0, _CAP * self._share(wanted))
         counts, taken = [0] * len(self.choices), []
 
@@ -263,15 +259,18 @@ class Pruner:
                 counts[index] += self.choices[index].step
         return choose.all_removed(self.choices, counts)
 
-    def _saved(self, removed: Iterable[int]) -> float:
+    def _saved(self, removed: Iterable[int], costs: Mapping[str, float]) -> float:
         """Milliseconds that are saved without some classes, as far as they go with the multiplications."""
         after = choose.macs(self.structure, self.places, removed)
-        return sum((whole - after[name]) * self._cost(name) for name, whole in self._macs.items())
+        return sum((whole - after[name]) * costs[name] for name, whole in self._macs.items())
 
-    def _cost(self, name: str) -> float:
-        """Milliseconds of a multiplication of a layer; of an average one where the layer was not measured."""
+    def _costs(self) -> dict[str, float]:
+        """Milliseconds of a multiplication of each layer; of an average one where the layer was not measured."""
         usual = sum(self.times.values()) / (sum(self._macs[name] for name in self.times) or 1.0) or 1.0
-        return self.times[name] / self._macs[name] if self.times.get(name) and self._macs[name] else usual
+        return {
+            name: self.times[name] / whole if self.times.get(name) and whole else usual
+            for name, whole in self._macs.items()
+        }
 
     def _share(self, macs: float) -> float:
         """The share of every group that saves so many multiplications."""
@@ -311,7 +310,7 @@ class Pruner:
             return self.context.evaluation.judge(
                 [session.run(feeds) for feeds in self.context.evaluation.feeds]
             )
-        except (TooSlowError, GraphoptError):
+        except GraphoptError:
             return None
 
     def _times(self, model: ir.Model) -> dict[str, float]:
@@ -339,9 +338,8 @@ class Pruner:
         """How many sums each output channel of a layer has in one sample."""
         values = {layer.name: layer.node.outputs[0] for layer in self.structure.layers}
         names = [value.name or "" for value in values.values()]
-        session = Session(only(self.model, names), threads=self.context.threads)
-        feeds = {name: array for name, array in self._samples[0].items() if name in session.input_names}
-        seen = session.run(feeds, list(dict.fromkeys(names)))
+        session = Session(leading_to(self.model, names), threads=self.context.threads)
+        seen = session.run(self._samples[0], names)
         found = {}
         for layer in self.structure.layers:
             dims = facts.static_dims(layer.weight)

@@ -20,12 +20,13 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.describe import all_reads
 from graphopt.ir.facts import Array
-from graphopt.ir.graphs import add_constant
+from graphopt.ir.graphs import add_constant, free_name
 from graphopt.prune import moments
 from graphopt.prune.cut import Keep
 from graphopt.prune.structure import Layer, Structure, layers_of
 from graphopt.prune.walk import Walk
 from graphopt.quant.kernels import bias_of
+from graphopt.quant.rounding import inputs_of
 
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean square of what is read."""
@@ -136,7 +137,7 @@ class Recovery:
             twin = twins[layer.name]
             has_bias = _can_shift(twin)
             train, test = _Sums(has_bias), _Sums(has_bias)
-            weights = self._matrices(layer, twin)
+            weights = _matrices(layer, twin, keep)
             # What it reads may have another name by now: a bias may have been added.
             reads = twin.node.inputs[0]
             assert reads is not None
@@ -167,19 +168,8 @@ class Recovery:
 
     def _rows(self, twin: Layer) -> int:
         """Rows of each sample: several for each number that goes into a sum."""
-        wanted = _ROWS_A_NUMBER * moments.inputs_of(twin) / max(len(self.samples), 1)
+        wanted = _ROWS_A_NUMBER * inputs_of(twin.node) / max(len(self.samples), 1)
         return int(min(max(wanted, _LEAST_ROWS), moments.ROWS))
-
-    def _matrices(self, layer: Layer, twin: Layer) -> tuple[Array, Array]:
-        """The weights of the outputs that are left, as they were and as they are: [groups, outputs, numbers]."""
-        weight, own = facts.constant(layer.weight), facts.constant(twin.weight)
-        assert weight is not None and own is not None
-        full, left = moments.matrices(layer, weight), moments.matrices(twin, own)
-        mask = self.structure.keeper(self.removed)(layer.weight, layer.out)
-        if mask is None:
-            return full, left
-        # Each group has as many outputs left, but not the same ones; of a depthwise one whole groups are gone.
-        return full[mask.reshape(full.shape[:2])].reshape(*left.shape[:2], -1), left
 
     def _solve(self, train: _Sums, test: _Sums, layer: Layer, twin: Layer) -> None:
         own = facts.constant(twin.weight)
@@ -195,6 +185,18 @@ class Recovery:
         twin.weight.const_value = ir.tensor(moments.restored(twin, matrix, own), name=twin.weight.name)
         if train.has_bias:
             _add_to_bias(self.pruned.graph, twin, change[:, -1].reshape(-1))
+
+
+def _matrices(layer: Layer, twin: Layer, keep: Keep) -> tuple[Array, Array]:
+    """The weights of the outputs that are left, as they were and as they are: [groups, outputs, numbers]."""
+    weight, own = facts.constant(layer.weight), facts.constant(twin.weight)
+    assert weight is not None and own is not None
+    full, left = moments.matrices(layer, weight), moments.matrices(twin, own)
+    mask = keep(layer.weight, layer.out)
+    if mask is None:
+        return full, left
+    # Each group has as many outputs left, but not the same ones; of a depthwise one whole groups are gone.
+    return full[mask.reshape(full.shape[:2])].reshape(*left.shape[:2], -1), left
 
 
 def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
@@ -251,11 +253,7 @@ def _add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
         made = np.asarray(content.astype(np.float64) + change / beta).astype(content.dtype)
         bias.const_value, bias.shape = ir.tensor(made, name=bias.name), ir.Shape(made.shape)
         return
-    wanted = name = f"{node.name or node.op_type}/recovered_bias"
-    suffix = 0
-    while name in graph.initializers:
-        suffix += 1
-        name = f"{wanted}_{suffix}"
+    name = free_name(f"{node.name or node.op_type}/recovered_bias", graph.initializers)
     array = change.astype(facts.numpy_dtype(layer.weight) or np.float32)
     value = add_constant(graph, name, ir.tensor(array))
     if node.op_type in ("Conv", "Gemm"):

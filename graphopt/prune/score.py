@@ -24,6 +24,7 @@ from graphopt.prune import moments
 from graphopt.prune.labels import PINNED, Indices
 from graphopt.prune.structure import Layer, Structure
 from graphopt.quant.observe import in_turns
+from graphopt.quant.rounding import inputs_of
 
 Criterion = Literal["hessian", "activation", "magnitude"]
 _DAMPING = 0.001
@@ -132,7 +133,7 @@ def scores(
         if layer not in plain:
             notes.append(f"{layer.name}: ranked by magnitude: {moments.why_not(layer)}")
             _add_magnitude(found, structure, layer)
-    for turn in in_turns(plain, lambda layer: 8 * layer.groups * moments.inputs_of(layer) ** 2, memory):
+    for turn in in_turns(plain, lambda layer: 8 * layer.groups * inputs_of(layer.node) ** 2, memory):
         progress(f"what {len(turn)} layers read")
         sums: dict[str, Array] = {}
         counts: dict[str, int] = {}
@@ -142,7 +143,7 @@ def scores(
                 sums[layer.name] = sums.get(layer.name, 0.0) + (rows.swapaxes(1, 2) @ rows).astype(np.float64)
                 counts[layer.name] = counts.get(layer.name, 0) + rows.shape[1]
         for layer in turn:
-            enough = counts[layer.name] >= _LEAST_ROWS * moments.inputs_of(layer)
+            enough = counts[layer.name] >= _LEAST_ROWS * inputs_of(layer.node)
             if criterion == "hessian" and not enough:
                 notes.append(
                     f"{layer.name}: ranked by activation: too few inputs were seen for second moments"
@@ -205,7 +206,7 @@ def _add_magnitude(found: Array, structure: Structure, layer: Layer) -> None:
     square = np.square(weight.astype(np.float64))
     whole = float(square.sum()) or 1.0
     for axis in (layer.out, layer.inner):
-        if axis == layer.inner and (layer.groups > 1 or layer.is_depthwise):
+        if axis == layer.inner and layer.groups > 1:
             continue
         labels = structure.class_of(layer.weight, axis)
         if labels is not None:
@@ -215,13 +216,11 @@ def _add_magnitude(found: Array, structure: Structure, layer: Layer) -> None:
 
 def _add_recurrent(found: Array, structure: Structure) -> None:
     """Hidden units by the squares of the weights that read them back."""
-    for value, axis, labels in structure.labels.constants():
-        readers = [use.node.op_type for use in value.uses() if use.idx in (1, 2)]
+    for value, classes in structure.read_by_recurrent():
         weight = facts.constant(value)
-        if axis != 2 or weight is None or not {"LSTM", "GRU", "RNN"} & set(readers):
-            continue
+        assert weight is not None
         square = np.square(weight.astype(np.float64))
-        np.add.at(found, structure.classes[labels], square.sum(axis=(0, 1)) / (float(square.sum()) or 1.0))
+        np.add.at(found, classes, square.sum(axis=(0, 1)) / (float(square.sum()) or 1.0))
 
 
 __all__ = ["Criterion", "scores"]

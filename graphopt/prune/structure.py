@@ -16,6 +16,10 @@ from graphopt.prune.flow import Flow
 from graphopt.prune.labels import PINNED, Axis, Indices, Labels
 
 Mask = npt.NDArray[np.bool_]
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+_RECURRENT_AXIS = 2
+_W, _R = 1, 2
+"""Operands of these: weights of the data and of the hidden state, whose last axis is summed over."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Layer:
 
 def layers_of(graph: ir.Graph) -> list[Layer]:
     """The layers of a graph, in order."""
-    return [layer for node in graph for layer in (_layer(node),) if layer is not None]
+    return [layer for node in graph if (layer := _layer(node)) is not None]
 
 
 def _layer(node: ir.Node) -> Layer | None:
@@ -88,7 +92,6 @@ class Group:
         name: Of its first layer.
         classes: Smallest first.
         size: How many indices of that layer's axis one class takes.
-        makers: Layers that make these channels.
         readers: Layers that read them.
         width: Channels of the first layer.
     """
@@ -96,7 +99,6 @@ class Group:
     name: str
     classes: tuple[int, ...]
     size: int
-    makers: tuple[Layer, ...]
     readers: tuple[Layer, ...]
     width: int
 
@@ -146,6 +148,15 @@ class Structure:
         """The class of each index of an axis; None where nothing of it may be removed."""
         labels = self.labels.of(value, axis)
         return None if labels is None else self.classes[labels]
+
+    def read_by_recurrent(self) -> list[tuple[ir.Value, Indices]]:
+        """Weights of LSTM, GRU and RNN with the class of each number that goes into their sums (their last axis)."""
+        return [
+            (value, self.classes[labels])
+            for value, axis, labels in self.labels.constants()
+            if axis == _RECURRENT_AXIS
+            and any(use.node.op_type in _RECURRENT and use.idx in (_W, _R) for use in value.uses())
+        ]
 
     def keeper(self, removed: Iterable[int]) -> Callable[[ir.Value | None, int], Mask | None]:
         """From an axis of a value to what is kept of it where these classes are removed; None where all is."""
@@ -250,7 +261,6 @@ def _groups(structure: Structure) -> list[Group]:
                 name,
                 tuple(sorted(classes)),
                 len(first) // len(np.unique(first)),
-                tuple(layer for layer, _ in layers),
                 tuple(readers.get(index, ())),
                 len(first),
             )
@@ -261,14 +271,11 @@ def _groups(structure: Structure) -> list[Group]:
 def _recurrent_units(structure: Structure) -> dict[str, Indices]:
     """Classes of hidden units, by the node of the layer."""
     found = {}
-    for value, axis, labels in structure.labels.constants():
-        if axis != 2 or facts.rank(value) != 3:
-            continue
+    for value, classes in structure.read_by_recurrent():
         for use in value.uses():
-            if use.node.op_type in ("LSTM", "GRU", "RNN") and use.idx == 2:
-                classes = structure.classes[labels]
-                if (classes != PINNED).any():
-                    found[use.node.name or use.node.op_type] = classes[classes != PINNED]
+            # W reads the data, R the units themselves.
+            if use.idx == _R and (classes != PINNED).any():
+                found[use.node.name or use.node.op_type] = classes[classes != PINNED]
     return found
 
 

@@ -471,7 +471,7 @@ class Taps:
         self._names = [name for name in names if name not in inputs]
         self._session: Session | None = None
         if self._names:
-            self._session = Session(_leading_to(model, self._names), optimize="all", threads=threads)
+            self._session = Session(leading_to(model, self._names), optimize="all", threads=threads)
 
     def run(self, feeds: Feeds) -> Iterator[tuple[str, Array]]:
         """The tensors of one sample by name, one after the other; they are views that may not be kept.
@@ -489,7 +489,7 @@ def activation_bytes(
     model: ir.Model, names: Sequence[str], feeds: Feeds, *, threads: int = 0
 ) -> dict[str, int]:
     """Size of each tensor on one sample, without holding them: the graph counts their elements itself."""
-    copy = _leading_to(model, names)
+    copy = leading_to(model, names)
     graph = copy.graph
     counters: dict[str, str] = {}
     for index, value in enumerate(list(graph.outputs)):
@@ -504,7 +504,7 @@ def activation_bytes(
     return {name: 4 * int(found[counters[name]]) for name in names}
 
 
-def _leading_to(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def leading_to(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of ``model`` whose outputs are the tensors of these names, without what does not lead to them."""
     copy = ir_model.clone(model)
     values = _values(copy)
@@ -538,6 +538,7 @@ __all__ = [
     "data_key",
     "graph_key",
     "in_turns",
+    "leading_to",
     "observe",
     "parse_memory",
     "suspicions",

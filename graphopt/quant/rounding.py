@@ -44,7 +44,7 @@ def why_not(node: ir.Node) -> str:
         return "its weight has other than two dimensions"
     if node.op_type == "Conv" and facts.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return "its padding follows the input's size"
-    inputs = _inputs(node)
+    inputs = inputs_of(node)
     return "" if inputs <= _MOST_INPUTS else f"{inputs} numbers go into each sum"
 
 
@@ -101,8 +101,8 @@ def rounded_weights(
     return rounded, scales
 
 
-def _inputs(node: ir.Node) -> int:
-    """How many numbers go into one sum."""
+def inputs_of(node: ir.Node) -> int:
+    """How many numbers go into one sum of a product with a constant weight."""
     weight = facts.static_dims(node.inputs[1])
     assert weight is not None
     if node.op_type == "Conv":
@@ -115,7 +115,7 @@ def _count(node: ir.Node) -> int:
 
 
 def _moment_bytes(unit: Unit) -> int:
-    return 8 * _count(unit.node) * _inputs(unit.node) ** 2
+    return 8 * _count(unit.node) * inputs_of(unit.node) ** 2
 
 
 def _moments(
@@ -132,20 +132,25 @@ def _moments(
             break
         seen = session.run(feeds, names)
         for unit in units:
-            rows = _rows(unit.node, seen[unit.inputs[0].name or ""], rng)
+            rows = rows_of(unit.node, seen[unit.inputs[0].name or ""], lambda count: _some(count, rng))
             found = (rows.swapaxes(1, 2) @ rows).astype(np.float64)
             sums[unit.name] = sums.get(unit.name, 0.0) + found
             counts[unit.name] = counts.get(unit.name, 0) + rows.shape[1]
-    least = {unit.name: _LEAST_ROWS * _inputs(unit.node) for unit in units}
+    least = {unit.name: _LEAST_ROWS * inputs_of(unit.node) for unit in units}
     return {name: found for name, found in sums.items() if counts[name] >= least[name]}
 
 
-def _rows(node: ir.Node, array: Array, rng: np.random.Generator) -> Array:
-    """What goes into sums of a node, float32 [groups, at most ``_ROWS``, K]."""
-    if node.op_type != "Conv":
-        rows = array.reshape(-1, array.shape[-1])
-        return rows[_some(len(rows), rng)][None].astype(np.float32)
-    return patches(node, array, lambda count: _some(count, rng))
+def rows_of(node: ir.Node, array: Array, some: Callable[[int], Array]) -> Array:
+    """What goes into some sums of a product with a constant weight, float32 [groups, rows, numbers of a sum].
+
+    Args:
+        array: Its data; a matrix is not transposed.
+        some: Which of so many sums are taken.
+    """
+    if node.op_type == "Conv":
+        return patches(node, array, some)
+    rows = array.reshape(-1, array.shape[-1])
+    return rows[some(len(rows))][None].astype(np.float32)
 
 
 def patches(node: ir.Node, array: Array, some: Callable[[int], Array]) -> Array:
@@ -188,7 +193,7 @@ def _rounded(node: ir.Node, moments: Array, bits: int) -> tuple[Array, Array]:
     weight = facts.constant(node.inputs[1])
     assert weight is not None
     # One scale for all that is summed over.
-    scheme = Scheme(bits, _inputs(node), True)
+    scheme = Scheme(bits, inputs_of(node), True)
     if node.op_type == "Conv":
         groups = _count(node)
         split = weight.reshape(groups, len(weight) // groups, -1)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from graphopt.errors import PassFailedError
 from graphopt.ir import check, kernels, provenance
+from graphopt.ir.graphs import free_name
 from graphopt.rewrite.rewrite import Builder, Refuse, Rewrite
 
 _MOST_SWEEPS = 12
@@ -259,10 +260,7 @@ def _register(graph: ir.Graph, value: ir.Value) -> None:
     """Constants live in the outermost graph that can see them: the one that is rewritten."""
     name = value.name
     assert name is not None
-    suffix = 1
-    while value.name in graph.initializers:
-        value.name = f"{name}.{suffix}"
-        suffix += 1
+    value.name = free_name(name, graph.initializers, ".")
     graph.register_initializer(value)
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphopt.data.interface import save_feeds
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
+from graphopt.ir.views import part_of
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
@@ -78,31 +79,4 @@ def cut_out(model: ir.Model, names: frozenset[str]) -> tuple[ir.Model, list[str]
     )
     if graph is None or graph is not clone.graph:
         return model, []
-    inside = [node for node in graph if node.name in names]
-    members = set(inside)
-    inputs: dict[ir.Value, None] = {}
-    constants: dict[ir.Value, None] = {}
-    for node in inside:
-        for value in _reads(node):
-            if value.producer() in members or (value.graph is not graph and not value.is_graph_input()):
-                continue
-            (constants if facts.is_constant(value) else inputs).setdefault(value)
-    outputs = [
-        value
-        for node in inside
-        for value in node.outputs
-        if value.is_graph_output() or any(use.node not in members for use in value.uses())
-    ]
-    view = ir.GraphView(
-        list(inputs), outputs, nodes=inside, initializers=list(constants),
-        opset_imports=dict(graph.opset_imports), name="repro",
-    )  # fmt: skip
-    return ir.Model(view.clone(), ir_version=model.ir_version), [value.name or "" for value in inputs]
-
-
-def _reads(node: ir.Node) -> Iterable[ir.Value]:
-    yield from (value for value in node.inputs if value is not None)
-    for attr in node.attributes.values():
-        if not attr.is_ref() and attr.type == ir.AttributeType.GRAPH:
-            for inner in attr.as_graph().all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
+    return part_of(clone, [node for node in graph if node.name in names], "repro")

@@ -80,10 +80,6 @@ class _Compiling:
         """None that the search for a mix could measure one by one."""
         return None
 
-    def channel_multiple(self) -> int:
-        """A vector of channels; on GPUs as many channels as lie in a segment of 32 bytes."""
-        return floats_of_a_vector() if self.name == LLVM else 8
-
     def allowed_domains(self) -> frozenset[str]:
         """None but ONNX's."""
         return frozenset()
@@ -132,6 +128,10 @@ class TvmTarget(_Compiling, TvmRuntime):
         from graphopt.targets.tvm.integers import kernels
 
         return kernels(self._dots()) if self._dots() else None
+
+    def channel_multiple(self) -> int:
+        """A vector of channels."""
+        return floats_of_a_vector()
 
     def probe(self) -> Probe:
         """As for the runtime; code for a higher level than this processor's does not run here."""
@@ -245,6 +245,10 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
         compiler = find_compiler()
         known = [name for name in gpus_here() if compiler is None or name in compiler.architectures]
         return TvmCudaTarget(self.name, gpus_of(text, known))
+
+    def channel_multiple(self) -> int:
+        """As many channels as lie in a segment of 32 bytes."""
+        return 8
 
     def probe(self) -> Probe:
         """As for the runtime; code for other GPUs than the one that is here does not run here."""
