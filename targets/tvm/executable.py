@@ -25,7 +25,7 @@ LLVM = "tvm-llvm"
 LIBRARY = "model.so"
 WEIGHTS = "weights.bin"
 INSIDE = 64 << 20
-"""Bytes of weights up to which they are part of the library; beyond that linking takes long, or fails."""
+"""Bytes of weights up to which they are part of the library; beyond that linking takes long."""
 CPU, POOLED = 1, 2
 DEPTHWISE, END_OF_NUMBER = "depthwise", "th"
 """In names of kernels: what is no product with a number, and what is behind a number, since TVM adds its own."""
