@@ -43,6 +43,9 @@ class Context:
         weights: Integer weights and corrections that an earlier pass found.
         rival: Milliseconds of all kernels of the fastest that holds on a target before this one.
         shared: What passes found on the targets before this one, by a key of their own.
+        original: The float graph that the first lossy pass was given: what a pass that wins accuracy back learns from.
+        recovers: Whether such a pass follows: then what is over the budget may be handed on to it
+            (:attr:`Candidate.prepares`).
     """
 
     dataset: Dataset
@@ -62,6 +65,8 @@ class Context:
     weights: Weights = field(default_factory=Weights)
     rival: float = float("inf")
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    original: ir.Model | None = None
+    recovers: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,12 @@ class LossyPass(Pass):
 
     Class attributes:
         share: Of the time that is left, where other lossy passes follow.
+        recovers: Whether it wins back what passes before it lost.
     """
 
     numerics = Numerics.LOSSY
     share: ClassVar[float] = 1.0
+    recovers: ClassVar[bool] = False
 
     @abc.abstractmethod
     def propose(self, model: ir.Model, context: Context) -> Proposal:

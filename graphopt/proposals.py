@@ -124,7 +124,10 @@ class Proposals:
             if self._deadline - now < _LEAST_TURN and self._fastest < float("inf"):
                 proposal = Proposal(reason="no time was left for this target: --tune gives more")
             else:
-                proposal = self._run(pass_, kept[-1], target, folder, legalize, record, until)
+                recovers = any(later.recovers for later in self.passes[place + 1 :])
+                proposal = self._run(
+                    pass_, kept[-1], model, recovers, target, folder, legalize, record, until
+                )
             record.seconds = time.monotonic() - started
             self._fastest = min(self._fastest, proposal.milliseconds)
             record.details = {"target": target.name, **proposal.details}
@@ -242,6 +245,8 @@ class Proposals:
         self,
         pass_: LossyPass,
         given: Candidate,
+        original: ir.Model,
+        recovers: bool,
         target: Target,
         folder: Path,
         legalize: Callable[[ir.Model], ir.Model],
@@ -282,6 +287,8 @@ class Proposals:
             weights=given.weights,
             rival=self._fastest,
             shared=self._shared,
+            original=original,
+            recovers=recovers,
         )
         try:
             return pass_.propose(given.model, context)
