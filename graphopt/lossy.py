@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.data.dataset import Dataset
-from graphopt.errors import UsageError
+from graphopt.errors import GraphoptError, UsageError
 from graphopt.machine import Kernel
 from graphopt.pipeline.base import Pass
 from graphopt.quant.kernels import IntegerKernels
@@ -19,6 +19,7 @@ from graphopt.quant.place import Weights
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.session import Session
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Context:
         original: The float graph that the first lossy pass was given: what a pass that wins accuracy back learns from.
         recovers: Whether such a pass follows: then what is over the budget may be handed on to it
             (:attr:`Candidate.prepares`).
+        candidates: What earlier passes proposed; the last one holds the graph that the pass is given.
     """
 
     dataset: Dataset
@@ -67,6 +69,15 @@ class Context:
     shared: dict[Hashable, Any] = field(default_factory=dict)
     original: ir.Model | None = None
     recovers: bool = False
+    candidates: tuple[Candidate, ...] = ()
+
+    def judged(self, model: ir.Model) -> Judgement | None:
+        """What a graph loses on the held-out samples, legalised and in ONNX Runtime; None where it does not run."""
+        session = Session(self.legalize(model), optimize="all", threads=self.threads)
+        try:
+            return self.evaluation.judge([session.run(feeds) for feeds in self.evaluation.feeds])
+        except GraphoptError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class Candidate:
         weights: For the pass that puts the graph on integers, where that is another one.
         compact: Whether float constants that are left may be stored as float16.
         prepares: Whether it is for a pass that follows, and no form by itself.
+        replaces: Label of an earlier candidate that it is better than at the same cost.
     """
 
     label: str
@@ -92,6 +104,7 @@ class Candidate:
     weights: Weights = field(default_factory=Weights)
     compact: bool = False
     prepares: bool = False
+    replaces: str = ""
 
 
 @dataclass
@@ -144,4 +157,4 @@ class LossyPass(Pass):
         )
 
 
-__all__ = ["Candidate", "Context", "LossyPass", "Proposal"]
+__all__ = ["Candidate", "Context", "Judgement", "LossyPass", "Proposal"]

@@ -30,6 +30,7 @@ PASSES: Mapping[str, str] = {
     "correct-bias": "graphopt.passes.correct_bias:CorrectBias",
     "cse": "graphopt.passes.cse:CommonSubexpressions",
     "dead-code": "graphopt.passes.dead_code:DeadCode",
+    "distill": "graphopt.passes.distill:Distill",
     "div-to-mul": "graphopt.passes.div_to_mul:DivToMul",
     "einsum": "graphopt.passes.einsum:Einsum",
     "elementwise-constants": "graphopt.passes.elementwise_constants:ElementwiseConstants",

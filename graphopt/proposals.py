@@ -98,6 +98,7 @@ class Proposals:
     _shared: dict[Hashable, Any] = field(default_factory=dict)
     _fastest: float = field(default=float("inf"), init=False)
     _left: int = field(init=False)
+    _original: ir.Model | None = field(default=None, init=False)
     _deadline: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +110,7 @@ class Proposals:
     ) -> tuple[list[tuple[Candidate, ir.Model]], list[PassRecord]]:
         """What the passes propose for ``model`` on ``target``, legalised; and the pass log."""
         records: list[PassRecord] = []
+        self._original = model
         kept: list[Candidate] = [Candidate("", model)]
         # What a target leaves of its time the next ones have.
         now = time.monotonic()
@@ -120,14 +122,12 @@ class Proposals:
             is_last = place == len(self.passes) - 1
             until = deadline if is_last else started + max(deadline - started, 0.0) * pass_.share
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
+            follows = any(later.recovers for later in self.passes[place + 1 :])
             records.append(record)
             if self._deadline - now < _LEAST_TURN and self._fastest < float("inf"):
                 proposal = Proposal(reason="no time was left for this target: --tune gives more")
             else:
-                recovers = any(later.recovers for later in self.passes[place + 1 :])
-                proposal = self._run(
-                    pass_, kept[-1], model, recovers, target, folder, legalize, record, until
-                )
+                proposal = self._run(pass_, kept, follows, target, folder, legalize, record, until)
             record.seconds = time.monotonic() - started
             self._fastest = min(self._fastest, proposal.milliseconds)
             record.details = {"target": target.name, **proposal.details}
@@ -143,12 +143,20 @@ class Proposals:
                     self.warnings.append(
                         f"{pass_.name} on {target.name}: {proposal.reason}; handed out as best effort"
                     )
+                elif follows:
+                    proposal.candidates = [replace(proposal.best_effort, prepares=True)]
+            if pass_.recovers:
+                kept = [entry for entry in kept if not _is_handed_over(entry)]
             if proposal.candidates:
-                before = kept[-1].label
-                kept = [
+                # A pass that recovers something says itself of what; that may still be the faster form.
+                before = "" if pass_.recovers else kept[-1].label
+                named = [
                     replace(entry, label=f"{before}, {entry.label}" if before else entry.label)
                     for entry in proposal.candidates
                 ]
+                stays = pass_.recovers or all(map(_is_handed_over, named))
+                replaced = {entry.replaces for entry in named if entry.replaces}
+                kept = [*(entry for entry in kept if stays and entry.label not in replaced), *named]
                 record.status = PassStatus.APPLIED
                 record.nodes_after = len(kept[-1].model.graph)
             else:
@@ -244,8 +252,7 @@ class Proposals:
     def _run(
         self,
         pass_: LossyPass,
-        given: Candidate,
-        original: ir.Model,
+        kept: Sequence[Candidate],
         recovers: bool,
         target: Target,
         folder: Path,
@@ -284,14 +291,15 @@ class Proposals:
             width=target.channel_multiple() if isinstance(target, Aligned) else 1,
             deadline=deadline,
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
-            weights=given.weights,
+            weights=kept[-1].weights,
             rival=self._fastest,
             shared=self._shared,
-            original=original,
+            original=self._original,
             recovers=recovers,
+            candidates=tuple(entry for entry in kept if entry.label),
         )
         try:
-            return pass_.propose(given.model, context)
+            return pass_.propose(kept[-1].model, context)
         except DataError:
             raise
         except GraphoptError as error:
@@ -301,6 +309,11 @@ class Proposals:
             record.reason = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.warnings.append(f"{pass_.name} on {target.name} failed and was left out: {record.reason}")
         return Proposal()
+
+
+def _is_handed_over(candidate: Candidate) -> bool:
+    """Whether a form is over the budget, for a pass that may win it back."""
+    return candidate.prepares and candidate.judgement is not None and not candidate.judgement.ok
 
 
 def _is_nearer(candidate: Candidate, before: Candidate) -> bool:

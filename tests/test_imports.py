@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("quant",),
     ("lossy",),
     ("prune",),
+    ("train",),
     ("target",),
     ("report", "pipelines", "testing"),
     ("passes", "targets"),
@@ -63,9 +64,13 @@ PASSES_MAY_IMPORT = tuple(
         "lossy",
         "quant",
         "prune",
+        "train",
         "passes._",
     )
 )
+
+OPERATORS = Path("train/operators")
+"""Functions of PyTorch alone, which import it at their top; whoever imports them does so where they are used."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
-    if path.relative_to(PACKAGE) == ADAPTER:
+    if path.relative_to(PACKAGE) == ADAPTER or OPERATORS in path.relative_to(PACKAGE).parents:
         return
     wrong = [
         f"line {entry.line}: {entry.name} at the top of the module"
@@ -148,6 +153,17 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
         if entry.name.split(".")[0] in HEAVY and not entry.lazy and not entry.typing
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_operators_of_training_are_imported_where_they_are_used(path: Path) -> None:
+    if OPERATORS in path.relative_to(PACKAGE).parents:
+        return
+    assert not [
+        entry.line
+        for entry in imports_of(path)
+        if entry.name.startswith("graphopt.train.operators") and not entry.lazy and not entry.typing
+    ]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "passes").glob("*.py")), ids=lambda path: path.name)

@@ -13,6 +13,8 @@ def summary(record: PassRecord) -> str:
     """One line: how much of a graph went to lower precision, or away."""
     if "pruned" in record.details:
         return _pruned(record.details)
+    if "distilled" in record.details:
+        return _distilled(record.details)
     layers: list[dict[str, Any]] = record.details.get("layers", [])
     products = [
         layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
@@ -57,6 +59,18 @@ def _pruned(details: dict[str, Any]) -> str:
     return (
         f"{narrower} of {len(layers)} layers narrower, {1 - left:.0%} of the multiplications gone · {target}"
     )
+
+
+def _distilled(details: dict[str, Any]) -> str:
+    told = details["distilled"]
+    before, after = told["loss"]
+    share = f", loss {after / before:.0%} of what it was" if before else ""
+    noise = (
+        ""
+        if None in told["decibels"]
+        else " dB, then ".join(f"{one:.1f}" for one in told["decibels"]) + " dB"
+    )
+    return f"{told['steps']} steps on {told['samples']} samples{share}, {noise} · {details.get('target', '')}"
 
 
 def _tried(point: dict[str, Any]) -> str:

@@ -302,16 +302,7 @@ class Pruner:
             recovery.run()
             fits, skipped = recovery.fits, recovery.skipped
             check.check(model)
-        return Pruned(label, model, removed, left, self._judged(model), fits, skipped)
-
-    def _judged(self, model: ir.Model) -> Judgement | None:
-        session = Session(self.context.legalize(model), optimize="all", threads=self.context.threads)
-        try:
-            return self.context.evaluation.judge(
-                [session.run(feeds) for feeds in self.context.evaluation.feeds]
-            )
-        except GraphoptError:
-            return None
+        return Pruned(label, model, removed, left, context.judged(model), fits, skipped)
 
     def _times(self, model: ir.Model) -> dict[str, float]:
         """Milliseconds of the layers that are found again among the kernels of the target; none where it cannot run."""

@@ -1,0 +1,357 @@
+"""Trains a student to give what its teacher gives, on samples without labels.
+
+Knowledge distillation (Hinton et al., Distilling the Knowledge in a Neural Network, 2015), end to end by the outputs
+and layer by layer by hidden values (Romero et al., FitNets, ICLR 2015). Part of the samples is kept apart: what is
+handed back are the weights that were best on these, which may be those that came in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import interrupt
+from graphopt.data.interface import Feeds
+from graphopt.ir import model as ir_model
+from graphopt.train.checkpoint import Checkpoint, State
+from graphopt.train.losses import Kind, distance, kinds_of
+from graphopt.train.module import Module, NotTrainableError, to_module
+from graphopt.train.recipe import RATES, Recipe
+from graphopt.train.teacher import Teacher, hidden_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, optim
+
+_APART = 8
+"""One sample in so many is kept apart."""
+_MOST_APART = 64
+_ROWS = 32
+_VALIDATIONS = 20
+"""In a whole training."""
+_TRYING = 0.06
+"""Share of the time for each learning rate that is tried."""
+_LEAST_SECONDS_BETWEEN = 10.0
+"""Between checkpoints."""
+_CLIP = 1.0
+_TINY = 1e-12
+
+
+@dataclass
+class Trained:
+    """What came of it.
+
+    Attributes:
+        model: The student with its best weights.
+        before, after: Loss on the samples kept apart, of the outputs alone, in units that the losses define.
+        steps: That were taken, those of earlier runs included.
+        rate: The largest learning rate.
+        batch: Samples of a step.
+        hidden: Names of the hidden values.
+        history: Step and loss at each validation.
+        note: How it ended.
+    """
+
+    model: ir.Model
+    before: float
+    after: float
+    steps: int
+    rate: float
+    batch: int
+    hidden: list[str]
+    history: list[tuple[int, float]]
+    note: str = ""
+
+
+@dataclass
+class Distillation:
+    """One training.
+
+    Args:
+        teacher: The original.
+        student: What is trained; left as it was.
+        samples: Inputs.
+        recipe: How.
+        deadline: ``time.monotonic()`` by which it is to end.
+        memory: Bytes for what the teacher says.
+        threads: Of an operator.
+        checkpoint: Where it is kept, so that it goes on where it was stopped.
+        progress: Told step and loss.
+    """
+
+    teacher: ir.Model
+    student: ir.Model
+    samples: Sequence[Feeds]
+    recipe: Recipe = field(default_factory=Recipe)
+    deadline: float = float("inf")
+    memory: int = 1 << 28
+    threads: int = 0
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    progress: Callable[[str], None] = lambda text: None
+
+    def run(self) -> Trained:
+        """Train.
+
+        Raises:
+            NotTrainableError: The student has no differentiable form; names the node.
+        """
+        import torch
+
+        threads = torch.get_num_threads()
+        try:
+            if self.threads:
+                torch.set_num_threads(self.threads)
+            return self._run()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run(self) -> Trained:
+        started = time.monotonic()
+        samples = self.samples
+        outputs = [value.name or "" for value in self.student.graph.outputs]
+        hidden = hidden_of(self.teacher, self.student, samples[0], self.threads) if self.recipe.hidden else []
+        self._module = to_module(self.student, [*outputs, *hidden])
+        inner: list[Kind] = ["mse"] * len(hidden)
+        self._kinds = [*kinds_of(self.student, outputs, self.recipe.loss), *inner]
+        self._outputs, self._hidden = outputs, hidden
+        self._teacher = Teacher(
+            self.teacher, [*outputs, *hidden], samples, memory=self.memory, threads=self.threads
+        )
+        self._train, self._apart = _split(len(samples))
+        self._stacks = _can_stack(self._module, samples)
+        self._batch = self.recipe.batch or max(1, _ROWS // _rows_of(samples[0]))
+        self._scales = [1.0] * len(self._kinds)
+        self._scales = [max(loss, _TINY) for loss in self._losses(self._apart)]
+        self._initial = {
+            name: weight.parameter.detach().clone() for name, weight in self._module.weights.items()
+        }
+        state = self.checkpoint.load(self._module)
+        if state is None:
+            state = State(best_loss=1.0, best={name: array.numpy() for name, array in self._initial.items()})
+            state.rate = self.recipe.rate or self._rate(started)
+            self._reset()
+        note = "taken from an earlier run" if state.finished else self._loop(state)
+        state.put_best(self._module)
+        model = ir_model.clone(self.student)
+        self._module.write(model)
+        # Each output is one unit before; so is their mean.
+        return Trained(
+            model, self._mean_scale, state.best_loss * self._mean_scale, state.step, state.rate, self._batch,
+            hidden, state.history, note,
+        )  # fmt: skip
+
+    @property
+    def _mean_scale(self) -> float:
+        return float(np.mean(self._scales[: len(self._outputs)])) if self._outputs else 1.0
+
+    def _loop(self, state: State) -> str:
+        """Train until the end of the time or the steps, or no further gain; says how it ended."""
+        recipe = self.recipe
+        parameters = [weight.parameter for weight in self._module.weights.values()]
+        optimizer = recipe.make_optimizer(parameters)
+        state.put(self._module, optimizer)
+        started, first = time.monotonic(), state.step
+        seconds = min(max(self.deadline - started, 0.0), 1e9)
+        begun, kept_at = state.fraction, started
+        checked, since = begun, 0
+        note = "all the time was used"
+        order = self._batches(state.step)
+        try:
+            while True:
+                fraction = begun + (1 - begun) * (time.monotonic() - started) / max(seconds, 1e-9)
+                if recipe.steps:
+                    fraction = max(fraction, state.step / recipe.steps)
+                is_over = fraction >= 1
+                if is_over or fraction >= checked + 1 / _VALIDATIONS:
+                    checked = fraction
+                    loss = self._validated()
+                    state.history.append((state.step, loss * self._mean_scale))
+                    self.progress(f"step {state.step}, loss {loss:.1%} of what it was")
+                    since += 1
+                    if loss < state.best_loss:
+                        state.best_loss, since = loss, 0
+                        state.take_best(self._module)
+                    if is_over or since >= recipe.patience:
+                        note = note if is_over else f"no gain in {since} validations"
+                        if recipe.steps and state.step >= recipe.steps:
+                            note = "all steps were taken"
+                        state.finished = True
+                        break
+                    if time.monotonic() - kept_at > _LEAST_SECONDS_BETWEEN:
+                        kept_at, state.fraction = time.monotonic(), min(fraction, 0.99)
+                        self.checkpoint.save(state, self._module, optimizer)
+                for group in optimizer.param_groups:
+                    group["lr"] = state.rate * recipe.rate_at(fraction)
+                self._step(next(order), optimizer)
+                state.step += 1
+        except KeyboardInterrupt:
+            interrupt.taken()
+            note = "stopped; the same command goes on with it"
+            state.fraction = min(fraction, 0.99)
+        if state.step > first:
+            self.checkpoint.save(state, self._module, optimizer)
+        return note
+
+    def _step(self, batch: Sequence[int], optimizer: optim.Optimizer) -> None:
+        import torch
+
+        optimizer.zero_grad()
+        for part, share in self._parts(batch):
+            losses = torch.stack(self._compared(part))
+            count = len(self._outputs)
+            loss = losses[:count].mean()
+            if self._hidden:
+                loss = loss + self.recipe.hidden * losses[count:].mean()
+            torch.autograd.backward(loss * share)
+        parameters = [weight.parameter for weight in self._module.weights.values()]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
+        if bool(torch.isfinite(norm)):
+            optimizer.step()
+            self._module.mask()
+
+    def _rate(self, started: float) -> float:
+        """The learning rate with which a few steps come farthest."""
+        tried: list[tuple[float, float]] = []
+        whole = min(self.deadline - started, 1e9)
+        for rate in RATES[self.recipe.optimizer]:
+            self.progress(f"trying a learning rate of {rate:g}")
+            self._reset()
+            optimizer = self.recipe.make_optimizer(
+                [weight.parameter for weight in self._module.weights.values()]
+            )
+            order, begun = self._batches(0), time.monotonic()
+            most = max(self.recipe.steps // 20, 1) if self.recipe.steps else 200
+            for step in range(most):
+                fraction = max(step / most, (time.monotonic() - begun) / max(_TRYING * whole, 1e-9))
+                if fraction >= 1:
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * self.recipe.rate_at(fraction)
+                self._step(next(order), optimizer)
+            tried.append((self._validated(), rate))
+        return min(tried)[1]
+
+    def _reset(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, weight in self._module.weights.items():
+                weight.parameter.copy_(self._initial[name])
+
+    def _batches(self, skipped: int) -> Iterator[list[int]]:
+        """Endless; each epoch in an order of its own."""
+        count = max(len(self._train) // self._batch, 1)
+        epoch, place = divmod(skipped, count)
+        while True:
+            order = np.random.default_rng((self.recipe.seed, epoch)).permutation(self._train)
+            for index in range(place, count):
+                yield order[index * self._batch : (index + 1) * self._batch].tolist()
+            epoch, place = epoch + 1, 0
+
+    def _parts(self, batch: Sequence[int]) -> Iterator[tuple[list[int], float]]:
+        """What can be run at once of a batch, each with its share of it."""
+        groups: dict[object, list[int]] = {}
+        for index in batch:
+            shapes = tuple((name, np.shape(array)) for name, array in sorted(self.samples[index].items()))
+            groups.setdefault(shapes if self._stacks else index, []).append(index)
+        for part in groups.values():
+            yield part, len(part) / len(batch)
+
+    def _compared(self, part: Sequence[int]) -> list[Tensor]:
+        """How far each value is from the teacher's, in units of what it was before training."""
+        import torch
+
+        wanted = [self._teacher.of(index) for index in part]
+        feeds = {
+            name: np.concatenate([np.asarray(self.samples[index][name]) for index in part])
+            if len(part) > 1
+            else np.asarray(self.samples[part[0]][name])
+            for name in self._module.inputs
+        }
+        found: list[Tensor] = []
+        for name, got, kind, scale in zip(
+            self._module.outputs, self._module(feeds), self._kinds, self._scales, strict=True
+        ):
+            if not got.is_floating_point():
+                found.append(torch.zeros(()))
+                continue
+            theirs = torch.from_numpy(
+                np.concatenate([sample[name] for sample in wanted])
+                if len(part) > 1
+                else np.array(wanted[0][name])
+            )
+            found.append(distance(got, theirs, kind, self.recipe.temperature) / scale)
+        return found
+
+    def _losses(self, indices: Sequence[int]) -> list[float]:
+        """The mean of each loss over samples."""
+        import torch
+
+        total = np.zeros(len(self._kinds))
+        with torch.no_grad():
+            for start in range(0, len(indices), self._batch):
+                batch = indices[start : start + self._batch]
+                for part, share in self._parts(batch):
+                    total += torch.stack(self._compared(part)).double().numpy() * share * len(batch)
+        return [float(loss) for loss in total / max(len(indices), 1)]
+
+    def _validated(self) -> float:
+        """Loss of the outputs on the samples kept apart, where 1 is what it was before."""
+        losses = self._losses(self._apart)[: len(self._outputs)]
+        loss = float(np.mean(losses)) if losses else float("inf")
+        return loss if np.isfinite(loss) else float("inf")
+
+
+def _split(count: int) -> tuple[list[int], list[int]]:
+    """Samples to train on, and those kept apart; the same where there are too few."""
+    apart = list(range(_APART - 1, count, _APART))[:_MOST_APART]
+    if not apart:
+        return list(range(count)), list(range(count))
+    return [index for index in range(count) if index not in set(apart)], apart
+
+
+def _rows_of(sample: Feeds) -> int:
+    return max((np.shape(array)[0] for array in sample.values() if np.ndim(array)), default=1) or 1
+
+
+def _can_stack(module: Module, samples: Sequence[Feeds]) -> bool:
+    """Whether samples may be run behind one another along the first axis of every input, as one."""
+    import torch
+
+    first = samples[0]
+    shapes = {name: np.shape(array) for name, array in first.items()}
+    second = next(
+        (
+            other
+            for other in samples[1:]
+            if {name: np.shape(array) for name, array in other.items()} == shapes
+        ),
+        None,
+    )
+    if second is None or any(not np.ndim(array) for array in first.values()):
+        return False
+    joined = {name: np.concatenate([np.asarray(first[name]), np.asarray(second[name])]) for name in first}
+    with torch.no_grad():
+        try:
+            together, alone = module(joined), [module(first), module(second)]
+        except NotTrainableError:
+            return False
+    for both, left, right in zip(together, *alone, strict=True):
+        if (
+            not left.ndim
+            or both.shape[0] != left.shape[0] + right.shape[0]
+            or both.shape[1:] != left.shape[1:]
+        ):
+            return False
+        apart = torch.cat([left, right])
+        scale = float(apart.abs().max()) if apart.numel() else 0.0
+        if not torch.allclose(both.double(), apart.double(), rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
+            return False
+    return True
+
+
+__all__ = ["Distillation", "Trained"]

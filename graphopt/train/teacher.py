@@ -1,0 +1,114 @@
+"""What is learned from: the original's outputs, and its hidden values where the student has them as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.ir import facts
+from graphopt.quant.observe import leading_to
+from graphopt.train.module import to_module
+from graphopt.verify.session import Session
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
+_MOST_HIDDEN = 12
+_SAME = 1e-10
+"""Share of a hidden value's power up to which the student has it right already."""
+
+
+class Teacher:
+    """The original in ONNX Runtime; what it says of a sample is kept as long as there is room.
+
+    Args:
+        model: The original.
+        names: Of values.
+        samples: Inputs.
+        memory: Bytes to keep.
+        threads: Of an operator.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        names: Sequence[str],
+        samples: Sequence[Feeds],
+        *,
+        memory: int,
+        threads: int = 0,
+    ) -> None:
+        self.names = tuple(names)
+        self._samples = samples
+        self._room = memory
+        self._kept: dict[int, Feeds] = {}
+        self._session = Session(leading_to(model, list(names)), optimize="all", threads=threads)
+
+    def of(self, index: int) -> Feeds:
+        """The values for one sample, by name."""
+        if index in self._kept:
+            return self._kept[index]
+        found = self._session.run(self._samples[index], self.names)
+        size = sum(array.nbytes for array in found.values())
+        if size <= self._room:
+            self._kept[index] = found
+            self._room -= size
+        return found
+
+
+def hidden_of(teacher: ir.Model, student: ir.Model, sample: Feeds, threads: int = 0) -> list[str]:
+    """Hidden values of the student that are comparable with the teacher's of the same name, evenly spread.
+
+    Those of layers (products and convolutions) that have the same shape in both, and that the student does not have
+    right already.
+
+    Raises:
+        NotTrainableError: The student has no differentiable form.
+    """
+    import torch
+
+    theirs = {value.name for node in teacher.graph for value in node.outputs if facts.is_float(value)}
+    outputs = {value.name for value in student.graph.outputs}
+    named = [
+        name
+        for node in student.graph
+        if node.op_type in _LAYERS
+        and (name := _behind_bias(node).name)
+        and name in theirs
+        and name not in outputs
+    ]
+    if not named:
+        return []
+    wanted = Session(leading_to(teacher, named), optimize="all", threads=threads).run(sample, named)
+    module = to_module(student, named)
+    with torch.no_grad():
+        got = dict(zip(named, (tensor.numpy() for tensor in module(sample)), strict=True))
+    different = []
+    for name in dict.fromkeys(named):
+        if got[name].shape != wanted[name].shape:
+            continue
+        power = float(np.square(wanted[name], dtype=np.float64).sum())
+        noise = float(np.square(got[name] - wanted[name], dtype=np.float64).sum())
+        if power > 0 and noise > _SAME * power:
+            different.append(name)
+    if len(different) <= _MOST_HIDDEN:
+        return different
+    places = np.linspace(0, len(different) - 1, _MOST_HIDDEN).round().astype(int)
+    return [different[place] for place in places]
+
+
+def _behind_bias(node: ir.Node) -> ir.Value:
+    """A layer's output; behind the Add of its bias where there is one."""
+    out = node.outputs[0]
+    behind = facts.sole_consumer(out)
+    if (
+        behind is not None
+        and behind.op_type == "Add"
+        and any(facts.is_constant(value) for value in behind.inputs)
+    ):
+        return behind.outputs[0]
+    return out
+
+
+__all__ = ["Teacher", "hidden_of"]

@@ -1,0 +1,212 @@
+"""Distillation: nearer to the teacher, never farther, and it goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphopt.capture import capture
+from graphopt.errors import UsageError
+from graphopt.ir import check, shapes
+from graphopt.ir import model as ir_model
+from graphopt.models import builders
+from graphopt.prune.cut import cut
+from graphopt.prune.structure import analyse, separate
+from graphopt.testing import model_from_text, run
+from graphopt.train.checkpoint import Checkpoint
+from graphopt.train.distill import Distillation, Trained
+from graphopt.train.module import weights_of
+from graphopt.train.recipe import Recipe
+
+pytest.importorskip("torch")
+
+QUICK = Recipe(steps=120, rate=1e-3, batch=8)
+
+
+def data(count: int, dims: tuple[int, ...] = (1, 3, 12, 12), seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal(dims).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def teacher() -> ir.Model:
+    model = separate(capture(builders.conv_net(channels=16, blocks=2, size=12)).model)
+    shapes.infer(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def student(teacher: ir.Model) -> ir.Model:
+    structure = analyse(teacher)
+    pruned = cut(
+        teacher, structure, frozenset(one for group in structure.groups for one in group.classes[::3])
+    )
+    shapes.infer(pruned)
+    return pruned
+
+
+def noise(teacher: ir.Model, model: ir.Model, samples: list[dict[str, np.ndarray]]) -> float:
+    missed = power = 0.0
+    for feeds in samples:
+        wanted, got = run(teacher, feeds), run(model, feeds)
+        missed += sum(float(np.square(got[name] - wanted[name]).sum()) for name in wanted)
+        power += sum(float(np.square(wanted[name]).sum()) for name in wanted)
+    return missed / power
+
+
+def test_it_comes_nearer_on_inputs_that_it_never_saw(teacher: ir.Model, student: ir.Model) -> None:
+    trained = Distillation(teacher, student, data(64), QUICK).run()
+    check.check(trained.model)
+    fresh = data(8, seed=9)
+    before, after = noise(teacher, student, fresh), noise(teacher, trained.model, fresh)
+    assert after < 0.4 * before
+    assert trained.after < 0.4 * trained.before and trained.steps == 120
+
+
+def test_the_student_that_came_in_stays_as_it_was(teacher: ir.Model, student: ir.Model) -> None:
+    copy = ir_model.clone(student)
+    Distillation(teacher, student, data(16), Recipe(steps=5, rate=1e-2)).run()
+    for value in weights_of(student.graph):
+        before, after = copy.graph.initializers[value.name or ""].const_value, value.const_value
+        assert before is not None and after is not None
+        np.testing.assert_array_equal(before.numpy(), after.numpy())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_training_that_ruins_the_weights_hands_back_those_that_came_in(
+    teacher: ir.Model, student: ir.Model, optimizer: Any
+) -> None:
+    trained = Distillation(
+        teacher, student, data(24), Recipe(steps=10, rate=50.0, optimizer=optimizer, patience=1)
+    ).run()
+    assert trained.after <= trained.before
+    assert noise(teacher, trained.model, data(4, seed=9)) <= noise(teacher, student, data(4, seed=9)) * (
+        1 + 1e-6
+    )
+
+
+def test_the_same_seed_gives_the_same_weights(teacher: ir.Model, student: ir.Model) -> None:
+    recipe = Recipe(steps=20, rate=1e-3, batch=8)
+    one, two = (Distillation(teacher, student, data(24), recipe, threads=1).run() for _ in range(2))
+    for value in weights_of(one.model.graph):
+        other = two.model.graph.initializers[value.name or ""].const_value
+        assert value.const_value is not None and other is not None
+        np.testing.assert_array_equal(value.const_value.numpy(), other.numpy())
+
+
+def stopped_at(step: int) -> Any:
+    """Progress that is interrupted at a validation."""
+
+    def progress(text: str) -> None:
+        if text.startswith("step") and int(text.split()[1].rstrip(",")) >= step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_a_stopped_training_goes_on_and_an_ended_one_is_not_run_again(
+    teacher: ir.Model, student: ir.Model, tmp_path: Path
+) -> None:
+    samples, place = data(64), Checkpoint(tmp_path, "key", 60.0)
+    recipe = Recipe(steps=60, rate=1e-3, batch=8)
+
+    def train(**given: Any) -> Trained:
+        return Distillation(teacher, student, samples, recipe, checkpoint=place, **given).run()
+
+    first = train(progress=stopped_at(30))
+    assert 0 < first.steps < 60 and "same command goes on" in first.note
+    second = train()
+    assert second.steps == 60 and second.history[: len(first.history)] == first.history
+    assert second.after <= first.after
+    third = train()
+    assert third.steps == 60 and third.note == "taken from an earlier run"
+    assert third.after == second.after
+    assert noise(teacher, third.model, data(4, seed=9)) == noise(teacher, second.model, data(4, seed=9))
+
+
+def test_going_on_is_as_good_as_not_having_been_stopped(
+    teacher: ir.Model, student: ir.Model, tmp_path: Path
+) -> None:
+    samples, recipe = data(64), Recipe(steps=60, rate=1e-3, batch=8)
+    whole = Distillation(teacher, student, samples, recipe, threads=1).run()
+    place = Checkpoint(tmp_path, "key", 60.0)
+    Distillation(
+        teacher, student, samples, recipe, threads=1, checkpoint=place, progress=stopped_at(30)
+    ).run()
+    parts = Distillation(teacher, student, samples, recipe, threads=1, checkpoint=place).run()
+    assert parts.after == pytest.approx(whole.after, rel=0.02)
+
+
+def test_a_damaged_checkpoint_counts_as_none(teacher: ir.Model, student: ir.Model, tmp_path: Path) -> None:
+    (tmp_path / "key.npz").write_bytes(b"PK\x03\x04 cut off")
+    trained = Distillation(
+        teacher, student, data(16), Recipe(steps=5, rate=1e-3), checkpoint=Checkpoint(tmp_path, "key", 9.0)
+    ).run()
+    assert trained.steps == 5
+
+
+FIXED = """
+g (float[1,4,6] x) => (float[1,24] y) <float[6,6] w = {0}, float[6] b = {0,0,0,0,0,0}, int64[2] to = {1,24}>
+{ p = MatMul(x, w) q = Add(p, b) y = Reshape(q, to) }
+"""
+
+
+def fixed(seed: int) -> ir.Model:
+    model = model_from_text(FIXED)
+    value = model.graph.initializers["w"]
+    value.const_value = ir.tensor(
+        np.random.default_rng(seed).standard_normal((6, 6)).astype(np.float32), name="w"
+    )
+    return model
+
+
+def test_a_model_of_fixed_sizes_is_trained_sample_by_sample() -> None:
+    teacher, student = fixed(0), fixed(1)
+    trained = Distillation(teacher, student, data(40, (1, 4, 6)), Recipe(steps=400, rate=5e-2, batch=4)).run()
+    assert trained.after < 1e-3 * trained.before
+
+
+def ragged() -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    for index in range(40):
+        yield {"x": rng.standard_normal((1, 3 + index % 4, 32)).astype(np.float32)}
+
+
+def test_samples_of_several_sizes_go_into_one_batch() -> None:
+    teacher = capture(builders.transformer_block()).model
+    shapes.infer(teacher)
+    student = ir_model.clone(teacher)
+    rng = np.random.default_rng(2)
+    for value in weights_of(student.graph):
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        noisy = array + 0.1 * array.std() * rng.standard_normal(array.shape)
+        value.const_value = ir.tensor(noisy.astype(np.float32), name=value.name)
+    trained = Distillation(teacher, student, list(ragged()), Recipe(steps=60, rate=1e-3, batch=8)).run()
+    assert trained.after < 0.5 * trained.before
+    assert trained.hidden, "layers with the same outputs in both are compared as well"
+
+
+def test_a_rate_is_found(teacher: ir.Model, student: ir.Model) -> None:
+    trained = Distillation(teacher, student, data(64), Recipe(steps=100, batch=8)).run()
+    assert trained.rate in (3e-5, 2e-4, 1e-3) and trained.after < trained.before
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"rate": -1.0}, "rate"),
+        ({"rate": float("nan")}, "rate"),
+        ({"batch": -1}, "batch"),
+        ({"patience": 0}, "patience"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_impossible_recipes_are_refused(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        Recipe(**given)
