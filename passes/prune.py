@@ -37,7 +37,8 @@ class PruneOptions:
         macs: Share of the multiplications that is removed, from wherever it costs least; 0 leaves it to ``ratio`` or
             the budget.
         criterion: What channels are ranked by: ``hessian`` (what layers that read them lose after the others have made
-            up for it), ``activation`` (Wanda) or ``magnitude``.
+            up for it), ``activation`` (Wanda), ``magnitude``, or ``taylor`` (what the model's outputs lose to first
+            order, by gradients; needs PyTorch).
         spread: ``measured`` takes more where the outputs are measured to lose less for what is saved, in all as much as
             the share of every group would save; ``uniform`` takes that share of every group.
         recover: Whether weights are refitted.
@@ -48,7 +49,7 @@ class PruneOptions:
 
     ratio: float = 0.0
     macs: float = 0.0
-    criterion: Literal["hessian", "activation", "magnitude"] = "hessian"
+    criterion: Literal["hessian", "activation", "magnitude", "taylor"] = "hessian"
     spread: Literal["measured", "uniform"] = "measured"
     recover: bool = True
     multiple: int = 0

@@ -28,6 +28,7 @@ from graphopt.verify.session import Session
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_TIME = 0.4
 """Of what is left, for the sensitivity of groups."""
+_SHARE_FOR_GRADIENTS = 0.2
 _SENSITIVITY_SAMPLES = 8
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _PROBED = 0.25
@@ -114,6 +115,7 @@ class Pruner:
         context.progress("ranking channels")
         self._ranking = scores(
             self.model, self.structure, samples, criterion, memory=self._memory, threads=context.threads,
+            seed=context.seed, seconds=_SHARE_FOR_GRADIENTS * max(context.deadline - time.monotonic(), 0.0),
             progress=context.progress,
         )  # fmt: skip
         self.notes += self._ranking.notes

@@ -5,7 +5,8 @@ Efficient ConvNets, ICLR 2017). ``activation``: the squares of the weights that 
 they read, channel by channel (Sun et al., A Simple and Effective Pruning Approach for LLMs, ICLR 2024).
 ``hessian``: what a layer that reads it would lose after its other weights have made up for it, by the inverse of the
 second moments of its inputs (Hassibi & Stork, Optimal Brain Surgeon, NIPS 1992, block by block). Each is relative to
-what the layer gives in all, so layers compare.
+what the layer gives in all, so layers compare. ``taylor``: what the outputs of the model lose to first order
+(:mod:`graphopt.prune.gradients`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.prune import moments
+from graphopt.prune.gradients import first_order
 from graphopt.prune.labels import PINNED, Indices
 from graphopt.prune.structure import Layer, Structure
 from graphopt.quant.observe import in_turns
 from graphopt.quant.rounding import inputs_of
+from graphopt.train.module import NotTrainableError
 
-Criterion = Literal["hessian", "activation", "magnitude"]
+Criterion = Literal["hessian", "activation", "magnitude", "taylor"]
 _DAMPING = 0.001
 _LEAST_ROWS = 2.0
 """Rows for each number of a sum, below which an inverse says little."""
@@ -106,6 +109,8 @@ def scores(
     *,
     memory: int,
     threads: int = 0,
+    seed: int = 0,
+    seconds: float = float("inf"),
     progress: Callable[[str], None] = lambda text: None,
 ) -> Ranking:
     """The score of each class, more for those that matter more.
@@ -144,7 +149,7 @@ def scores(
                 counts[layer.name] = counts.get(layer.name, 0) + rows.shape[1]
         for layer in turn:
             enough = counts[layer.name] >= _LEAST_ROWS * inputs_of(layer.node)
-            if criterion == "hessian" and not enough:
+            if criterion in ("hessian", "taylor") and not enough:
                 notes.append(
                     f"{layer.name}: ranked by activation: too few inputs were seen for second moments"
                 )
@@ -153,11 +158,33 @@ def scores(
                 notes.append(f"{layer.name}: ranked by magnitude: what it reads is not finite on the data")
                 _add_magnitude(found, structure, layer)
                 continue
-            _add_losses(found, structure, layer, moment, criterion == "hessian" and enough)
+            _add_losses(found, structure, layer, moment, criterion in ("hessian", "taylor") and enough)
             if moment.nbytes // 2 <= room:
                 kept[layer.name] = moment.astype(np.float32)
                 room -= kept[layer.name].nbytes
+    if criterion == "taylor":
+        # What layers lose is still told by their moments; which channels go first is told by gradients.
+        _by_gradients(found, ranking, model, samples, seed, seconds, progress)
     return ranking
+
+
+def _by_gradients(
+    found: Array,
+    ranking: Ranking,
+    model: ir.Model,
+    samples: Sequence[Feeds],
+    seed: int,
+    seconds: float,
+    progress: Callable[[str], None],
+) -> None:
+    try:
+        gradients = first_order(
+            model, ranking.structure, samples, seed=seed, seconds=seconds, progress=progress
+        )
+    except NotTrainableError as error:
+        ranking.notes.append(f"all layers: ranked by hessian: {error.message}")
+        return
+    found[:] = gradients
 
 
 def _read(structure: Structure, layer: Layer) -> Indices | None:

@@ -17,7 +17,7 @@ from graphopt.prune.labels import PINNED, Axis, Indices, Labels
 
 Mask = npt.NDArray[np.bool_]
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-_RECURRENT_AXIS = 2
+RECURRENT_AXIS = 2
 _W, _R = 1, 2
 """Operands of these: weights of the data and of the hidden state, whose last axis is summed over."""
 
@@ -154,7 +154,7 @@ class Structure:
         return [
             (value, self.classes[labels])
             for value, axis, labels in self.labels.constants()
-            if axis == _RECURRENT_AXIS
+            if axis == RECURRENT_AXIS
             and any(use.node.op_type in _RECURRENT and use.idx in (_W, _R) for use in value.uses())
         ]
 

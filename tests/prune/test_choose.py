@@ -96,7 +96,7 @@ def test_groups_of_a_convolution_lose_as_many_each() -> None:
         assert members.tolist() == sorted(choice.group.classes)
 
 
-@pytest.mark.parametrize("criterion", ["hessian", "activation", "magnitude"])
+@pytest.mark.parametrize("criterion", ["hessian", "activation", "magnitude", "taylor"])
 def test_channels_that_do_nothing_are_ranked_last(criterion: str) -> None:
     """Two channels that nothing reads, or, for what looks at data, that are always zero."""
     model = chain([8, 4])
