@@ -13,6 +13,8 @@ def summary(record: PassRecord) -> str:
     """One line: how much of a graph went to lower precision, or away."""
     if "pruned" in record.details:
         return _pruned(record.details)
+    if "factored" in record.details:
+        return _factored(record.details)
     layers: list[dict[str, Any]] = record.details.get("layers", [])
     products = [
         layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
@@ -56,6 +58,18 @@ def _pruned(details: dict[str, Any]) -> str:
     left: float = details["macs_left"]
     return (
         f"{narrower} of {len(layers)} layers narrower, {1 - left:.0%} of the multiplications gone · {target}"
+    )
+
+
+def _factored(details: dict[str, Any]) -> str:
+    layers: list[dict[str, Any]] = details["factored"]
+    lower = sum(layer["rank"] is not None and layer["rank"][1] < layer["rank"][0] for layer in layers)
+    target = details.get("target", "")
+    if details.get("macs_left") is None:
+        return f"none of {len(layers)} layers · {target}"
+    left: float = details["macs_left"]
+    return (
+        f"{lower} of {len(layers)} layers in two products, {1 - left:.0%} of the multiplications gone · {target}"
     )
 
 
