@@ -46,6 +46,7 @@ PASSES: Mapping[str, str] = {
     "if-constant": "graphopt.passes.if_constant:IfConstant",
     "instancenorm": "graphopt.passes.instancenorm:InstanceNorm",
     "layernorm": "graphopt.passes.layernorm:LayerNorm",
+    "low-rank": "graphopt.passes.low_rank:LowRank",
     "matmul-add-to-gemm": "graphopt.passes.matmul_add_to_gemm:MatMulAddToGemm",
     "mish": "graphopt.passes.mish:Mish",
     "no-op-arithmetic": "graphopt.passes.no_op_arithmetic:NoOpArithmetic",

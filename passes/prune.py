@@ -13,7 +13,6 @@ Refuses (in the report, layer by layer, with the node that prevents it):
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +22,7 @@ import onnx_ir as ir
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.prune.pruner import Pruned, Pruner
+from graphopt.prune.reduced import is_named, naming_nothing, proposal_of
 from graphopt.quant.units import integer_nodes
 
 _SAMPLES = 128
@@ -118,44 +118,24 @@ class Prune(LossyPass):
 
     def _keeps(self, name: str) -> bool:
         options: PruneOptions = self.options
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in options.keep)
+        return is_named(name, options.keep)
 
     def _unknown(self, pruner: Pruner) -> list[str]:
         options: PruneOptions = self.options
-        return [
-            f"the option 'keep' names no layer: {pattern!r} (names are in the report)"
-            for pattern in options.keep
-            if not fnmatch.filter(pruner.names, pattern)
-        ]
+        return naming_nothing(options.keep, pruner.names)
 
     def _proposal(self, pruner: Pruner, tried: list[Pruned]) -> Proposal:
-        """The one with fewest multiplications that holds, or what came nearest."""
         options: PruneOptions = self.options
-        held = [found for found in tried if found.judgement is not None and found.judgement.ok]
         notes = []
         if pruner.notes:
             notes.append(
                 f"{len(pruner.notes)} of {len(pruner.names)} layers are not ranked by {options.criterion}; the first: "
                 f"{pruner.notes[0]}"
             )
-        notes += self._unknown(pruner)
-        if held:
-            best = min(held, key=lambda found: found.macs)
-            return Proposal([best.candidate()], pruner.details(best, tried), warnings=notes)
-        if not tried:
-            return Proposal(
-                reason="nothing could be removed at widths that kernels like",
-                details=pruner.details(),
-                warnings=notes,
-            )
-        nearest = min(tried, key=lambda found: found.drop)
-        words = "" if nearest.judgement is None else f": {nearest.judgement.describe()}"
-        return Proposal(
-            details=pruner.details(nearest, tried),
-            reason=f"{nearest.label}: over the budget{words}",
-            warnings=notes,
-            best_effort=nearest.candidate(),
-        )
+        return proposal_of(
+            tried, pruner.details,
+            nothing="nothing could be removed at widths that kernels like", warnings=[*notes, *self._unknown(pruner)],
+        )  # fmt: skip
 
 
 __all__ = ["Prune", "PruneOptions"]

@@ -15,6 +15,8 @@ def summary(record: PassRecord) -> str:
         return _pruned(record.details)
     if "distilled" in record.details:
         return _distilled(record.details)
+    if "factored" in record.details:
+        return _factored(record.details)
     layers: list[dict[str, Any]] = record.details.get("layers", [])
     products = [
         layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
@@ -71,6 +73,18 @@ def _distilled(details: dict[str, Any]) -> str:
         else " dB, then ".join(f"{one:.1f}" for one in told["decibels"]) + " dB"
     )
     return f"{told['steps']} steps on {told['samples']} samples{share}, {noise} · {details.get('target', '')}"
+
+
+def _factored(details: dict[str, Any]) -> str:
+    layers: list[dict[str, Any]] = details["factored"]
+    lower = sum(layer["rank"] is not None and layer["rank"][1] < layer["rank"][0] for layer in layers)
+    target = details.get("target", "")
+    if details.get("macs_left") is None:
+        return f"none of {len(layers)} layers · {target}"
+    left: float = details["macs_left"]
+    return (
+        f"{lower} of {len(layers)} layers in two products, {1 - left:.0%} of the multiplications gone · {target}"
+    )
 
 
 def _tried(point: dict[str, Any]) -> str:

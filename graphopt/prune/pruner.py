@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,64 +11,39 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
-from graphopt.errors import GraphoptError
 from graphopt.ir import check, facts, shapes
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
-from graphopt.lossy import Candidate, Context
-from graphopt.prune import choose
+from graphopt.lossy import Context
+from graphopt.prune import choose, costs
 from graphopt.prune.cut import cut
 from graphopt.prune.recover import Fit, Recovery
+from graphopt.prune.reduced import Reduced, search, tried_of
 from graphopt.prune.score import Criterion, scores
 from graphopt.prune.structure import Structure, analyse, separate
-from graphopt.quant.observe import leading_to
-from graphopt.verify.budget import Judgement, noise_share
-from graphopt.verify.session import Session
 
 _SHARE_OF_MEMORY = 0.5
-_SHARE_OF_TIME = 0.4
-"""Of what is left, for the sensitivity of groups."""
 _SHARE_FOR_GRADIENTS = 0.2
 _SENSITIVITY_SAMPLES = 8
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _PROBED = 0.25
 _CAP = 1.5
 """Times the share that all groups alike would lose, that one of them may: small losses say little of large ones."""
-_FIRST, _MOST = 0.25, 0.75
-"""Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
-_TRIES, _TRIES_WITHOUT_TIME = 5, 3
 
 
 @dataclass
-class Pruned:
+class Pruned(Reduced):
     """A pruned model.
 
     Attributes:
-        label: "pruned, 42% of the multiplications gone".
-        model: The graph.
         removed: Classes.
-        macs: Share of the multiplications that is left.
-        judgement: What it loses; None where it was not judged.
         fits: What recovery did, by layer.
         skipped: Layers that could not be refitted, with the reason.
     """
 
-    label: str
-    model: ir.Model
-    removed: frozenset[int]
-    macs: float
-    judgement: Judgement | None
+    removed: frozenset[int] = frozenset()
     fits: Mapping[str, Fit] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def drop(self) -> float:
-        """What is lost, as a share."""
-        return float("inf") if self.judgement is None else self.judgement.drop
-
-    def candidate(self) -> Candidate:
-        """For the passes that follow, and as a form."""
-        return Candidate(self.label, self.model, judgement=self.judgement)
 
 
 class Pruner:
@@ -119,7 +94,7 @@ class Pruner:
             progress=context.progress,
         )  # fmt: skip
         self.notes += self._ranking.notes
-        self.places = self._places()
+        self.places = costs.places(self.model, self.structure.layers, samples[0], context.threads)
         self._macs = choose.macs(self.structure, self.places)
         self._whole = sum(self._macs.values()) or 1.0
         self.times = self._times(self.model)
@@ -132,33 +107,27 @@ class Pruner:
         A share of each group alone is removed and refitted to see what its loss does to the outputs; what other shares
         lose is known from second moments.
         """
-        samples = self._samples[:_SENSITIVITY_SAMPLES]
-        session = Session(self.model, optimize="all", threads=self.context.threads)
-        references = [session.run(feeds) for feeds in samples]
         curves: list[Array] = []
-        ratios: list[float] = []
-        started = time.monotonic()
-        limit = started + _SHARE_OF_TIME * max(self.context.deadline - started, 0.0)
-        for index, choice in enumerate(found):
-            self.context.progress(f"sensitivity of group {index + 1} of {len(found)}")
+        probed: list[tuple[choose.Choice, int]] = []
+        for choice in found:
             ends = sorted({choice.rounded(share) or choice.step for share in _SHARES} | {choice.most})
             losses = [self._ranking.loss(choice.removed(end), choice.group.readers) for end in ends]
             curves.append(np.interp(np.arange(len(choice.units) + 1), [0, *ends], [0.0, *losses]))
-            if time.monotonic() > limit:
-                ratios.append(float("nan"))
-                continue
-            end = choice.rounded(_PROBED) or choice.step
-            alone = self._alone(choice, end)
-            noise = noise_share([alone.run(feeds) for feeds in samples], references)
-            ratios.append(noise / max(curves[-1][end], 1e-12) if np.isfinite(noise) else float("nan"))
-        known = [ratio for ratio in ratios if np.isfinite(ratio)]
-        usual = float(np.median(known)) if known else 1.0
+            probed.append((choice, choice.rounded(_PROBED) or choice.step))
+        noises = costs.noises(
+            self.model, [functools.partial(self._alone, choice, end) for choice, end in probed],
+            self._samples[:_SENSITIVITY_SAMPLES], self.context, "group",
+        )  # fmt: skip
+        ratios = [
+            noise / max(curve[end], 1e-12)
+            for noise, curve, (_, end) in zip(noises, curves, probed, strict=True)
+        ]
         return [
-            replace(choice, loss=curve * (ratio if np.isfinite(ratio) else usual))
-            for choice, curve, ratio in zip(found, curves, ratios, strict=True)
+            replace(choice, loss=curve * ratio)
+            for choice, curve, ratio in zip(found, curves, costs.known_or_usual(ratios), strict=True)
         ]
 
-    def _alone(self, choice: choose.Choice, count: int) -> Session:
+    def _alone(self, choice: choose.Choice, count: int) -> ir.Model:
         """The model without so many units of one group, what reads them refitted."""
         removed = choice.removed(count)
         model = ir_model.clone(self.model)
@@ -180,7 +149,7 @@ class Pruner:
             value = model.graph.initializers[constant.name or ""]
             kept = np.where(np.isin(classes, removed), 0, content).astype(content.dtype)
             value.const_value = ir.tensor(kept, name=value.name)
-        return Session(model, optimize="all", threads=self.context.threads)
+        return model
 
     def for_target(self, context: Context) -> Pruner:
         """The same for another target whose kernels like the same widths: what layers cost there is measured anew."""
@@ -213,23 +182,16 @@ class Pruner:
 
     def search(self, *, uniform: bool) -> list[Pruned]:
         """As much as the budget allows: by bisection, as long as there is time, and until something holds."""
-        found: list[Pruned] = []
-        low, high, share, seconds = 0.0, _MOST, _FIRST, 0.0
         seen: set[frozenset[int]] = set()
-        for _ in range(_TRIES):
-            started = time.monotonic()
-            if started + seconds > self.context.deadline and (low > 0 or len(found) >= _TRIES_WITHOUT_TIME):
-                break
+
+        def attempt(share: float) -> Pruned | None:
             removed = self._removed(0.0, share, uniform=uniform)
             if not removed or removed in seen:
-                break
+                return None
             seen.add(removed)
-            found.append(self._made(removed))
-            holds = found[-1].judgement is not None and found[-1].judgement.ok
-            seconds = max(seconds, time.monotonic() - started)
-            low, high = (share, high) if holds else (low, share)
-            share = (low + high) / 2
-        return found
+            return self._made(removed)
+
+        return search(attempt, self.context.deadline)
 
     def _uniform(self, ratio: float, macs: float) -> set[int]:
         """The same share of every group."""
@@ -238,10 +200,9 @@ class Pruner:
     def _by_loss(self, ratio: float, macs: float) -> set[int]:
         """What costs least for the multiplications it saves, until enough are saved."""
         wanted = macs or 1 - self._left(choose.uniform(self.choices, ratio))
-        costs = self._costs()
+        each = costs.per_multiplication(self.times, self._macs)
         gain = {
-            choice.group.name: self._saved(choice.removed(len(choice.units)), costs)
-            for choice in self.choices
+            choice.group.name: self._saved(choice.removed(len(choice.units)), each) for choice in self.choices
         }
         capped = min(1.0, _CAP * self._share(wanted))
         counts, taken = [0] * len(self.choices), []
@@ -261,18 +222,10 @@ class Pruner:
                 counts[index] += self.choices[index].step
         return choose.all_removed(self.choices, counts)
 
-    def _saved(self, removed: Iterable[int], costs: Mapping[str, float]) -> float:
+    def _saved(self, removed: Iterable[int], each: Mapping[str, float]) -> float:
         """Milliseconds that are saved without some classes, as far as they go with the multiplications."""
         after = choose.macs(self.structure, self.places, removed)
-        return sum((whole - after[name]) * costs[name] for name, whole in self._macs.items())
-
-    def _costs(self) -> dict[str, float]:
-        """Milliseconds of a multiplication of each layer; of an average one where the layer was not measured."""
-        usual = sum(self.times.values()) / (sum(self._macs[name] for name in self.times) or 1.0) or 1.0
-        return {
-            name: self.times[name] / whole if self.times.get(name) and whole else usual
-            for name, whole in self._macs.items()
-        }
+        return sum((whole - after[name]) * each[name] for name, whole in self._macs.items())
 
     def _share(self, macs: float) -> float:
         """The share of every group that saves so many multiplications."""
@@ -304,44 +257,11 @@ class Pruner:
             recovery.run()
             fits, skipped = recovery.fits, recovery.skipped
             check.check(model)
-        return Pruned(label, model, removed, left, context.judged(model), fits, skipped)
+        return Pruned(label, model, left, context.judged(model), removed, fits, skipped)
 
     def _times(self, model: ir.Model) -> dict[str, float]:
-        """Milliseconds of the layers that are found again among the kernels of the target; none where it cannot run."""
-        if not self.context.runnable:
-            return {}
-        try:
-            kernels = self.context.profile(model, "pruned")
-        except GraphoptError:
-            return {}
-        made = {value.name: layer.name for layer in self.structure.layers for value in layer.node.outputs}
-        names = {layer.name for layer in self.structure.layers}
-        found: dict[str, float] = {}
-        for kernel in kernels:
-            name = (
-                kernel.node
-                if kernel.node in names
-                else next((made[out] for out in kernel.outputs if out in made), "")
-            )
-            if name:
-                found[name] = found.get(name, 0.0) + kernel.milliseconds
-        return found
-
-    def _places(self) -> dict[str, int]:
-        """How many sums each output channel of a layer has in one sample."""
-        values = {layer.name: layer.node.outputs[0] for layer in self.structure.layers}
-        names = [value.name or "" for value in values.values()]
-        session = Session(leading_to(self.model, names), threads=self.context.threads)
-        seen = session.run(self._samples[0], names)
-        found = {}
-        for layer in self.structure.layers:
-            dims = facts.static_dims(layer.weight)
-            array = seen[values[layer.name].name or ""]
-            channels = (dims[layer.out] if dims else 1) * (
-                layer.groups if layer.node.op_type == "ConvTranspose" else 1
-            )
-            found[layer.name] = int(array.size // max(channels, 1))
-        return found
+        nodes = {layer.name: (layer.node,) for layer in self.structure.layers}
+        return costs.times(self.context, model, nodes, "pruned")
 
     def details(self, chosen: Pruned | None = None, tried: Sequence[Pruned] = ()) -> dict[str, Any]:
         """For the report: plain JSON."""
@@ -377,16 +297,7 @@ class Pruner:
             "notes": self.notes,
             "macs_left": None if chosen is None else chosen.macs,
             "pruned": layers,
-            "tried": [
-                {
-                    "macs_left": one.macs,
-                    "value": None if one.judgement is None else one.judgement.value,
-                    "drop": None if one.judgement is None else one.judgement.drop,
-                    "decibels": None if one.judgement is None else one.judgement.decibels,
-                    "held": one.judgement is not None and one.judgement.ok,
-                }
-                for one in tried
-            ],
+            "tried": tried_of(tried),
         }
 
 

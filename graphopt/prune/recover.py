@@ -20,12 +20,11 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.describe import all_reads
 from graphopt.ir.facts import Array
-from graphopt.ir.graphs import add_constant, free_name
 from graphopt.prune import moments
+from graphopt.prune.bias import add_to_bias, can_shift
 from graphopt.prune.cut import Keep
 from graphopt.prune.structure import Layer, Structure, layers_of
 from graphopt.prune.walk import Walk
-from graphopt.quant.kernels import bias_of
 from graphopt.quant.rounding import inputs_of
 
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -64,7 +63,7 @@ class _Sums:
     power: float = 0.0
     rows: int = 0
 
-    def add(self, old: Array, new: Array, full: Array, left: Array) -> None:
+    def add(self, old: Array, new: Array, full: Array, left: Array, offset: Array | None) -> None:
         """Add rows.
 
         Args:
@@ -72,9 +71,12 @@ class _Sums:
             new: What the pruned one reads.
             full: The original's weights for the outputs that are left, [groups, outputs, numbers].
             left: Those of the pruned one.
+            offset: What its bias adds to the original's [outputs of all groups].
         """
         wanted = old @ full.swapaxes(1, 2)
         wrong = wanted - new @ left.swapaxes(1, 2)
+        if offset is not None:
+            wrong -= offset.reshape(len(wrong), 1, -1).astype(wrong.dtype)
         one = np.full((*new.shape[:2], 1), float(self.has_bias), np.float32)
         with_one = np.concatenate([new, one], axis=2)
         turned = with_one.swapaxes(1, 2)
@@ -87,6 +89,99 @@ class _Sums:
         self.missed += np.square(wrong, dtype=np.float64).sum(axis=(1, 2))
         self.power += float(np.square(wanted, dtype=np.float64).sum())
         self.rows += new.shape[1]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer, and the one that is to make the same outputs in another graph.
+
+    Attributes:
+        layer: Of the original.
+        twin: Of the other graph; its weight is replaced.
+        offset: What was added to its bias already [outputs].
+    """
+
+    layer: Layer
+    twin: Layer
+    offset: Array | None = None
+
+
+@dataclass
+class Refit:
+    """Gives layers the weights for which their outputs are nearest to the original's.
+
+    Attributes:
+        model: The original.
+        reduced: The graph whose weights are replaced.
+        samples: To fit on; one in four is kept apart.
+        threads: Of an operator.
+        deadline: ``time.monotonic()`` after which nothing new is begun.
+        progress: Told what is being done.
+        keep: From an axis of a value of the original to what is left of it; None where all is.
+        shifts: Whether something may be added to each output of a layer.
+    """
+
+    model: ir.Model
+    reduced: ir.Model
+    samples: Sequence[Feeds]
+    threads: int = 0
+    deadline: float = float("inf")
+    progress: Callable[[str], None] = lambda text: None
+    keep: Keep = lambda value, axis: None
+    shifts: Callable[[Layer], bool] = can_shift
+    fits: dict[str, Fit] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def run(self, pairs: Sequence[Pair]) -> None:
+        """Refit layers, which are in the order of the graph: each makes up for what those before it could not."""
+        theirs, ours = (Walk(model, self.samples, self.threads) for model in (self.model, self.reduced))
+        for number, pair in enumerate(pairs):
+            layer, twin = pair.layer, pair.twin
+            reason = moments.why_no_rows(layer) or moments.why_not(twin)
+            if not reason and time.monotonic() > self.deadline:
+                reason = "no time was left"
+            if reason:
+                self.skipped[layer.name] = reason
+                continue
+            self.progress(f"refitting layer {number + 1} of {len(pairs)}")
+            has_bias = self.shifts(twin)
+            train, test = _Sums(has_bias), _Sums(has_bias)
+            weights = _matrices(layer, twin, self.keep)
+            # What it reads may have another name by now: a bias may have been added.
+            reads = twin.node.inputs[0]
+            assert reads is not None
+            seen = zip(theirs.to(layer.data.name or ""), ours.to(reads.name or ""), strict=True)
+            for index, (before, after) in enumerate(seen):
+                for axis in range(before.ndim):
+                    mask = self.keep(layer.data, axis) if axis != layer.channel else None
+                    before = before if mask is None else np.compress(mask, before, axis=axis)
+                old = moments.rows_of(layer, before, index, self._rows(twin))
+                new = moments.rows_of(twin, after, index, self._rows(twin))
+                kept = self.keep(layer.data, layer.channel) if layer.is_depthwise else None
+                (test if index % _TEST == _TEST - 1 else train).add(
+                    old if kept is None else old[kept], new, *weights, pair.offset
+                )
+            self._solve(train, test if test.rows else train, layer, twin)
+
+    def _rows(self, twin: Layer) -> int:
+        """Rows of each sample: several for each number that goes into a sum."""
+        wanted = _ROWS_A_NUMBER * inputs_of(twin.node) / max(len(self.samples), 1)
+        return int(min(max(wanted, _LEAST_ROWS), moments.ROWS))
+
+    def _solve(self, train: _Sums, test: _Sums, layer: Layer, twin: Layer) -> None:
+        own = facts.constant(twin.weight)
+        assert own is not None
+        ridges, change, lost = _best(train, test)
+        power = test.power or 1.0
+        self.fits[layer.name] = Fit(
+            float(test.missed.sum()) / power, float(lost.sum()) / power, float(ridges.max())
+        )
+        if not ridges.any():
+            return
+        matrix = moments.matrices(twin, own).astype(np.float64) + change[:, :-1].swapaxes(1, 2)
+        twin.weight.const_value = ir.tensor(moments.restored(twin, matrix, own), name=twin.weight.name)
+        if train.has_bias:
+            add_to_bias(self.reduced.graph, twin, change[:, -1].reshape(-1))
 
 
 @dataclass
@@ -119,72 +214,33 @@ class Recovery:
         """Refit every layer that reads fewer channels, or what comes of such layers, from the inputs on."""
         keep = self.structure.keeper(self.removed)
         twins = {layer.name: layer for layer in layers_of(self.pruned.graph)}
-        changed = self._changed(keep)
-        todo = [
-            layer
+
+        def reads_fewer(node: ir.Node) -> bool:
+            return any(
+                keep(value, axis) is not None
+                for value in all_reads(node)
+                for axis in range(facts.rank(value) or 0)
+            )
+
+        changed = behind(self.model, reads_fewer)
+        pairs = [
+            Pair(layer, twins[layer.name])
             for layer in self.structure.layers
             if layer.data in changed or keep(layer.data, layer.channel) is not None
         ]
-        theirs, ours = (Walk(model, self.samples, self.threads) for model in (self.model, self.pruned))
-        for number, layer in enumerate(todo):
-            reason = moments.why_not(layer)
-            if not reason and time.monotonic() > self.deadline:
-                reason = "no time was left"
-            if reason:
-                self.skipped[layer.name] = reason
-                continue
-            self.progress(f"refitting layer {number + 1} of {len(todo)}")
-            twin = twins[layer.name]
-            has_bias = _can_shift(twin)
-            train, test = _Sums(has_bias), _Sums(has_bias)
-            weights = _matrices(layer, twin, keep)
-            # What it reads may have another name by now: a bias may have been added.
-            reads = twin.node.inputs[0]
-            assert reads is not None
-            pairs = zip(theirs.to(layer.data.name or ""), ours.to(reads.name or ""), strict=True)
-            for index, (before, after) in enumerate(pairs):
-                for axis in range(before.ndim):
-                    mask = keep(layer.data, axis) if axis != layer.channel else None
-                    before = before if mask is None else np.compress(mask, before, axis=axis)
-                old = moments.rows_of(layer, before, index, self._rows(twin))
-                new = moments.rows_of(twin, after, index, self._rows(twin))
-                kept = keep(layer.data, layer.channel) if layer.is_depthwise else None
-                (test if index % _TEST == _TEST - 1 else train).add(
-                    old if kept is None else old[kept], new, *weights
-                )
-            self._solve(train, test if test.rows else train, layer, twin)
+        Refit(
+            self.model, self.pruned, self.samples, self.threads, self.deadline, self.progress, keep,
+            fits=self.fits, skipped=self.skipped,
+        ).run(pairs)  # fmt: skip
 
-    def _changed(self, keep: Keep) -> set[ir.Value]:
-        """What is not as it was: all that comes behind a layer that lost channels."""
-        found: set[ir.Value] = set()
-        for node in self.model.graph:
-            reads = all_reads(node)
-            fewer = any(
-                keep(value, axis) is not None for value in reads for axis in range(facts.rank(value) or 0)
-            )
-            if fewer or any(value in found for value in reads):
-                found.update(node.outputs)
-        return found
 
-    def _rows(self, twin: Layer) -> int:
-        """Rows of each sample: several for each number that goes into a sum."""
-        wanted = _ROWS_A_NUMBER * inputs_of(twin.node) / max(len(self.samples), 1)
-        return int(min(max(wanted, _LEAST_ROWS), moments.ROWS))
-
-    def _solve(self, train: _Sums, test: _Sums, layer: Layer, twin: Layer) -> None:
-        own = facts.constant(twin.weight)
-        assert own is not None
-        ridges, change, lost = _best(train, test)
-        power = test.power or 1.0
-        self.fits[layer.name] = Fit(
-            float(test.missed.sum()) / power, float(lost.sum()) / power, float(ridges.max())
-        )
-        if not ridges.any():
-            return
-        matrix = moments.matrices(twin, own).astype(np.float64) + change[:, :-1].swapaxes(1, 2)
-        twin.weight.const_value = ir.tensor(moments.restored(twin, matrix, own), name=twin.weight.name)
-        if train.has_bias:
-            _add_to_bias(self.pruned.graph, twin, change[:, -1].reshape(-1))
+def behind(model: ir.Model, changes: Callable[[ir.Node], bool]) -> set[ir.Value]:
+    """What is not as it was: the outputs of nodes that change, and all that comes of them."""
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        if changes(node) or any(value in found for value in all_reads(node)):
+            found.update(node.outputs)
+    return found
 
 
 def _matrices(layer: Layer, twin: Layer, keep: Keep) -> tuple[Array, Array]:
@@ -224,60 +280,4 @@ def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
     return ridges, change, missed
 
 
-def _bias_behind(layer: Layer) -> ir.Value | None:
-    """The bias of a layer, or what is added behind a MatMul."""
-    if layer.node.op_type != "MatMul":
-        return bias_of(layer.node)
-    behind = facts.sole_consumer(layer.node.outputs[0])
-    return None if behind is None else _addend(behind, layer.node.outputs[0])
-
-
-def _can_shift(layer: Layer) -> bool:
-    """Whether something can be added to each output of a layer."""
-    bias = _bias_behind(layer)
-    if bias is None:
-        return True
-    unused = layer.node.op_type == "Gemm" and not facts.attribute(layer.node, "beta", 1.0)
-    # A Gemm's bias may be one number, or have rows.
-    wide = layer.node.op_type != "Gemm" or facts.rank(bias) == 1
-    return facts.constant(bias) is not None and len(bias.uses()) == 1 and not unused and wide
-
-
-def _add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
-    """Add to the bias of a layer, or to what is added behind a MatMul; one is made where there is none."""
-    node = layer.node
-    bias = _bias_behind(layer)
-    content = facts.constant(bias)
-    if bias is not None and content is not None:
-        beta = facts.attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
-        made = np.asarray(content.astype(np.float64) + change / beta).astype(content.dtype)
-        bias.const_value, bias.shape = ir.tensor(made, name=bias.name), ir.Shape(made.shape)
-        return
-    name = free_name(f"{node.name or node.op_type}/recovered_bias", graph.initializers)
-    array = change.astype(facts.numpy_dtype(layer.weight) or np.float32)
-    value = add_constant(graph, name, ir.tensor(array))
-    if node.op_type in ("Conv", "Gemm"):
-        node.resize_inputs(3)
-        node.replace_input_with(2, value)
-        return
-    out = node.outputs[0]
-    add = ir.node("Add", [out, value], name=name.replace("recovered_bias", "recovered"))
-    made_value = add.outputs[0]
-    made_value.type, made_value.shape = out.type, out.shape
-    graph.insert_after(node, add)
-    given = out.name
-    out.replace_all_uses_with(made_value, replace_graph_outputs=True)
-    add.replace_input_with(0, out)
-    out.name, made_value.name = f"{name}/product", given
-
-
-def _addend(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """What an Add adds to a value, where that is a constant along its last axis."""
-    if node.op_type != "Add" or node.domain != "":
-        return None
-    other = next((entry for entry in node.inputs if entry is not value), None)
-    dims = facts.dims(other)
-    return other if facts.is_constant(other) and dims and len(dims) == 1 and dims[0] != 1 else None
-
-
-__all__ = ["Fit", "Recovery"]
+__all__ = ["Fit", "Pair", "Recovery", "Refit", "behind"]

@@ -1,0 +1,106 @@
+"""What layers cost and what they matter: times of their kernels, places of their sums, noise of one changed alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.errors import GraphoptError
+from graphopt.ir import facts
+from graphopt.lossy import Context
+from graphopt.prune.structure import Layer
+from graphopt.quant.attribution import attribute
+from graphopt.quant.observe import leading_to
+from graphopt.quant.units import Unit
+from graphopt.verify.budget import noise_share
+from graphopt.verify.session import Session
+
+_SHARE_OF_TIME = 0.4
+"""Of what is left, for running each change alone."""
+
+
+def times(
+    context: Context, model: ir.Model, nodes: Mapping[str, Sequence[ir.Node]], label: str
+) -> dict[str, float]:
+    """Milliseconds of the layers that are found again among the kernels of the target; none where it cannot run.
+
+    Args:
+        nodes: Of ``model`` by layer: more than one where a layer is several products; the last makes its output.
+        label: Of the form that is profiled.
+    """
+    if not context.runnable:
+        return {}
+    try:
+        kernels = context.profile(model, label)
+        legal = context.legalize(model)
+    except GraphoptError:
+        return {}
+    names = {own[0].name or "": name for name, own in nodes.items()}
+    found = attribute(kernels, [Unit(tuple(own), "compute") for own in nodes.values()], legal)
+    return {names[name]: milliseconds for name, milliseconds in found.milliseconds.items()}
+
+
+def per_multiplication(measured: Mapping[str, float], macs: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds of a multiplication of each layer; of an average one where the layer was not measured."""
+    usual = sum(measured.values()) / (sum(macs.get(name, 0.0) for name in measured) or 1.0) or 1.0
+    return {
+        name: measured[name] / whole if measured.get(name) and whole else usual
+        for name, whole in macs.items()
+    }
+
+
+def places(model: ir.Model, layers: Sequence[Layer], sample: Feeds, threads: int = 0) -> dict[str, int]:
+    """How many sums each output channel of a layer has in one sample, by the layer's name."""
+    values = {layer.name: layer.node.outputs[0].name or "" for layer in layers}
+    names = list(values.values())
+    session = Session(leading_to(model, names), threads=threads)
+    seen = session.run(sample, names)
+    found = {}
+    for layer in layers:
+        dims = facts.static_dims(layer.weight)
+        channels = (dims[layer.out] if dims else 1) * (
+            layer.groups if layer.node.op_type == "ConvTranspose" else 1
+        )
+        found[layer.name] = int(seen[values[layer.name]].size // max(channels, 1))
+    return found
+
+
+def noises(
+    model: ir.Model,
+    variants: Sequence[Callable[[], ir.Model]],
+    samples: Sequence[Feeds],
+    context: Context,
+    what: str,
+) -> list[float]:
+    """Noise power over signal power of the worst output of each variant of a model; NaN where there was no time left.
+
+    Args:
+        what: Each variant changes one of, for the progress.
+    """
+    session = Session(model, optimize="all", threads=context.threads)
+    references = [session.run(feeds) for feeds in samples]
+    found: list[float] = []
+    started = time.monotonic()
+    limit = started + _SHARE_OF_TIME * max(context.deadline - started, 0.0)
+    for index, variant in enumerate(variants):
+        if time.monotonic() > limit:
+            found.append(float("nan"))
+            continue
+        context.progress(f"sensitivity of {what} {index + 1} of {len(variants)}")
+        alone = Session(variant(), optimize="all", threads=context.threads)
+        found.append(noise_share([alone.run(feeds) for feeds in samples], references))
+    return found
+
+
+def known_or_usual(ratios: Sequence[float]) -> list[float]:
+    """The ratios, with the median of the finite ones in place of the others; 1 where there are none."""
+    known = [ratio for ratio in ratios if np.isfinite(ratio)]
+    usual = float(np.median(known)) if known else 1.0
+    return [ratio if np.isfinite(ratio) else usual for ratio in ratios]
+
+
+__all__ = ["known_or_usual", "noises", "per_multiplication", "places", "times"]

@@ -1,0 +1,136 @@
+"""What passes that make layers smaller have in common: judged models, the search for one, what is proposed."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import onnx_ir as ir
+
+from graphopt.lossy import Candidate, Proposal
+from graphopt.verify.budget import Judgement
+
+_FIRST, _MOST = 0.25, 0.75
+"""Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
+_TRIES, _TRIES_WITHOUT_TIME = 5, 3
+
+
+@dataclass
+class Reduced:
+    """A model with fewer multiplications.
+
+    Attributes:
+        label: "pruned, 42% of the multiplications gone".
+        model: The graph.
+        macs: Share of the multiplications that is left.
+        judgement: What it loses; None where it could not be judged.
+    """
+
+    label: str
+    model: ir.Model
+    macs: float
+    judgement: Judgement | None
+
+    @property
+    def drop(self) -> float:
+        """What is lost, as a share."""
+        return float("inf") if self.judgement is None else self.judgement.drop
+
+    @property
+    def held(self) -> bool:
+        """Whether it keeps the budget."""
+        return self.judgement is not None and self.judgement.ok
+
+    def candidate(self) -> Candidate:
+        """For the passes that follow, and as a form."""
+        return Candidate(self.label, self.model, judgement=self.judgement)
+
+
+R = TypeVar("R", bound=Reduced)
+
+
+def search(attempt: Callable[[float], R | None], deadline: float, most: float = _MOST) -> list[R]:
+    """As much as the budget allows: by bisection, as long as there is time, and until something holds.
+
+    Args:
+        attempt: From a share of the multiplications to the model without it; None where that is nothing new.
+        most: Share that is never reached.
+    """
+    found: list[R] = []
+    low, high, seconds = 0.0, min(most, _MOST), 0.0
+    share = min(_FIRST, high / 2)
+    for _ in range(_TRIES):
+        started = time.monotonic()
+        if started + seconds > deadline and (low > 0 or len(found) >= _TRIES_WITHOUT_TIME):
+            break
+        made = attempt(share)
+        if made is None:
+            break
+        found.append(made)
+        seconds = max(seconds, time.monotonic() - started)
+        low, high = (share, high) if made.held else (low, share)
+        share = (low + high) / 2
+    return found
+
+
+def tried_of(tried: Sequence[Reduced]) -> list[dict[str, Any]]:
+    """What was judged, for the report: plain JSON."""
+    return [
+        {
+            "macs_left": one.macs,
+            "value": None if one.judgement is None else one.judgement.value,
+            "drop": None if one.judgement is None else one.judgement.drop,
+            "decibels": None if one.judgement is None else one.judgement.decibels,
+            "held": one.held,
+        }
+        for one in tried
+    ]
+
+
+def proposal_of(
+    tried: Sequence[R],
+    details: Callable[[R | None, Sequence[R]], dict[str, Any]],
+    *,
+    nothing: str,
+    warnings: Sequence[str] = (),
+) -> Proposal:
+    """The one with fewest multiplications that holds, or what came nearest.
+
+    Args:
+        details: For the report, of the one that is chosen and of all that were tried.
+        nothing: The reason where none was tried.
+    """
+    held = [found for found in tried if found.held]
+    if held:
+        best = min(held, key=lambda found: found.macs)
+        return Proposal([best.candidate()], details(best, tried), warnings=warnings)
+    if not tried:
+        return Proposal(reason=nothing, details=details(None, tried), warnings=warnings)
+    nearest = min(tried, key=lambda found: found.drop)
+    words = "" if nearest.judgement is None else f": {nearest.judgement.describe()}"
+    return Proposal(
+        details=details(nearest, tried),
+        reason=f"{nearest.label}: over the budget{words}",
+        warnings=warnings,
+        best_effort=nearest.candidate(),
+    )
+
+
+def is_named(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name is among patterns with wildcards."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def naming_nothing(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Warnings of patterns of the option ``keep`` that fit none of the names."""
+    return [
+        f"the option 'keep' names no layer: {pattern!r} (names are in the report)"
+        for pattern in patterns
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    ]
+
+
+__all__ = ["Reduced", "is_named", "naming_nothing", "proposal_of", "search", "tried_of"]
