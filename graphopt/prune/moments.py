@@ -21,7 +21,7 @@ ROWS = 256
 """Places of one sample."""
 
 
-def why_not(layer: Layer) -> str:
+def why_no_rows(layer: Layer) -> str:
     """Why the inputs of a layer cannot be written as rows; empty where they can."""
     if layer.node.op_type == "ConvTranspose":
         return "the sums of a transposed convolution overlap"
@@ -32,9 +32,13 @@ def why_not(layer: Layer) -> str:
         return "its pads are not known"
     if layer.node.op_type == "Gemm" and facts.attribute(layer.node, "transA", 0):
         return "its data are transposed"
-    if rounding.inputs_of(layer.node) > MOST_INPUTS:
-        return f"more than {MOST_INPUTS} numbers go into one sum"
     return ""
+
+
+def why_not(layer: Layer) -> str:
+    """Why there are no second moments of what a layer reads; empty where there can be."""
+    large = rounding.inputs_of(layer.node) > MOST_INPUTS
+    return why_no_rows(layer) or (f"more than {MOST_INPUTS} numbers go into one sum" if large else "")
 
 
 def matrices(layer: Layer, weight: Array) -> Array:
@@ -81,4 +85,4 @@ def read_by(
         yield {**feeds, **({} if session is None else session.run(feeds, names))}
 
 
-__all__ = ["MOST_INPUTS", "matrices", "read_by", "restored", "rows_of", "why_not"]
+__all__ = ["MOST_INPUTS", "matrices", "read_by", "restored", "rows_of", "why_no_rows", "why_not"]

@@ -135,7 +135,7 @@ class Recovery:
                 continue
             self.progress(f"refitting layer {number + 1} of {len(todo)}")
             twin = twins[layer.name]
-            has_bias = _can_shift(twin)
+            has_bias = can_shift(twin)
             train, test = _Sums(has_bias), _Sums(has_bias)
             weights = _matrices(layer, twin, keep)
             # What it reads may have another name by now: a bias may have been added.
@@ -184,7 +184,7 @@ class Recovery:
         matrix = moments.matrices(twin, own).astype(np.float64) + change[:, :-1].swapaxes(1, 2)
         twin.weight.const_value = ir.tensor(moments.restored(twin, matrix, own), name=twin.weight.name)
         if train.has_bias:
-            _add_to_bias(self.pruned.graph, twin, change[:, -1].reshape(-1))
+            add_to_bias(self.pruned.graph, twin, change[:, -1].reshape(-1))
 
 
 def _matrices(layer: Layer, twin: Layer, keep: Keep) -> tuple[Array, Array]:
@@ -224,7 +224,7 @@ def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
     return ridges, change, missed
 
 
-def _bias_behind(layer: Layer) -> ir.Value | None:
+def bias_behind(layer: Layer) -> ir.Value | None:
     """The bias of a layer, or what is added behind a MatMul."""
     if layer.node.op_type != "MatMul":
         return bias_of(layer.node)
@@ -232,9 +232,9 @@ def _bias_behind(layer: Layer) -> ir.Value | None:
     return None if behind is None else _addend(behind, layer.node.outputs[0])
 
 
-def _can_shift(layer: Layer) -> bool:
+def can_shift(layer: Layer) -> bool:
     """Whether something can be added to each output of a layer."""
-    bias = _bias_behind(layer)
+    bias = bias_behind(layer)
     if bias is None:
         return True
     unused = layer.node.op_type == "Gemm" and not facts.attribute(layer.node, "beta", 1.0)
@@ -243,10 +243,10 @@ def _can_shift(layer: Layer) -> bool:
     return facts.constant(bias) is not None and len(bias.uses()) == 1 and not unused and wide
 
 
-def _add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
+def add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
     """Add to the bias of a layer, or to what is added behind a MatMul; one is made where there is none."""
     node = layer.node
-    bias = _bias_behind(layer)
+    bias = bias_behind(layer)
     content = facts.constant(bias)
     if bias is not None and content is not None:
         beta = facts.attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
@@ -280,4 +280,4 @@ def _addend(node: ir.Node, value: ir.Value) -> ir.Value | None:
     return other if facts.is_constant(other) and dims and len(dims) == 1 and dims[0] != 1 else None
 
 
-__all__ = ["Fit", "Recovery"]
+__all__ = ["Fit", "Recovery", "add_to_bias", "bias_behind", "can_shift"]
