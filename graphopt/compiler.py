@@ -247,6 +247,7 @@ class Compilation:
                 budgets={} if proposals is None else proposals.judged,
                 judgements={} if proposals is None else dict(proposals.judgements),
                 best_effort=self._budget().best_effort,
+                wanted=frozenset() if proposals is None else proposals.wanted,
             )
             with self._stage("verify"):
                 forms, outcomes = selection.verify_all(forms)
@@ -434,7 +435,8 @@ class Compilation:
             for record in report.passes
             if record.numerics is Numerics.LOSSY and record.reason
         ]
-        why = "; ".join(reasons) or "what it proposed was measured to be no faster than the float result"
+        measured = "slower" if proposals.wanted else "no faster"
+        why = "; ".join(reasons) or f"what it proposed was measured to be {measured} than the float result"
         report.warnings.append(f"{names} is not part of the result: {why}")
         return None
 

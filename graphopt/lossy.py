@@ -94,6 +94,8 @@ class Candidate:
         compact: Whether float constants that are left may be stored as float16.
         prepares: Whether it is for a pass that follows, and no form by itself.
         replaces: Label of an earlier candidate that it is better than at the same cost.
+        wanted: Whether what it buys is not time (zeros, for a smaller file or another backend): it is handed out where
+            it is as fast as what would be handed out without it, within noise. What is made of it is wanted as well.
     """
 
     label: str
@@ -105,6 +107,7 @@ class Candidate:
     compact: bool = False
     prepares: bool = False
     replaces: str = ""
+    wanted: bool = False
 
 
 @dataclass

@@ -76,6 +76,7 @@ PASSES: Mapping[str, str] = {
     "softmax-guard": "graphopt.passes.softmax_guard:SoftmaxGuard",
     "softplus": "graphopt.passes.softplus:SoftplusThreshold",
     "softsign": "graphopt.passes.softsign:Softsign",
+    "sparsify": "graphopt.passes.sparsify:Sparsify",
     "squeeze-excite": "graphopt.passes.squeeze_excite:SqueezeExcite",
     "subnormals": "graphopt.passes.subnormals:Subnormals",
     "transpose-chain": "graphopt.passes.transpose_chain:TransposeChain",

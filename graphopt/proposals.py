@@ -17,6 +17,7 @@ from graphopt.data.dataset import HELD_OUT, Dataset, Sample, Source, Transform
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, TargetError, VerificationError
+from graphopt.ir.share import share_constants
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
@@ -38,6 +39,8 @@ _SECONDS_TO_COUNT = 5.0
 _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
 _LEAST_TURN = 1.0
+_LEAST_SHARED = 1024
+"""Bytes of constants that are looked for again: where passes look at layers one by one, each has a copy of its own."""
 _SHARE_OF_FIRST = 0.6
 """Of the time, for one of several targets: what prepares for it prepares for the others too."""
 
@@ -149,9 +152,14 @@ class Proposals:
                 kept = [entry for entry in kept if not _is_handed_over(entry)]
             if proposal.candidates:
                 # A pass that recovers something says itself of what; that may still be the faster form.
-                before = "" if pass_.recovers else kept[-1].label
+                given = kept[-1]
+                before = "" if pass_.recovers else given.label
                 named = [
-                    replace(entry, label=f"{before}, {entry.label}" if before else entry.label)
+                    replace(
+                        entry,
+                        label=f"{before}, {entry.label}" if before else entry.label,
+                        wanted=entry.wanted or given.wanted,
+                    )
                     for entry in proposal.candidates
                 ]
                 stays = pass_.recovers or all(map(_is_handed_over, named))
@@ -168,9 +176,15 @@ class Proposals:
             if candidate.label and not candidate.prepares
         ]
         for candidate, legal in found:
+            share_constants(legal, least_bytes=_LEAST_SHARED)
             if candidate.compact:
                 compact(legal)
         return found, records
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Labels of the forms that were asked for although what they buy is not time."""
+        return frozenset(label for label, candidate in self.candidates.items() if candidate.wanted)
 
     def read_back(self, form: Form, candidate: Candidate, legal: ir.Model) -> dict[str, Any]:
         """Which kernels the built form really runs: what is on integers, what stayed in float, what fell elsewhere.

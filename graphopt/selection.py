@@ -53,6 +53,8 @@ class Selection:
         budgets: What a lossy form is held to instead of the noise floor, by label.
         judgements: Of each lossy form that ran, by label; given from the start for those that cannot run here.
         best_effort: Whether a lossy form that is over its budget may be chosen all the same.
+        wanted: Labels of lossy forms that were asked for although what they buy is not time: one is chosen where it is
+            as fast as what would be chosen without them, within noise.
         stand_ins: What each form that cannot run here was verified by, by label.
         refused: Labels of those whose stand-ins did not hold.
     """
@@ -70,6 +72,7 @@ class Selection:
     budgets: Mapping[str, Evaluation] = field(default_factory=dict)
     judgements: dict[str, Judgement] = field(default_factory=dict)
     best_effort: bool = False
+    wanted: frozenset[str] = frozenset()
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
 
@@ -218,8 +221,13 @@ class Selection:
         original = candidates[0]
         timings = self._time([original, *candidates[1:]])
         choosable = [timing for timing in timings[1:] if self._may_choose(timing.form)]
+        # What is not wanted for its time has no race to win; it is looked at when there is a winner.
+        racing = [timing for timing in choosable if timing.form.label not in self.wanted]
+        if not racing and self._may_choose(original):
+            racing = timings[:1]
+        choosable = racing or choosable
         best = max(choosable, key=lambda timing: timing.speedup)
-        if abs(best.speedup - 1) < 3 * _TIE:
+        if best.form is not original and abs(best.speedup - 1) < 3 * _TIE:
             # Close to a tie: look again, at these two alone, before saying that it is no slower.
             again = self._time([original, best.form])
             timings = [
@@ -233,12 +241,16 @@ class Selection:
         if best.form.label in self.judgements:
             others = [timing for timing in choosable if timing.form is not best.form]
             best = self._worth_its_loss(best, [best, *others])
-        if best.speedup < 1.0 and not self._may_choose(original):
+        unbeaten = best.speedup < 1.0 and self._may_choose(original)
+        if best.speedup < 1.0 and not unbeaten:
             self.report.warnings.append(
                 f"on {best.form.target} the model is not as fast as the original in ONNX Runtime ({best.describe()}): "
                 "--target cpu chooses between them"
             )
-        elif best.speedup < 1.0:
+        asked = self._wanted_instead(original if unbeaten else best.form, candidates)
+        if asked is not None:
+            return asked, []
+        if unbeaten:
             entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
             entry.note = f"not as fast as the original: {best.describe()}"
             self.report.warnings.append(
@@ -246,6 +258,22 @@ class Selection:
             )
             return original, [best.form] if best.speedup > 1 - _TIE else []
         return best.form, []
+
+    def _wanted_instead(self, best: Form, candidates: Sequence[Form]) -> Form | None:
+        """The fastest form that was asked for although it buys no time, where it is as fast as ``best``, within noise.
+
+        These alone are measured. As fast is what is not shown to be slower, and not two hundredths slower either.
+        """
+        asked = [form for form in candidates if form.label in self.wanted and self._may_choose(form)]
+        if not asked or best in asked:
+            return None
+        timings = self._time([best, *asked])[1:]
+        as_fast = [timing for timing in timings if timing.high >= 1 and timing.speedup >= 1 - _TIE]
+        for timing in timings:
+            entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
+            held = timing in as_fast
+            entry.note += f"; {'as fast as' if held else 'slower than'} {best.label!r}: {timing.describe()}"
+        return max(as_fast, key=lambda timing: timing.speedup).form if as_fast else None
 
     def _worth_its_loss(self, best: Timing, others: Sequence[Timing]) -> Timing:
         """The fastest lossy form if it is faster than the fastest form that loses nothing, these alone; else that."""

@@ -17,6 +17,8 @@ def summary(record: PassRecord) -> str:
         return _distilled(record.details)
     if "factored" in record.details:
         return _factored(record.details)
+    if "sparsified" in record.details:
+        return _sparsified(record.details)
     layers: list[dict[str, Any]] = record.details.get("layers", [])
     products = [
         layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
@@ -35,6 +37,8 @@ def points(record: PassRecord) -> list[str]:
     """What was judged, the fastest first, one line each."""
     if "tried" in record.details:
         return [_tried(point) for point in record.details["tried"]]
+    if "judged" in record.details:
+        return [f"{point['label']}  {_judged(point) or 'not judged'}" for point in record.details["judged"]]
     found: list[dict[str, Any]] = record.details.get("pareto", [])
     shown: list[str] = []
     for point in sorted(found, key=lambda entry: entry.get("predicted_ms") or 0.0)[:_MOST_POINTS]:
@@ -82,8 +86,20 @@ def _factored(details: dict[str, Any]) -> str:
     if details.get("macs_left") is None:
         return f"none of {len(layers)} layers · {target}"
     left: float = details["macs_left"]
+    return f"{lower} of {len(layers)} layers in two products, {1 - left:.0%} of the multiplications gone · {target}"
+
+
+def _sparsified(details: dict[str, Any]) -> str:
+    layers: list[dict[str, Any]] = details["sparsified"]
+    target = details.get("target", "")
+    if details.get("zeros") is None:
+        return f"none of {len(layers)} layers · {target}"
+    given = sum(bool(layer["criterion"]) for layer in layers)
+    sizes = details["size"]
+    change = sizes["deflated"] / max(sizes["deflated_before"], 1)
     return (
-        f"{lower} of {len(layers)} layers in two products, {1 - left:.0%} of the multiplications gone · {target}"
+        f"zeros in {given} of {len(layers)} layers, {details['zeros']:.0%} of their weights, which deflate to "
+        f"{change:.0%} of what they did · {target}"
     )
 
 

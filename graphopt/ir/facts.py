@@ -10,6 +10,9 @@ import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 
+SPARSITY = "graphopt.sparsity"
+"""Key in the ``metadata_props`` of an initializer whose zeros are to stay: "2:4", another pattern, "unstructured"."""
+
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether ``value`` is an initializer whose content is known and cannot be overridden by a caller."""
@@ -34,6 +37,11 @@ def constant_nbytes(value: ir.Value | None) -> int:
     if value is None or value.const_value is None:
         return 0
     return value.const_value.nbytes
+
+
+def sparsity(value: ir.Value | None) -> str:
+    """The pattern of the zeros that a pass has put into a weight (:data:`SPARSITY`); empty where it has put none."""
+    return "" if value is None else value.metadata_props.get(SPARSITY, "")
 
 
 def scalar(value: ir.Value | None) -> float | None:

@@ -21,13 +21,6 @@ ROWS = 256
 """Places of one sample."""
 
 
-def why_not(layer: Layer) -> str:
-    """Why there are no second moments of what a layer reads; empty where there are."""
-    if not (reason := why_no_rows(layer)) and rounding.inputs_of(layer.node) > MOST_INPUTS:
-        return f"more than {MOST_INPUTS} numbers go into one sum"
-    return reason
-
-
 def why_no_rows(layer: Layer) -> str:
     """Why the inputs of a layer cannot be written as rows; empty where they can."""
     if layer.node.op_type == "ConvTranspose":
@@ -40,6 +33,12 @@ def why_no_rows(layer: Layer) -> str:
     if layer.node.op_type == "Gemm" and facts.attribute(layer.node, "transA", 0):
         return "its data are transposed"
     return ""
+
+
+def why_not(layer: Layer) -> str:
+    """Why there are no second moments of what a layer reads; empty where there can be."""
+    large = rounding.inputs_of(layer.node) > MOST_INPUTS
+    return why_no_rows(layer) or (f"more than {MOST_INPUTS} numbers go into one sum" if large else "")
 
 
 def matrices(layer: Layer, weight: Array) -> Array:

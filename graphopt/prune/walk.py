@@ -5,7 +5,7 @@ Refitting layer after layer runs every node once, and not once for each layer be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -55,8 +55,24 @@ class Walk:
         self._done.update(map(_key, piece))
 
 
+def most_kept(model: ir.Model, sizes: Mapping[str, int]) -> int:
+    """Bytes of one sample that a walk keeps at most: what has been made, or given, and is still to be read.
+
+    Args:
+        sizes: Of tensors, by name; others count nothing.
+    """
+    last = {value.name: index for index, node in enumerate(model.graph) for value in all_reads(node)}
+    live = {value.name for value in model.graph.inputs if value.name in last}
+    most = 0
+    for index, node in enumerate(model.graph):
+        live |= {value.name for value in node.outputs if value.name in last}
+        most = max(most, sum(sizes.get(name or "", 0) for name in live))
+        live -= {value.name for value in all_reads(node) if last[value.name] == index}
+    return most
+
+
 def _key(node: ir.Node) -> str:
     return next(value.name or "" for value in node.outputs if value.name)
 
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "most_kept"]

@@ -125,7 +125,7 @@ def quantize_blocks(weight: Array, scheme: Scheme) -> Blocks:
     return Blocks(integers, scales, zeros)
 
 
-def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
+def gptq(weight: Array, moments: Array, scheme: Scheme, *, keep_zeros: bool = False) -> Blocks:
     """Round row by row; what a row loses is made up for by the rows after it.
 
     Where the moments are so close to singular that no damping helps, rows are rounded to nearest.
@@ -133,14 +133,16 @@ def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
     Args:
         weight: float32 [K, N], finite.
         moments: float64 [K, K], the sum of x x' over the inputs x of the product.
+        keep_zeros: Whether numbers that are zero stay so, and make up for nothing.
     """
     rows, columns = weight.shape
     count = -(-rows // scheme.block)
     work = weight.astype(np.float64)
+    fixed = (weight == 0) & keep_zeros
     hessian = moments.astype(np.float64).copy()
     dead = np.diag(hessian) <= 0
     hessian[dead, dead] = 1.0
-    upper = _upper(hessian)
+    upper = inverse_factor(hessian)
     if upper is None:
         return quantize_blocks(weight, scheme)
     integers = np.empty((rows, columns), np.int8 if scheme.symmetric else np.uint8)
@@ -154,13 +156,14 @@ def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
         for row in range(begin, end):
             if row % scheme.block == 0:
                 index = row // scheme.block
-                ahead = work[row : row + scheme.block]
+                part = slice(row, row + scheme.block)
+                ahead = np.where(fixed[part], 0.0, work[part])
                 found, offsets = _grid(_blocked(ahead.astype(np.float32), scheme.block), scheme)
                 scale, zero = found[0], None if offsets is None else offsets[0]
                 scales[index] = scale
                 if zeros is not None and zero is not None:
                     zeros[index] = zero
-            rounded = _round(work[row], scale, zero, scheme)
+            rounded = _round(np.where(fixed[row], 0.0, work[row]), scale, zero, scheme)
             integers[row] = rounded
             offset = 0.0 if zero is None else zero.astype(np.float64)
             error = (work[row] - (rounded - offset) * scale) / upper[row, row]
@@ -170,10 +173,15 @@ def gptq(weight: Array, moments: Array, scheme: Scheme) -> Blocks:
     return Blocks(integers, scales, zeros)
 
 
-def _upper(hessian: Array) -> Array | None:
-    """The upper Cholesky factor of the inverse, with as much damping as it takes; None where none helps."""
+def inverse_factor(hessian: Array, dampings: Sequence[float] = _DAMPINGS) -> Array | None:
+    """The upper Cholesky factor of the inverse, with as much damping as it takes; None where none helps.
+
+    Args:
+        hessian: float64 [K, K], symmetric, none of its diagonal below zero.
+        dampings: Shares of the diagonal's mean that are added to it, tried in order.
+    """
     middle = float(np.mean(np.diag(hessian)))
-    for damping in _DAMPINGS:
+    for damping in dampings:
         damped = hessian + damping * middle * np.eye(len(hessian))
         try:
             upper = np.linalg.cholesky(np.linalg.inv(damped)).T
@@ -355,7 +363,7 @@ class BlockForms:
             self._made[key] = (
                 quantize_blocks(matrix, self.scheme)
                 if moments is None
-                else gptq(matrix, moments, self.scheme)
+                else gptq(matrix, moments, self.scheme, keep_zeros=bool(facts.sparsity(weight)))
             )
         return self._made[key]
 

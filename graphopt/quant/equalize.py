@@ -325,7 +325,9 @@ def _scale_operands(
 def _replace(graph: ir.Graph, node: ir.Node, slot: int, array: Array) -> None:
     old = node.inputs[slot]
     assert old is not None and old.name is not None
-    node.replace_input_with(slot, _constant(graph, f"{old.name}_{MAKER}", array))
+    scaled = _constant(graph, f"{old.name}_{MAKER}", array)
+    scaled.metadata_props.update(old.metadata_props)
+    node.replace_input_with(slot, scaled)
     if old.name in graph.initializers and not old.uses() and not old.is_graph_output():
         del graph.initializers[old.name]
 

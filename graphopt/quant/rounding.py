@@ -194,14 +194,17 @@ def _rounded(node: ir.Node, moments: Array, bits: int) -> tuple[Array, Array]:
     assert weight is not None
     # One scale for all that is summed over.
     scheme = Scheme(bits, inputs_of(node), True)
+    keeps = bool(facts.sparsity(node.inputs[1]))
     if node.op_type == "Conv":
         groups = _count(node)
         split = weight.reshape(groups, len(weight) // groups, -1)
-        made = [gptq(part.T, found, scheme) for part, found in zip(split, moments, strict=True)]
+        made = [
+            gptq(part.T, found, scheme, keep_zeros=keeps) for part, found in zip(split, moments, strict=True)
+        ]
         integers = np.concatenate([blocks.integers.T for blocks in made]).reshape(weight.shape)
         return integers, np.concatenate([blocks.scales[0] for blocks in made])
     transposed = node.op_type == "Gemm" and bool(facts.attribute(node, "transB", 0))
-    blocks = gptq(weight.T if transposed else weight, moments[0], scheme)
+    blocks = gptq(weight.T if transposed else weight, moments[0], scheme, keep_zeros=keeps)
     return np.ascontiguousarray(blocks.integers.T if transposed else blocks.integers), blocks.scales[0]
 
 

@@ -42,7 +42,9 @@ class _Bench:
         ]
 
 
-def choose(*rounds: dict[str, float], lossy: str = "int8") -> tuple[str, Report, _Bench]:
+def choose(
+    *rounds: dict[str, float], lossy: str = "int8", wanted: bool = False
+) -> tuple[str, Report, _Bench]:
     labels = list(rounds[0])
     forms = [Form(label, "here", Path(label), {}) for label in labels]
     report = Report(name="net", source="net.onnx", source_opset=20, opset=20, target="here", threads=0)
@@ -56,6 +58,7 @@ def choose(*rounds: dict[str, float], lossy: str = "int8") -> tuple[str, Report,
         1.0,
         models={label: cast(ir.Model, None) for label in labels},
         judgements={lossy: cast(Judgement, None)},
+        wanted=frozenset({lossy} if wanted else ()),
     )
     return selection.choose(forms).label, report, bench
 
@@ -91,3 +94,44 @@ def test_near_a_tie_the_form_is_measured_again_against_the_original(again: float
     )
     assert chosen == ("optimized" if again > 1 else ORIGINAL)
     assert bool(report.warnings) == (again < 1)
+
+
+def test_a_form_that_is_wanted_though_it_buys_no_time_is_handed_out_where_it_is_as_fast() -> None:
+    chosen, report, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.2, "sparse": 1.21},
+        {"optimized": 1.2, "sparse": 1.195},
+        lossy="sparse",
+        wanted=True,
+    )
+    assert chosen == "sparse" and not bench.rounds
+    assert "as fast as 'optimized'" in next(entry for entry in report.forms if entry.label == "sparse").note
+
+
+def test_a_form_that_is_wanted_is_left_where_it_is_slower() -> None:
+    chosen, report, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.2, "sparse": 1.3},
+        {"optimized": 1.2, "sparse": 1.15},
+        lossy="sparse",
+        wanted=True,
+    )
+    assert chosen == "optimized" and not bench.rounds
+    assert "slower than 'optimized'" in next(entry for entry in report.forms if entry.label == "sparse").note
+
+
+@pytest.mark.parametrize("again", [0.999, 0.9])
+def test_a_form_that_is_wanted_is_held_to_the_original_where_nothing_is_faster(again: float) -> None:
+    chosen, report, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 0.9, "sparse": 1.0},
+        {ORIGINAL: 1.0, "sparse": again},
+        lossy="sparse",
+        wanted=True,
+    )
+    assert chosen == ("sparse" if again > 0.99 else ORIGINAL) and not bench.rounds
+    assert any("left as it was" in text for text in report.warnings) == (chosen == ORIGINAL)
+
+
+def test_a_form_that_is_wanted_may_be_the_only_one_that_holds() -> None:
+    chosen, _, bench = choose(
+        {ORIGINAL: 1.0, "sparse": 1.0}, {ORIGINAL: 1.0, "sparse": 1.0}, lossy="sparse", wanted=True
+    )
+    assert chosen == "sparse" and not bench.rounds

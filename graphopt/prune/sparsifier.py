@@ -1,0 +1,412 @@
+"""Puts zeros into the weights of one model: looks at its layers once, then by one share or another.
+
+What layers read is seen in two ways. Mean squares of all layers come from the model as it is, in one run over the
+samples. Second moments, for SparseGPT, come layer by layer, from the inputs on, with the zeros of the layers before
+already in place, where the samples' tensors fit into memory; else from the model as it is.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.ir import check, facts
+from graphopt.ir import model as ir_model
+from graphopt.ir.facts import Array
+from graphopt.lossy import Candidate, Context
+from graphopt.prune import moments, sparse
+from graphopt.prune.bias import add_to_bias, bias_behind, can_shift
+from graphopt.prune.score import Criterion
+from graphopt.prune.sparse import Pattern
+from graphopt.prune.sparse_weights import Outcome, Part, Sums, parts_of, solved
+from graphopt.prune.structure import Layer, layers_of
+from graphopt.prune.walk import Walk, most_kept
+from graphopt.quant import layers as lossy_layers
+from graphopt.quant.observe import activation_bytes, in_turns
+from graphopt.quant.rounding import inputs_of
+from graphopt.verify.budget import Judgement, noise_share
+from graphopt.verify.session import Session
+
+_SHARE_OF_MEMORY = 0.5
+_SHARE_OF_TIME = 0.3
+"""Of what is left, for the noise of each layer alone."""
+_ALONE_SAMPLES = 8
+_LEAST_WALKED = 4
+"""Samples, below which walking is not worth what it costs."""
+_TEST = 4
+"""One sample in so many is kept apart."""
+_ROWS_A_NUMBER = 12.0
+_LEAST_ROWS_OF_SAMPLE = 32
+_DEFLATED_BYTES = 1 << 20
+"""Of each weight, to see what it deflates to."""
+
+
+@dataclass
+class Sparse:
+    """A model with zeros in its weights.
+
+    Attributes:
+        label: "sparse 2:4 in 12 of 20 layers, 43% zeros".
+        model: The graph.
+        zeros: Share of the numbers in the weights of all layers that are zero.
+        outcomes: By the layer that reads the weight first.
+        judgement: What it loses; None where it was not judged.
+    """
+
+    label: str
+    model: ir.Model
+    zeros: float
+    outcomes: Mapping[str, Outcome]
+    judgement: Judgement | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget does."""
+        return self.judgement is not None and self.judgement.ok
+
+    @property
+    def drop(self) -> float:
+        """What is lost, as a share."""
+        return float("inf") if self.judgement is None else self.judgement.drop
+
+    def candidate(self, *, prepares: bool = False) -> Candidate:
+        """For the passes that follow, and as a form: zeros buy no time, so it need not be faster."""
+        return Candidate(self.label, self.model, judgement=self.judgement, prepares=prepares, wanted=True)
+
+
+class Sparsifier:
+    """A model, and which of its weights may get zeros.
+
+    Args:
+        model: Shapes are inferred; it stays as it is.
+        samples: To choose zeros on.
+        context: Of the pass.
+        pattern: Where zeros may be.
+        criterion: What they are chosen by.
+        kept: From a layer's name, whether its weight stays.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        samples: Sequence[Feeds],
+        context: Context,
+        *,
+        pattern: Pattern,
+        criterion: Criterion,
+        kept: Callable[[str], bool],
+    ) -> None:
+        self.model = model
+        self.context = context
+        self.pattern = pattern
+        self.criterion = criterion
+        self.layers = layers_of(model.graph)
+        self.parts, self.refused = parts_of(self.layers, pattern, kept)
+        self._samples = samples
+        self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
+        self._squares: dict[str, Array] = {}
+        self._walked = 0
+        if self.parts and criterion != "magnitude":
+            self._look()
+
+    def for_target(self, context: Context) -> Sparsifier:
+        """The same for another target, whose time it is now."""
+        self.context = context
+        return self
+
+    @property
+    def why_nothing(self) -> str:
+        """Why no weight can get zeros."""
+        if not self.layers:
+            return "it holds no Conv, MatMul or Gemm with constant weights"
+        name, reason = next(iter(self.refused.items()))
+        return f"none of its layers can have zeros as {self.pattern}; {name!r}: {reason}"
+
+    def made(self, names: Iterable[str] | None = None, shares: Mapping[str, float] | None = None) -> Sparse:
+        """The model with zeros in some weights.
+
+        Args:
+            names: Of layers; None for all that may.
+            shares: Of the numbers that become zero, by layer; of no account where the pattern says it.
+        """
+        shares = shares or {}
+        wanted = None if names is None else frozenset(names)
+        parts = [
+            part
+            for part in self.parts
+            if (wanted is None or part.name in wanted)
+            and (self.pattern.block or shares.get(part.name, 0.0) > 0)
+        ]
+        model = ir_model.clone(self.model)
+        outcomes: dict[str, Outcome] = {}
+        todo: dict[str, Part] = {}
+        for part in parts:
+            why = self._why_no_moments(part)
+            if self.criterion == "hessian" and not why:
+                todo[part.name] = part
+            else:
+                outcomes[part.name] = self.mask(model, part, shares.get(part.name, 0.0), why)
+        count = len(todo)
+        for part, train, test in self._summed(model, list(todo.values())):
+            self.context.progress(f"zeros in layer {count - len(todo) + 1} of {count}")
+            del todo[part.name]
+            outcomes[part.name] = self._solve(model, part, shares.get(part.name, 0.0), train, test)
+        for part in todo.values():
+            why = "no time was left for second moments"
+            outcomes[part.name] = self.mask(model, part, shares.get(part.name, 0.0), why)
+        check.check(model)
+        return self._labelled(model, outcomes)
+
+    def judged(self, found: Sparse) -> Sparse:
+        """With what it loses on the held-out samples."""
+        self.context.progress(f"judging {found.label}")
+        found.judgement = lossy_layers.judge(found.model, self.context)
+        return found
+
+    def noise_alone(self, share: float = 0.0) -> dict[str, float]:
+        """Noise of the model's outputs with zeros in one weight alone, the others as they are; as far as there is time.
+
+        Args:
+            share: Of the numbers that become zero, where the pattern does not say.
+        """
+        started = time.monotonic()
+        limit = started + _SHARE_OF_TIME * max(self.context.deadline - started, 0.0)
+        samples = self._samples[:_ALONE_SAMPLES]
+        session = Session(self.model, optimize="all", threads=self.context.threads)
+        references = [session.run(feeds) for feeds in samples]
+        found: dict[str, float] = {}
+        for number, part in enumerate(self.parts):
+            if time.monotonic() > limit:
+                break
+            self.context.progress(f"zeros in layer {number + 1} of {len(self.parts)} alone")
+            model = ir_model.clone(self.model)
+            self.mask(model, part, share)
+            alone = Session(model, optimize="all", threads=self.context.threads)
+            found[part.name] = noise_share([alone.run(feeds) for feeds in samples], references)
+        return found
+
+    def scores(self, part: Part) -> tuple[Array, str]:
+        """What is lost without each number, [groups, outputs, K], if the others stay; and by which criterion."""
+        squares = None if self.criterion == "magnitude" else self._mean_squares(part)
+        criterion = "magnitude" if squares is None else "activation"
+        return sparse.scores(part.matrix(part.weight), squares), criterion
+
+    def mask(self, model: ir.Model, part: Part, share: float, why: str = "") -> Outcome:
+        """Put zeros into a weight and leave its other numbers as they are; in place.
+
+        Args:
+            why: SparseGPT does not choose them.
+        """
+        scores, criterion = self.scores(part)
+        zeros = part.restored(self.pattern.zeros(scores, share))
+        if self.criterion != "magnitude" and criterion == "magnitude":
+            why = why or moments.why_no_rows(part.layer) or "what it reads is not finite on the data"
+        self._give(model, part, np.where(zeros, 0, part.weight).astype(part.weight.dtype))
+        return Outcome(criterion, note=why if self.criterion != "magnitude" else "")
+
+    # -- what layers read ------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Mean squares of what layers read, and how many samples can be walked with."""
+        self.context.progress("what layers read")
+        feeds = self._samples[0]
+        made = [
+            value.name
+            for node in self.model.graph
+            for value in node.outputs
+            if value.name and isinstance(value.type, ir.TensorType) and value.dtype != ir.DataType.STRING
+        ]
+        sizes = activation_bytes(self.model, made, feeds, threads=self.context.threads)
+        sizes |= {name: int(np.asarray(array).nbytes) for name, array in feeds.items()}
+        self._walked = min(len(self._samples), self._memory // max(most_kept(self.model, sizes), 1))
+        layers = [layer for part in self.parts for layer in part.readers if not moments.why_no_rows(layer)]
+        for turn in in_turns(layers, lambda layer: sizes.get(layer.data.name or "", 0), self._memory):
+            sums: dict[str, Array] = {}
+            rows_seen: dict[str, int] = {}
+            for number, seen in enumerate(
+                moments.read_by(self.model, turn, self._samples, self.context.threads)
+            ):
+                for layer in turn:
+                    array, most = seen[layer.data.name or ""], self._rows(layer, len(self._samples))
+                    rows = moments.rows_of(layer, array, number, most)
+                    own = np.square(rows, dtype=np.float64).sum(axis=1)
+                    sums[layer.name] = sums.get(layer.name, 0.0) + own
+                    rows_seen[layer.name] = rows_seen.get(layer.name, 0) + rows.shape[1]
+            for name, total in sums.items():
+                if np.isfinite(total).all():
+                    self._squares[name] = total / rows_seen[name]
+
+    @staticmethod
+    def _rows(layer: Layer, samples: int) -> int:
+        """Rows of each sample: several for each number that goes into a sum."""
+        wanted = _ROWS_A_NUMBER * inputs_of(layer.node) / max(samples, 1)
+        return int(min(max(wanted, _LEAST_ROWS_OF_SAMPLE), moments.ROWS))
+
+    def _mean_squares(self, part: Part) -> Array | None:
+        """Of what all readers of a weight multiply with it, [groups, 1, K] in order; None where it was not seen."""
+        found = [self._squares[layer.name] for layer in part.readers if layer.name in self._squares]
+        if len(found) < len(part.readers):
+            return None
+        total = np.sum(found, axis=0)
+        squares: Array = (total if part.order is None else total[:, part.order])[:, None]
+        return squares
+
+    def _why_no_moments(self, part: Part) -> str:
+        """Why SparseGPT does not choose the zeros of a weight; empty where it does or was not asked to."""
+        if self.criterion != "hessian":
+            return ""
+        if len(part.readers) > 1:
+            return f"{len(part.readers)} layers share the weight"
+        return moments.why_not(part.layer)
+
+    def _summed(self, model: ir.Model, parts: Sequence[Part]) -> Iterator[tuple[Part, Sums, Sums]]:
+        """Second moments of what each layer reads, on samples to fit and on others; as far as there is time."""
+        if self._walked < min(_LEAST_WALKED, len(self._samples)):
+            yield from self._summed_apart(parts)
+            return
+        walk = Walk(model, self._samples[: self._walked], self.context.threads)
+        for part in parts:
+            if time.monotonic() > self.context.deadline:
+                return
+            train, test = Sums(), Sums()
+            for index, array in enumerate(walk.to(part.layer.data.name or "")):
+                self._add(part, array, index, self._walked, train, test)
+            yield part, train, test if test.rows else train
+
+    def _summed_apart(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Sums, Sums]]:
+        """As :meth:`_summed`, from what the layers read in the model without zeros."""
+
+        def size(part: Part) -> int:
+            return 16 * part.layer.groups * inputs_of(part.layer.node) ** 2
+
+        count = len(self._samples)
+        for turn in in_turns(parts, size, self._memory):
+            if time.monotonic() > self.context.deadline:
+                return
+            sums = {part.name: (Sums(), Sums()) for part in turn}
+            layers = [part.layer for part in turn]
+            for index, seen in enumerate(
+                moments.read_by(self.model, layers, self._samples, self.context.threads)
+            ):
+                for part in turn:
+                    self._add(part, seen[part.layer.data.name or ""], index, count, *sums[part.name])
+            for part in turn:
+                train, test = sums.pop(part.name)
+                yield part, train, test if test.rows else train
+
+    def _add(self, part: Part, array: Array, index: int, count: int, train: Sums, test: Sums) -> None:
+        rows = moments.rows_of(part.layer, array, index, self._rows(part.layer, count))
+        (test if index % _TEST == _TEST - 1 else train).add(rows)
+
+    # -- what they are given ---------------------------------------------------------------------------------
+
+    def _solve(self, model: ir.Model, part: Part, share: float, train: Sums, test: Sums) -> Outcome:
+        twin = next(layer for layer in layers_of(model.graph) if layer.name == part.name)
+        # A bias behind a MatMul that has none would be a node more.
+        shifts = can_shift(twin) and (twin.node.op_type != "MatMul" or bias_behind(twin) is not None)
+        found = solved(part, self.pattern, share, train, test, shifts=shifts)
+        if isinstance(found, str):
+            return self.mask(model, part, share, found)
+        self._give(model, part, found.weight)
+        if found.shift.any():
+            add_to_bias(model.graph, twin, found.shift)
+        return found.outcome
+
+    def _give(self, model: ir.Model, part: Part, array: Array) -> None:
+        value = model.graph.initializers[part.layer.weight.name or ""]
+        value.const_value = ir.tensor(array, name=value.name)
+        value.metadata_props[facts.SPARSITY] = str(self.pattern)
+
+    def _labelled(self, model: ir.Model, outcomes: Mapping[str, Outcome]) -> Sparse:
+        contents = _contents(model).values()
+        zeros = sum(content.size - np.count_nonzero(content) for content in contents)
+        share = float(zeros / max(sum(content.size for content in contents), 1))
+        readers = sum(len(part.readers) for part in self.parts if part.name in outcomes)
+        kind = f"sparse {self.pattern}" if self.pattern.block else "sparse"
+        where = "" if readers == len(self.layers) else f" in {readers} of {len(self.layers)} layers"
+        return Sparse(f"{kind}{where}, {share:.0%} zeros", model, share, outcomes)
+
+    # -- the report ------------------------------------------------------------------------------------------
+
+    def details(self, chosen: Sparse | None = None, tried: Sequence[Sparse] = ()) -> dict[str, Any]:
+        """For the report: plain JSON."""
+        contents = _contents(self.model if chosen is None else chosen.model)
+        outcomes = {} if chosen is None else chosen.outcomes
+        of = {layer.name: outcomes.get(part.name) for part in self.parts for layer in part.readers}
+        left = "its zeros would break the budget" if self.pattern.block else "those of others cost less"
+        rows = []
+        for layer in self.layers:
+            content = contents[layer.weight.name or ""]
+            outcome = of.get(layer.name)
+            rows.append(
+                {
+                    "node": layer.name,
+                    "op": layer.node.op_type,
+                    "weights": content.size,
+                    "zeros": float(np.mean(content == 0)) if content.size else 0.0,
+                    "criterion": "" if outcome is None else outcome.criterion,
+                    "error_before": None if outcome is None else outcome.before,
+                    "error_after": None if outcome is None else outcome.after,
+                    "reason": outcome.note
+                    if outcome
+                    else self.refused.get(layer.name, left if chosen else ""),
+                }
+            )
+        return {
+            "pattern": str(self.pattern),
+            "criterion": self.criterion,
+            "zeros": None if chosen is None else chosen.zeros,
+            "size": None if chosen is None else self._sizes(chosen),
+            "sparsified": rows,
+            "judged": [
+                {
+                    "label": one.label,
+                    "value": None if one.judgement is None else one.judgement.value,
+                    "drop": None if one.judgement is None else one.judgement.drop,
+                    "decibels": None if one.judgement is None else one.judgement.decibels,
+                    "held": one.holds,
+                }
+                for one in tried
+            ],
+        }
+
+    def _sizes(self, chosen: Sparse) -> dict[str, int | None]:
+        """Bytes of the weights of all layers: as they are, deflated before and after, and in the form of 2:4."""
+        before, after = _contents(self.model), _contents(chosen.model)
+        given = {part.layer.weight.name for part in self.parts if part.name in chosen.outcomes}
+        compressed = sum(
+            # Half of the numbers, and four bits for each four.
+            content.nbytes // 2 + content.size // 8 if name in given else content.nbytes
+            for name, content in after.items()
+        )
+        return {
+            "bytes": sum(content.nbytes for content in before.values()),
+            "deflated_before": sum(map(_deflated, before.values())),
+            "deflated": sum(map(_deflated, after.values())),
+            "compressed": compressed if self.pattern == Pattern(2, 4) else None,
+        }
+
+
+def _contents(model: ir.Model) -> dict[str, Array]:
+    """The weights of all layers of a model, each once, by the name of the weight."""
+    found = {layer.weight.name or "": facts.constant(layer.weight) for layer in layers_of(model.graph)}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def _deflated(content: Array) -> int:
+    """Bytes that a weight deflates to (RFC 1951, zlib's default effort), by its first megabyte."""
+    flat = content.reshape(-1)
+    part = flat[: max(_DEFLATED_BYTES // max(content.itemsize, 1), 1)]
+    if not part.nbytes:
+        return 0
+    return round(len(zlib.compress(np.ascontiguousarray(part).tobytes())) / part.nbytes * content.nbytes)
+
+
+__all__ = ["Sparse", "Sparsifier"]
