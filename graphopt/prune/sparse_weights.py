@@ -16,7 +16,7 @@ from graphopt.prune.structure import Layer
 from graphopt.quant.rounding import inputs_of
 
 _LEAST_ROWS, _LEAST_ROWS_ALONE = 0.25, 2.0
-"""Rows for each number of a sum, below which second moments say little: where others are kept apart to tell, and not."""
+"""Rows for each number of a sum, below which second moments say little: with others kept apart to tell, and without."""
 _DAMPINGS = (0.01, 0.1, 1.0)
 _LARGE = 1024
 """Numbers of a sum, beyond which one damping has to do."""

@@ -163,10 +163,6 @@ class Module:
             value.const_value = ir.tensor(np.array(array), name=name)
 
 
-SPARSITY = "graphopt.sparsity"
-"""Metadata of an initializer whose zeros are to stay."""
-
-
 def to_module(
     model: ir.Model, outputs: Sequence[str] = (), *, trained: Callable[[ir.Value], bool] = lambda value: True
 ) -> Module:
@@ -314,7 +310,7 @@ class _Builder:
     def _parameter(self, value: ir.Value, content: Array, rounding: Rounding | None = None) -> Any:
         torch = self._torch
         mask = None
-        if SPARSITY in value.metadata_props:
+        if facts.SPARSITY in value.metadata_props:
             mask = torch.from_numpy(
                 content != (0 if rounding is None else rounding.quantized(np.zeros_like(content, float)))
             )
@@ -370,4 +366,4 @@ def _leading_to(graph: ir.Graph, names: Iterable[str]) -> list[ir.Node]:
     return found[::-1]
 
 
-__all__ = ["SPARSITY", "Module", "NotTrainableError", "Rounding", "Weight", "to_module", "weights_of"]
+__all__ = ["Module", "NotTrainableError", "Rounding", "Weight", "to_module", "weights_of"]

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.capture import capture
+from graphopt.ir import facts, shapes
 from graphopt.ir import model as ir_model
-from graphopt.ir import shapes
 from graphopt.models import builders
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.observe import calibrate
@@ -18,7 +18,7 @@ from graphopt.quant.place import place, tensors_to_observe
 from graphopt.quant.units import units_of
 from graphopt.targets.ort.integers import kernels as ort_kernels
 from graphopt.testing import model_from_text, run
-from graphopt.train.module import SPARSITY, NotTrainableError, to_module, weights_of
+from graphopt.train.module import NotTrainableError, to_module, weights_of
 
 torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(5)
@@ -139,7 +139,7 @@ def test_zeros_that_are_to_stay_stay() -> None:
     assert value.const_value is not None
     array = value.const_value.numpy() * (RNG.random(value.const_value.numpy().shape) < 0.5)
     value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
-    value.metadata_props[SPARSITY] = "unstructured"
+    value.metadata_props[facts.SPARSITY] = "unstructured"
     module = to_module(model)
     optimizer = torch.optim.SGD([weight.parameter for weight in module.weights.values()], lr=0.1)
     for _ in range(3):
