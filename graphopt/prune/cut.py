@@ -10,7 +10,8 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.ir.graphs import add_constant, free_name
-from graphopt.prune.flow import slices_of, target_of
+from graphopt.prune.flow.parts import slices_of
+from graphopt.prune.flow.views import target_of
 from graphopt.prune.structure import Mask, Structure
 
 Keep = Callable[[ir.Value | None, int], Mask | None]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
-from graphopt.prune.flow import Flow
+from graphopt.prune.flow import Flow, follow
 from graphopt.prune.labels import PINNED, Axis, Indices, Labels
 
 Mask = npt.NDArray[np.bool_]
@@ -197,8 +197,7 @@ def separate(model: ir.Model) -> ir.Model:
 
 def analyse(model: ir.Model) -> Structure:
     """Find what can be removed from a model; shapes have been inferred."""
-    flow = Flow()
-    flow.run(model.graph)
+    flow = follow(model.graph)
     layers = layers_of(model.graph)
     for layer in layers:
         # Asked for here, so that a layer whose outputs nothing may remove has labels as well.

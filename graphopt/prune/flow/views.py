@@ -1,0 +1,189 @@
+"""Operators that rearrange or repeat axes, and those that read their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.ir import facts
+from graphopt.prune.flow.base import Flow, Rule
+from graphopt.prune.labels import Axis, Indices
+from graphopt.prune.reshapes import Move, moves
+
+
+def _reshape(flow: Flow, node: ir.Node) -> None:
+    data, out = node.inputs[0], node.outputs[0]
+    axes = flow.axes(data)
+    rank = facts.rank(out)
+    if rank is None:
+        flow.refuse(node, "the rank of its result is not known")
+        return
+    target: Sequence[int | None] | None = target_of(node.inputs[1]) if node.op_type == "Reshape" else ()
+    if target is None or (target and len(target) != rank):
+        flow.refuse(node, "its shape is computed")
+        return
+    found: list[Axis] = [None] * rank
+    zeros = [size == 0 and not facts.attribute(node, "allowzero", 0) for size in target]
+    for move in moves(data, out, zeros):
+        labels, reason = _moved(flow, node, move, axes)
+        if reason:
+            flow.pin_axes(node, data, move.before, reason)
+        for axis, own in labels.items():
+            if own is not None and target and target[axis] is None:
+                flow.labels.pin(own, node.name or "", "its shape is computed")
+                own = None
+            found[axis] = own
+    flow.labels.put(out, found)
+
+
+def target_of(value: ir.Value | None) -> list[int | None] | None:
+    """The entries of a shape, None for each that is computed; None where their number is not known."""
+    known = facts.ints(value)
+    if known is not None:
+        return list(known)
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Concat":
+        dims = facts.static_dims(value)
+        return None if dims is None or len(dims) != 1 else [None] * dims[0]
+    found: list[int | None] = []
+    for part in node.inputs:
+        own = target_of(part)
+        if own is None:
+            return None
+        found += own
+    return found
+
+
+def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple[dict[int, Axis], str]:
+    """The labels of the axes that some axes become, or why there are none."""
+    labelled = [axis for axis in move.before if axes[axis] is not None]
+    if not labelled:
+        return {}, ""
+    if not move.after:
+        return {}, "it becomes a single number"
+    if len(move.before) == 1 and len(move.after) == 1:
+        return {move.after[0]: axes[move.before[0]]}, ""
+    if move.sizes_before is None or move.sizes_after is None:
+        return {}, "it is reshaped together with a size that is not known"
+    if len(labelled) > 1:
+        return {}, "it is merged with another axis that may shrink"
+    place = move.before.index(labelled[0])
+    labels = axes[labelled[0]]
+    assert labels is not None
+    shape = [1] * len(move.before)
+    shape[place] = len(labels)
+    spread = np.broadcast_to(labels.reshape(shape), move.sizes_before)
+    real = [index for index, size in enumerate(move.sizes_after) if size != 1]
+    if len(real) <= 1:
+        return {move.after[real[0] if real else 0]: np.ascontiguousarray(spread.reshape(-1))}, ""
+    if sum(size != 1 for size in move.sizes_before) > 1:
+        return {}, "it is reshaped into other axes"
+    # One axis becomes several: one of these may shrink, and takes all of the others with it.
+    whole = {index: _rows(labels, move.sizes_after, index) for index in real}
+    # Axes that were merged before come apart again.
+    same = [index for index, rows in whole.items() if (rows == rows[:, :1]).all()]
+    if same:
+        return {move.after[same[0]]: np.ascontiguousarray(whole[same[0]][:, 0])}, ""
+    is_last = labelled[0] == len(axes) - 1
+    # Heads lie before the elements of a head; channels of a group behind the group (ShuffleNet).
+    among = real[:-1] if is_last else real[-1:]
+    kept = max(among, key=lambda index: move.sizes_after[index])  # type: ignore[index]
+    return {move.after[kept]: flow.tie_rows(node, np.ascontiguousarray(whole[kept].T))}, ""
+
+
+def _rows(labels: Indices, sizes: Sequence[int], axis: int) -> Indices:
+    """Labels of an axis that becomes several, one row for each index of one of these."""
+    rows: Indices = np.moveaxis(labels.reshape(sizes), axis, 0).reshape(sizes[axis], -1)
+    return rows
+
+
+def _transpose(flow: Flow, node: ir.Node) -> None:
+    axes = flow.axes(node.inputs[0])
+    order = facts.attribute(node, "perm", None) or range(len(axes))[::-1]
+    flow.labels.put(node.outputs[0], [axes[place] for place in order])
+
+
+def _squeeze(flow: Flow, node: ir.Node) -> None:
+    axes = flow.axes(node.inputs[0])
+    dims = facts.dims(node.inputs[0]) or ()
+    given = facts.ints(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if len(node.inputs) > 1 and node.inputs[1] is not None and given is None:
+        flow.refuse(node, "its axes are computed")
+        return
+    gone = (
+        {axis % len(axes) for axis in given}
+        if given is not None
+        else {a for a, size in enumerate(dims) if size == 1}
+    )
+    flow.pin_axes(node, node.inputs[0], gone, "it leaves out this axis")
+    flow.labels.put(node.outputs[0], [labels for axis, labels in enumerate(axes) if axis not in gone])
+
+
+def _unsqueeze(flow: Flow, node: ir.Node) -> None:
+    axes = flow.axes(node.inputs[0])
+    new = facts.ints(node.inputs[1])
+    rank = facts.rank(node.outputs[0])
+    if new is None or rank is None:
+        flow.refuse(node, "its axes are computed")
+        return
+    added, rest = {axis % rank for axis in new}, iter(axes)
+    flow.labels.put(node.outputs[0], [None if axis in added else next(rest) for axis in range(rank)])
+
+
+def _expand(flow: Flow, node: ir.Node) -> None:
+    data, rank = node.inputs[0], facts.rank(node.outputs[0])
+    axes, before, after = flow.axes(data), facts.dims(data) or (), facts.dims(node.outputs[0]) or ()
+    if rank is None:
+        flow.refuse(node, "the rank of its result is not known")
+        return
+    offset = rank - len(axes)
+    for axis, labels in enumerate(axes):
+        if labels is not None and (
+            before[axis] != after[offset + axis] or facts.ints(node.inputs[1]) is None
+        ):
+            flow.pin_axes(node, data, [axis], "it is repeated, or its shape is computed")
+            axes[axis] = None
+    flow.labels.put(node.outputs[0], [*(None,) * offset, *axes])
+
+
+def _tile(flow: Flow, node: ir.Node) -> None:
+    axes, repeats = flow.axes(node.inputs[0]), facts.ints(node.inputs[1])
+    for axis, labels in enumerate(axes):
+        if labels is not None and (repeats is None or repeats[axis] != 1):
+            flow.pin_axes(node, node.inputs[0], [axis], "it is repeated")
+            axes[axis] = None
+    flow.labels.put(node.outputs[0], axes)
+
+
+def _shape(flow: Flow, node: ir.Node) -> None:
+    """Sizes that are read are those of axes that do not shrink."""
+    rank = facts.rank(node.inputs[0]) or 0
+    covered = list(range(rank))[facts.attribute(node, "start", 0) : facts.attribute(node, "end", rank)]
+    used: set[int] = set()
+    for use in node.outputs[0].uses():
+        chosen = facts.constant(use.node.inputs[1]) if use.node.op_type == "Gather" else None
+        places = range(len(covered)) if chosen is None else (int(place) for place in chosen.reshape(-1))
+        used.update(covered[place] for place in places)
+    if node.outputs[0].is_graph_output():
+        used.update(covered)
+    flow.pin_axes(node, node.inputs[0], used, "its size is computed with")
+    for labels in flow.axes(node.inputs[0]):
+        flow.use(labels)
+    flow.labels.put(node.outputs[0], [None])
+
+
+RULES: Mapping[str, Rule] = {
+    "Expand": _expand,
+    "Flatten": _reshape,
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Squeeze": _squeeze,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
+"""By operator of ONNX."""
+
+__all__ = ["RULES", "target_of"]
