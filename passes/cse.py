@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._operators import RANDOM
+from graphopt.ir.operators import RANDOM
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit

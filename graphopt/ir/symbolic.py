@@ -13,8 +13,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import Dim, Dims, broadcast, combine, expanded, product, squeezed
-from graphopt.passes._operators import BROADCAST, KEEPS_SHAPE
+from graphopt.ir.dims import Dim, Dims, broadcast, combine, expanded, product, squeezed
+from graphopt.ir.operators import BROADCAST, KEEPS_SHAPE
 
 _BUDGET = 400
 _DEEPEST = 60
