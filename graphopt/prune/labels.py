@@ -48,6 +48,7 @@ class Labels:
         self._ties: list[tuple[Indices, Indices]] = []
         self.pins: list[Pin] = []
         self._closed = False
+        self._copies: set[int] = set()
 
     def of(self, value: ir.Value | None, axis: int) -> Axis:
         """The labels of an axis, those of a constant made when they are first asked for.
@@ -74,6 +75,16 @@ class Labels:
         made = np.arange(self._count, self._count + count, dtype=np.int64)
         self._count += count
         return made
+
+    def copies(self, count: int) -> Indices:
+        """New labels for an axis along which one thing is repeated, so that it may be repeated less often."""
+        made = self._new(count)
+        self._copies.update(made.tolist())
+        return made
+
+    def are_copies(self, labels: Axis) -> bool:
+        """Whether an axis repeats one thing, as far as was said."""
+        return labels is not None and self._copies.issuperset(labels.tolist())
 
     def put(self, value: ir.Value, axes: Sequence[Axis]) -> None:
         """Say what the labels of a computed tensor are, axis by axis; a length that does not fit pins the axis."""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
+from graphopt.ir.symbolic import refine
 from graphopt.prune.flow import Flow, follow
 from graphopt.prune.labels import PINNED, Axis, Indices, Labels
 
@@ -196,7 +197,8 @@ def separate(model: ir.Model) -> ir.Model:
 
 
 def analyse(model: ir.Model) -> Structure:
-    """Find what can be removed from a model; shapes have been inferred."""
+    """Find what can be removed from a model; shapes have been inferred, and are made more precise."""
+    refine(model.graph)
     flow = follow(model.graph)
     layers = layers_of(model.graph)
     for layer in layers:

@@ -24,6 +24,9 @@ RULES: Mapping[str, Rule] = {
 }
 """By operator of ONNX."""
 
+_ALSO_OF_NUMBERS = frozenset({*elementwise.ELEMENTWISE, "Expand"})
+"""Whose results have axes although the first operand may be a single number."""
+
 
 def follow(graph: ir.Graph) -> Flow:
     """The labels of all tensors of a main graph."""
@@ -34,7 +37,7 @@ def follow(graph: ir.Graph) -> Flow:
         if rule is None or any(facts.rank(value) is None for value in values):
             why = "may not read fewer of them" if rule is None else "reads what has no known rank"
             flow.refuse(node, f"{node.op_type} {why}")
-        elif values and (facts.rank(values[0]) or node.op_type in elementwise.ELEMENTWISE):
+        elif values and (facts.rank(values[0]) or node.op_type in _ALSO_OF_NUMBERS):
             before = flow.begin()
             rule(flow, node)
             flow.pin_rest(node, before)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir.describe import all_reads
+from graphopt.ir.symbolic import Shapes
 from graphopt.prune.labels import PINNED, Axis, Indices, Labels
 
 
@@ -20,15 +21,18 @@ class Flow:
     Attributes:
         labels: Of its tensors.
         balanced: Labels [groups, channels] of which each group has to lose as many as the others.
+        shapes: Sizes of axes that are computed.
     """
 
     labels: Labels = field(default_factory=Labels)
     balanced: list[Indices] = field(default_factory=list)
+    shapes: Shapes = field(default_factory=Shapes)
     _used: list[Indices] = field(default_factory=list, repr=False)
 
     def begin(self) -> int:
         """Forget what the last node used; returns the number of the first tie that the next one makes."""
         self._used = []
+        self.shapes.renew()
         return self.labels.tied
 
     def use(self, labels: Axis) -> None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.prune.flow.base import Flow, Rule
+from graphopt.prune.flow.sizes import target_of
 
 
 def _spatial(flow: Flow, node: ir.Node) -> None:
@@ -44,15 +45,24 @@ def _group_normalization(flow: Flow, node: ir.Node) -> None:
 
 
 def _resize(flow: Flow, node: ir.Node) -> None:
-    before, after = facts.dims(node.inputs[0]), facts.dims(node.outputs[0])
-    if before is None or after is None or before[:2] != after[:2] or facts.attribute(node, "axes", None):
-        flow.refuse(node, "it resizes channels, or its sizes are not known")
-        return
-    sizes = node.inputs[3] if len(node.inputs) > 3 else None
-    if sizes is not None and facts.ints(sizes) is None:
+    """Places of an image, or a volume; what channels are is kept."""
+    value, out = node.inputs[0], node.outputs[0]
+    axes, before, after = flow.axes(value), facts.dims(value) or (), facts.dims(out)
+    sizes = target_of(node.inputs[3], flow.shapes) if len(node.inputs) > 3 else None
+    if sizes is None and len(node.inputs) > 3:
         flow.refuse(node, "its sizes are computed")
         return
-    _spatial(flow, node)
+    named = facts.attribute(node, "axes", None) or range(len(axes))
+    written = dict(zip((axis % len(axes) for axis in named), sizes or (), strict=False))
+    for axis, labels in enumerate(axes):
+        is_kept = after is not None and before[axis] == after[axis]
+        # A size that is written is mended, so it has to be known.
+        if labels is not None and (
+            axis > 1 or not is_kept or written.get(axis, before[axis]) != before[axis]
+        ):
+            flow.labels.pin(labels, node.name or node.op_type, "it is resized, or its size is computed")
+            axes[axis] = None
+    flow.labels.put(out, axes)
 
 
 def _depth_to_space(flow: Flow, node: ir.Node) -> None:
@@ -74,6 +84,13 @@ def _space_to_depth(flow: Flow, node: ir.Node) -> None:
     flow.labels.put(node.outputs[0], [*axes[:2], *(None for _ in axes[2:])])
 
 
+def _sampled(flow: Flow, node: ir.Node) -> None:
+    """Channels of an image, at places that are computed."""
+    rank = facts.rank(node.outputs[0])
+    if rank is not None:
+        flow.labels.put(node.outputs[0], [None, flow.labels.of(node.inputs[0], 1), *(None,) * (rank - 2)])
+
+
 _POOLS = (
     "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool",
 )  # fmt: skip
@@ -82,9 +99,11 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_POOLS, _spatial),
     "BatchNormalization": _per_channel,
     "DepthToSpace": _depth_to_space,
+    "GridSample": _sampled,
     "GroupNormalization": _group_normalization,
     "InstanceNormalization": _per_channel,
     "Resize": _resize,
+    "RoiAlign": _sampled,
     "SpaceToDepth": _space_to_depth,
 }
 """By operator of ONNX."""

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.prune.flow.base import Flow, Rule
+from graphopt.prune.flow.sizes import pads_of, slices_of
 from graphopt.prune.labels import PINNED, Axis
 
 
@@ -67,35 +68,20 @@ def _slice(flow: Flow, node: ir.Node) -> None:
     axes = flow.axes(node.inputs[0])
     read = slices_of(node, len(axes))
     if read is None:
-        flow.refuse(node, "where it cuts is computed")
+        flow.refuse(node, "which axes it cuts is computed")
         return
     for axis, part in read.items():
         labels = axes[axis]
         if labels is None:
             continue
-        flow.use(labels)
-        if part.step not in (None, 1):
-            flow.pin_axes(node, node.inputs[0], [axis], "it takes every n-th of them")
+        if part is None or part.step not in (None, 1):
+            reason = "where it cuts is computed" if part is None else "it takes every n-th of them"
+            flow.labels.pin(labels, node.name or node.op_type, reason)
             axes[axis] = None
         else:
+            flow.use(labels)
             axes[axis] = labels[part]
     flow.labels.put(node.outputs[0], axes)
-
-
-def slices_of(node: ir.Node, rank: int) -> dict[int, slice] | None:
-    """What a Slice cuts out along each axis that it names; None where that is computed."""
-    given = [facts.ints(value) for value in node.inputs[1:] if value is not None]
-    if any(entry is None for entry in given) or len(given) < 2 or not rank:
-        return None
-    starts, ends = given[0], given[1]
-    assert starts is not None and ends is not None
-    slots = {slot: facts.ints(node.inputs[slot]) for slot in (3, 4) if slot < len(node.inputs)}
-    axes = slots.get(3) or tuple(range(len(starts)))
-    steps = slots.get(4) or (1,) * len(starts)
-    return {
-        axis % rank: slice(start, end, step)
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
-    }
 
 
 def _gather(flow: Flow, node: ir.Node) -> None:
@@ -123,17 +109,47 @@ def _gather(flow: Flow, node: ir.Node) -> None:
     flow.labels.put(node.outputs[0], [*axes[:axis], *taken, *axes[axis + 1 :]])
 
 
+def _gather_elements(flow: Flow, node: ir.Node) -> None:
+    """Along one axis it takes what the indices say; along the others an element comes from where it stands."""
+    data, indices = node.inputs[0], node.inputs[1]
+    rank = facts.rank(data)
+    if not rank or facts.rank(indices) != rank:
+        flow.refuse(node, "its shapes are not known")
+        return
+    where = int(facts.attribute(node, "axis", 0)) % rank
+    found = [
+        flow.labels.of(indices, axis)
+        if axis == where
+        else flow.tie(
+            node,
+            flow.labels.of(data, axis),
+            flow.labels.of(indices, axis),
+            "its indices are as many as these",
+        )
+        for axis in range(rank)
+    ]
+    flow.pin_axes(node, data, [where], "which of them it takes is computed")
+    flow.labels.put(node.outputs[0], found)
+
+
 def _pad(flow: Flow, node: ir.Node) -> None:
-    axes, pads = flow.axes(node.inputs[0]), facts.ints(node.inputs[1])
-    if pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None):
-        flow.refuse(node, "what it pads is computed")
+    axes = flow.axes(node.inputs[0])
+    pads = pads_of(node, len(axes), flow.shapes)
+    if pads is None:
+        flow.refuse(node, "which axes it pads is computed")
         return
     for axis, labels in enumerate(axes):
-        before, after = pads[axis], pads[axis + len(axes)]
-        if labels is None or not (before or after):
+        before, after = pads[axis]
+        if labels is None or before == after == 0:
             continue
-        if facts.attribute(node, "mode", "constant") != "constant" or min(before, after) < 0:
-            flow.pin_axes(node, node.inputs[0], [axis], "it pads along this axis with what lies there")
+        is_constant = facts.attribute(node, "mode", "constant") == "constant"
+        if before is None or after is None or not is_constant or min(before, after) < 0:
+            reason = (
+                "how much it pads is computed"
+                if before is None or after is None
+                else "it pads along this axis with what lies there"
+            )
+            flow.labels.pin(labels, node.name or node.op_type, reason)
             axes[axis] = None
         else:
             edges = [np.full(count, PINNED, np.int64) for count in (before, after)]
@@ -144,10 +160,11 @@ def _pad(flow: Flow, node: ir.Node) -> None:
 RULES: Mapping[str, Rule] = {
     "Concat": _concat,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Pad": _pad,
     "Slice": _slice,
     "Split": _split,
 }
 """By operator of ONNX."""
 
-__all__ = ["RULES", "slices_of"]
+__all__ = ["RULES"]

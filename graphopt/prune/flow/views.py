@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.prune.flow.base import Flow, Rule
+from graphopt.prune.flow.sizes import sizes_used, target_of
 from graphopt.prune.labels import Axis, Indices
 from graphopt.prune.reshapes import Move, moves
 
@@ -16,17 +17,24 @@ from graphopt.prune.reshapes import Move, moves
 def _reshape(flow: Flow, node: ir.Node) -> None:
     data, out = node.inputs[0], node.outputs[0]
     axes = flow.axes(data)
-    rank = facts.rank(out)
-    if rank is None:
+    before, after = flow.shapes.of(data), flow.shapes.of(out)
+    if before is None or after is None:
         flow.refuse(node, "the rank of its result is not known")
         return
-    target: Sequence[int | None] | None = target_of(node.inputs[1]) if node.op_type == "Reshape" else ()
-    if target is None or (target and len(target) != rank):
-        flow.refuse(node, "its shape is computed")
-        return
-    found: list[Axis] = [None] * rank
-    zeros = [size == 0 and not facts.attribute(node, "allowzero", 0) for size in target]
-    for move in moves(data, out, zeros):
+    target: Sequence[int | None] | None = ()
+    if node.op_type == "Reshape":
+        target = target_of(node.inputs[1], flow.shapes)
+        if target is None or len(target) != len(after):
+            flow.refuse(node, "its shape is computed")
+            return
+        if not facts.attribute(node, "allowzero", 0):
+            # A zero keeps the size, even where the other ones are not known.
+            after = tuple(
+                before[axis] if size == 0 and axis < len(before) else after[axis]
+                for axis, size in enumerate(target)
+            )
+    found: list[Axis] = [None] * len(after)
+    for move in moves(before, after):
         labels, reason = _moved(flow, node, move, axes)
         if reason:
             flow.pin_axes(node, data, move.before, reason)
@@ -38,39 +46,27 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
     flow.labels.put(out, found)
 
 
-def target_of(value: ir.Value | None) -> list[int | None] | None:
-    """The entries of a shape, None for each that is computed; None where their number is not known."""
-    known = facts.ints(value)
-    if known is not None:
-        return list(known)
-    node = None if value is None else value.producer()
-    if node is None or node.op_type != "Concat":
-        dims = facts.static_dims(value)
-        return None if dims is None or len(dims) != 1 else [None] * dims[0]
-    found: list[int | None] = []
-    for part in node.inputs:
-        own = target_of(part)
-        if own is None:
-            return None
-        found += own
-    return found
-
-
 def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple[dict[int, Axis], str]:
     """The labels of the axes that some axes become, or why there are none."""
     labelled = [axis for axis in move.before if axes[axis] is not None]
     if not labelled:
         return {}, ""
+    # What one thing is repeated along stays before what it is; heads go before the elements of a head.
+    chosen = next((axis for axis in labelled if not flow.labels.are_copies(axes[axis])), labelled[0])
+    flow.pin_axes(
+        node,
+        node.inputs[0],
+        [axis for axis in labelled if axis != chosen],
+        "it is merged with another axis that may shrink",
+    )
     if not move.after:
         return {}, "it becomes a single number"
     if len(move.before) == 1 and len(move.after) == 1:
         return {move.after[0]: axes[move.before[0]]}, ""
     if move.sizes_before is None or move.sizes_after is None:
         return {}, "it is reshaped together with a size that is not known"
-    if len(labelled) > 1:
-        return {}, "it is merged with another axis that may shrink"
-    place = move.before.index(labelled[0])
-    labels = axes[labelled[0]]
+    place = move.before.index(chosen)
+    labels = axes[chosen]
     assert labels is not None
     shape = [1] * len(move.before)
     shape[place] = len(labels)
@@ -86,7 +82,7 @@ def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple
     same = [index for index, rows in whole.items() if (rows == rows[:, :1]).all()]
     if same:
         return {move.after[same[0]]: np.ascontiguousarray(whole[same[0]][:, 0])}, ""
-    is_last = labelled[0] == len(axes) - 1
+    is_last = chosen == len(axes) - 1
     # Heads lie before the elements of a head; channels of a group behind the group (ShuffleNet).
     among = real[:-1] if is_last else real[-1:]
     kept = max(among, key=lambda index: move.sizes_after[index])  # type: ignore[index]
@@ -133,41 +129,59 @@ def _unsqueeze(flow: Flow, node: ir.Node) -> None:
 
 
 def _expand(flow: Flow, node: ir.Node) -> None:
-    data, rank = node.inputs[0], facts.rank(node.outputs[0])
-    axes, before, after = flow.axes(data), facts.dims(data) or (), facts.dims(node.outputs[0]) or ()
-    if rank is None:
+    data, out = node.inputs[0], node.outputs[0]
+    axes, before, after = flow.axes(data), facts.dims(data) or (), facts.dims(out)
+    if after is None:
         flow.refuse(node, "the rank of its result is not known")
         return
-    offset = rank - len(axes)
-    for axis, labels in enumerate(axes):
-        if labels is not None and (
-            before[axis] != after[offset + axis] or facts.ints(node.inputs[1]) is None
-        ):
-            flow.pin_axes(node, data, [axis], "it is repeated, or its shape is computed")
-            axes[axis] = None
-    flow.labels.put(node.outputs[0], [*(None,) * offset, *axes])
+    target: list[int | None] = target_of(node.inputs[1], flow.shapes) or [None] * len(after)
+    target[:0] = [1] * (len(after) - len(target))
+    found: list[Axis] = []
+    for axis, size in enumerate(after):
+        place = axis - len(after) + len(before)
+        labels, own = (axes[place], before[place]) if place >= 0 else (None, 1)
+        if own == 1 and size is not None and size > 1:
+            flow.pin_axes(node, data, [place] if place >= 0 else [], "it is repeated along this axis")
+            labels = flow.labels.copies(size) if target[axis] == size else None
+        elif labels is not None and (own != size or target[axis] not in (1, size)):
+            flow.pin_axes(node, data, [place], "it is repeated, or its shape is computed")
+            labels = None
+        found.append(labels)
+    flow.labels.put(out, found)
+
+
+def _fill(flow: Flow, node: ir.Node) -> None:
+    """A tensor of one number; what it reads is its shape."""
+    dims = facts.dims(node.outputs[0])
+    target = target_of(node.inputs[0], flow.shapes)
+    if dims is None or target is None or len(target) != len(dims):
+        return
+    flow.labels.put(
+        node.outputs[0],
+        [
+            flow.labels.copies(size) if size is not None and size == known else None
+            for size, known in zip(dims, target, strict=True)
+        ],
+    )
 
 
 def _tile(flow: Flow, node: ir.Node) -> None:
     axes, repeats = flow.axes(node.inputs[0]), facts.ints(node.inputs[1])
     for axis, labels in enumerate(axes):
-        if labels is not None and (repeats is None or repeats[axis] != 1):
-            flow.pin_axes(node, node.inputs[0], [axis], "it is repeated")
+        if labels is not None and repeats is None:
+            flow.pin_axes(node, node.inputs[0], [axis], "how often it is repeated is computed")
             axes[axis] = None
+        elif labels is not None and repeats is not None and repeats[axis] != 1:
+            flow.use(labels)
+            axes[axis] = np.tile(labels, repeats[axis])
     flow.labels.put(node.outputs[0], axes)
 
 
 def _shape(flow: Flow, node: ir.Node) -> None:
-    """Sizes that are read are those of axes that do not shrink."""
+    """Sizes that are read are those of axes that stay, but for those that only say shapes: these are mended."""
     rank = facts.rank(node.inputs[0]) or 0
     covered = list(range(rank))[facts.attribute(node, "start", 0) : facts.attribute(node, "end", rank)]
-    used: set[int] = set()
-    for use in node.outputs[0].uses():
-        chosen = facts.constant(use.node.inputs[1]) if use.node.op_type == "Gather" else None
-        places = range(len(covered)) if chosen is None else (int(place) for place in chosen.reshape(-1))
-        used.update(covered[place] for place in places)
-    if node.outputs[0].is_graph_output():
-        used.update(covered)
+    used = sizes_used(node.outputs[0], [frozenset([axis]) for axis in covered], flow.shapes)
     flow.pin_axes(node, node.inputs[0], used, "its size is computed with")
     for labels in flow.axes(node.inputs[0]):
         flow.use(labels)
@@ -175,6 +189,7 @@ def _shape(flow: Flow, node: ir.Node) -> None:
 
 
 RULES: Mapping[str, Rule] = {
+    "ConstantOfShape": _fill,
     "Expand": _expand,
     "Flatten": _reshape,
     "Reshape": _reshape,
@@ -186,4 +201,4 @@ RULES: Mapping[str, Rule] = {
 }
 """By operator of ONNX."""
 
-__all__ = ["RULES", "target_of"]
+__all__ = ["RULES"]
