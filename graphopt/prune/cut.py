@@ -56,11 +56,12 @@ def _slice(value: ir.Value, mask: Mask, axis: int) -> None:
 def _shrink(value: ir.Value, own: ir.Value, keep: Keep) -> None:
     if value.shape is None:
         return
-    sizes = list(value.shape)
+    sizes: list[int | ir.SymbolicDim | None] = list(value.shape)
     for axis in range(len(sizes)):
         mask = keep(value, axis)
         if mask is not None:
-            sizes[axis] = int(mask.sum())
+            # Of an axis of unknown size, which may have the name of a product, no more is known than that.
+            sizes[axis] = int(mask.sum()) if isinstance(sizes[axis], int) else None
     own.shape = ir.Shape(sizes)
 
 
@@ -169,8 +170,10 @@ def _mend_target(node: ir.Node, twin: ir.Node, keep: Keep, shapes: Shapes) -> No
     wanted = list(sizes)
     for place, axis in enumerate(axes):
         mask = keep(out, axis)
-        if mask is not None and sizes[place] not in (None, -1):
+        if mask is not None and isinstance(out.shape[axis], int) and sizes[place] not in (None, -1):  # type: ignore[index]
             wanted[place] = int(mask.sum())
+        elif mask is not None and sizes[place] is None:
+            wanted[place] = -1
     if wanted == before:
         return
     if None not in wanted:

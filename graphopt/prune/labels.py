@@ -8,7 +8,7 @@ whole (the dependency graph of Fang et al., DepGraph: Towards Any Structural Pru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ class Labels:
         self.pins: list[Pin] = []
         self._closed = False
         self._copies: set[int] = set()
+        self._merged: dict[ir.Value, dict[int, Indices]] = {}
 
     def of(self, value: ir.Value | None, axis: int) -> Axis:
         """The labels of an axis, those of a constant made when they are first asked for.
@@ -75,6 +76,17 @@ class Labels:
         made = np.arange(self._count, self._count + count, dtype=np.int64)
         self._count += count
         return made
+
+    def put_merged(self, value: ir.Value, axis: int, labels: Indices) -> None:
+        """Say that along an axis of unknown size labels repeat: heads of all samples, one behind the other.
+
+        :meth:`of` gives nothing for such an axis.
+        """
+        self._merged.setdefault(value, {})[axis] = labels
+
+    def merged(self, value: ir.Value | None) -> Mapping[int, Indices]:
+        """The labels that repeat along axes of a value."""
+        return {} if value is None else self._merged.get(value, {})
 
     def copies(self, count: int) -> Indices:
         """New labels for an axis along which one thing is repeated, so that it may be repeated less often."""

@@ -33,11 +33,13 @@ def moves(before: Dims, after: Dims) -> list[Move]:
     """
     found: list[Move] = []
     last: list[Move] = []
-    # The last axes are the same where their sizes are, whatever lies before them; ones between them belong to nobody.
+    # What lies behind holds the same elements wherever the last axes do, whatever is known of those before them.
     while before and after and len(before) + len(after) > 2:
-        if before[-1] == after[-1]:
-            last.insert(0, _move(before, after, (len(before) - 1, len(before)), (len(after) - 1, len(after))))
-            before, after = before[:-1], after[:-1]
+        ends = _suffixes(before, after)
+        if ends is not None:
+            i, j = len(before) - ends[0], len(after) - ends[1]
+            last.insert(0, _move(before, after, (i, len(before)), (j, len(after))))
+            before, after = before[:i], after[:j]
         elif after[-1] == ONE and len(after) > 1:
             after = after[:-1]
         elif before[-1] == ONE and len(before) > 1:
@@ -50,6 +52,22 @@ def moves(before: Dims, after: Dims) -> list[Move]:
         found.append(_move(before, after, (i, end_i), (j, end_j)))
         i, j = end_i, end_j
     return found + last
+
+
+def _suffixes(before: Dims, after: Dims) -> tuple[int, int] | None:
+    """How many of the last axes hold the same elements, as few as may be; None where only all do, or ones."""
+    i = j = 1
+    if ONE in (before[-1], after[-1]) and before[-1] != after[-1]:
+        return None
+    while i < len(before) or j < len(after):
+        left, right = product(before[-i:]), product(after[-j:])
+        if left == right:
+            return i, j
+        if j == len(after) or (i < len(before) and _is_smaller(left, right)):
+            i += 1
+        else:
+            j += 1
+    return None
 
 
 def _move(before: Dims, after: Dims, old: tuple[int, int], new: tuple[int, int]) -> Move:

@@ -146,8 +146,13 @@ class Structure:
         return frozenset(found)
 
     def class_of(self, value: ir.Value | None, axis: int) -> Axis:
-        """The class of each index of an axis; None where nothing of it may be removed."""
+        """The class of each index of an axis; None where nothing of it may be removed.
+
+        Of an axis of unknown size along which classes repeat: those that repeat.
+        """
         labels = self.labels.of(value, axis)
+        if labels is None:
+            labels = self.labels.merged(value).get(axis % (facts.rank(value) or 1))
         return None if labels is None else self.classes[labels]
 
     def read_by_recurrent(self) -> list[tuple[ir.Value, Indices]]:

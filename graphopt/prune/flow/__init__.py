@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.prune.flow import elementwise, images, parts, products, sequences, views
+from graphopt.prune.flow import elementwise, images, merged, parts, products, sequences, views
 from graphopt.prune.flow.base import Flow, Rule
 
 RULES: Mapping[str, Rule] = {
@@ -41,9 +41,12 @@ def follow(graph: ir.Graph) -> Flow:
             before = flow.begin()
             rule(flow, node)
             flow.pin_rest(node, before)
+            merged.hand_on(flow, node)
     for value in graph.outputs:
         for axis in range(facts.rank(value) or 0):
             flow.labels.pin(flow.labels.of(value, axis), "", f"{value.name!r} is an output of the model")
+        for labels in flow.labels.merged(value).values():
+            flow.labels.pin(labels, "", f"{value.name!r} is an output of the model")
     return flow
 
 

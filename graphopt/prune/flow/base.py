@@ -72,6 +72,8 @@ class Flow:
         for value in all_reads(node):
             for axis in range(facts.rank(value) or 0):
                 self.labels.pin(self.labels.of(value, axis), node.name or node.op_type, reason)
+            for labels in self.labels.merged(value).values():
+                self.labels.pin(labels, node.name or node.op_type, reason)
 
     def pin_axes(self, node: ir.Node, value: ir.Value | None, axes: Iterable[int], reason: str) -> None:
         """Pin axes of a computed value; a constant that nothing else has labelled needs none."""

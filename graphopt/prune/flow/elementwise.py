@@ -122,7 +122,7 @@ ELEMENTWISE = (
 )  # fmt: skip
 
 
-_UNARY = (
+UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Dropout",
     "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log",
     "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus",
@@ -137,7 +137,7 @@ _REDUCTIONS = (
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_UNARY, _first_only),
+    **dict.fromkeys(UNARY, _first_only),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "ArgMax": _arg_reduce,
     "ArgMin": _arg_reduce,
@@ -154,4 +154,4 @@ RULES: Mapping[str, Rule] = {
 }
 """By operator of ONNX."""
 
-__all__ = ["ELEMENTWISE", "RULES", "broadcast"]
+__all__ = ["ELEMENTWISE", "RULES", "UNARY", "broadcast"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -46,8 +48,31 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
     flow.labels.put(out, found)
 
 
+def _merged(flow: Flow, node: ir.Node, move: Move, labels: Indices) -> str:
+    """Hand on labels that repeat along an axis of unknown size; says why not, where it cannot.
+
+    Args:
+        labels: That repeat.
+    """
+    (axis,) = move.after
+    entries = flow.shapes.entries(node.inputs[1]) if node.op_type == "Reshape" else None
+    own = None if entries is None else entries[axis]
+    if entries is None or own is None:
+        return "its shape is computed"
+    others = [entry for place, entry in enumerate(entries) if place != axis]
+    # The size becomes -1, which it may be but once.
+    is_free = own.known in (-1, 0) or not any(entry is None or entry.known == -1 for entry in others)
+    if not is_free or (own.known == 0 and move.before != move.after):
+        return "its shape is computed"
+    flow.labels.put_merged(node.outputs[0], axis, labels)
+    return ""
+
+
 def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple[dict[int, Axis], str]:
     """The labels of the axes that some axes become, or why there are none."""
+    repeated = [own for axis, own in flow.labels.merged(node.inputs[0]).items() if axis in move.before]
+    if repeated:
+        return _apart(flow, node, move, axes, repeated[0])
     labelled = [axis for axis in move.before if axes[axis] is not None]
     if not labelled:
         return {}, ""
@@ -63,11 +88,19 @@ def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple
         return {}, "it becomes a single number"
     if len(move.before) == 1 and len(move.after) == 1:
         return {move.after[0]: axes[move.before[0]]}, ""
-    if move.sizes_before is None or move.sizes_after is None:
-        return {}, "it is reshaped together with a size that is not known"
     place = move.before.index(chosen)
     labels = axes[chosen]
     assert labels is not None
+    if move.sizes_before is None or move.sizes_after is None:
+        behind = [facts.dims(node.inputs[0])[axis] for axis in move.before[place + 1 :]]  # type: ignore[index]
+        if len(move.after) > 1 or None in behind:
+            return {}, "it is reshaped together with a size that is not known"
+        flow.use(labels)
+        own = np.repeat(labels, math.prod(size for size in behind if size is not None))
+        reason = _merged(flow, node, move, own)
+        if reason:
+            flow.labels.pin(labels, node.name or node.op_type, reason)
+        return {}, ""
     shape = [1] * len(move.before)
     shape[place] = len(labels)
     spread = np.broadcast_to(labels.reshape(shape), move.sizes_before)
@@ -76,17 +109,56 @@ def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple
         return {move.after[real[0] if real else 0]: np.ascontiguousarray(spread.reshape(-1))}, ""
     if sum(size != 1 for size in move.sizes_before) > 1:
         return {}, "it is reshaped into other axes"
-    # One axis becomes several: one of these may shrink, and takes all of the others with it.
-    whole = {index: _rows(labels, move.sizes_after, index) for index in real}
+    kept, own = _split_axis(flow, node, labels, move.sizes_after, chosen == len(axes) - 1)
+    return {move.after[kept]: own}, ""
+
+
+def _split_axis(
+    flow: Flow, node: ir.Node, labels: Indices, sizes: Sequence[int], is_last: bool
+) -> tuple[int, Indices]:
+    """One axis becomes several: one of these may shrink, and takes all of the others with it.
+
+    Args:
+        labels: Of the one axis.
+        sizes: Of the several ones, two of which are not 1.
+        is_last: Whether it was the last axis of its tensor.
+
+    Returns:
+        Which of them that is, and its labels.
+    """
+    real = [index for index, size in enumerate(sizes) if size != 1]
+    whole = {index: _rows(labels, sizes, index) for index in real}
     # Axes that were merged before come apart again.
     same = [index for index, rows in whole.items() if (rows == rows[:, :1]).all()]
     if same:
-        return {move.after[same[0]]: np.ascontiguousarray(whole[same[0]][:, 0])}, ""
-    is_last = chosen == len(axes) - 1
+        return same[0], np.ascontiguousarray(whole[same[0]][:, 0])
     # Heads lie before the elements of a head; channels of a group behind the group (ShuffleNet).
     among = real[:-1] if is_last else real[-1:]
-    kept = max(among, key=lambda index: move.sizes_after[index])  # type: ignore[index]
-    return {move.after[kept]: flow.tie_rows(node, np.ascontiguousarray(whole[kept].T))}, ""
+    kept = max(among, key=lambda index: sizes[index])
+    return kept, flow.tie_rows(node, np.ascontiguousarray(whole[kept].T))
+
+
+def _apart(
+    flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis], labels: Indices
+) -> tuple[dict[int, Axis], str]:
+    """The labels of the axes that an axis becomes along which labels repeat."""
+    reason = "it is reshaped together with another axis that may shrink"
+    dims = facts.dims(node.outputs[0]) or ()
+    known = list(itertools.takewhile(lambda axis: dims[axis] is not None, reversed(move.after)))[::-1]
+    sizes = [dims[axis] or 0 for axis in known]
+    if len(move.before) == 1 and len(move.after) == 1:
+        reason = _merged(flow, node, move, labels)
+        if not reason:
+            return {}, ""
+    elif len(move.before) == 1 and known and math.prod(sizes) % len(labels) == 0:
+        block = np.tile(labels, math.prod(sizes) // len(labels))
+        real = [axis for axis, size in zip(known, sizes, strict=True) if size != 1]
+        if len(real) == 1:
+            return {real[0]: block}, ""
+        kept, own = _split_axis(flow, node, block, sizes, move.before[0] == len(axes) - 1)
+        return {known[kept]: own}, ""
+    flow.labels.pin(labels, node.name or node.op_type, reason)
+    return {}, reason
 
 
 def _rows(labels: Indices, sizes: Sequence[int], axis: int) -> Indices:
