@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import Dim, Dims, product
-from graphopt.passes._symbolic_shapes import Shapes
+from graphopt.ir.dims import Dim, Dims, product
+from graphopt.ir.symbolic import Shapes
 from graphopt.rewrite import Builder
 
 HEADS_FIRST = (0, 2, 1, 3)

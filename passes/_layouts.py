@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._operators import BROADCAST, REDUCTIONS, SOFTMAX, UNARY
+from graphopt.ir.operators import BROADCAST, REDUCTIONS, SOFTMAX, UNARY
 from graphopt.rewrite import Builder
 
 Perm = tuple[int, ...]

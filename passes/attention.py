@@ -33,10 +33,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts, kernels
+from graphopt.ir.dims import ONE, Dim, Dims
+from graphopt.ir.symbolic import ShapeCache, Shapes
 from graphopt.passes import _masks
-from graphopt.passes._dims import ONE, Dim, Dims
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain, transposed, without_copies
-from graphopt.passes._symbolic_shapes import ShapeCache, Shapes
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.operators import RANDOM
 from graphopt.passes._evaluate import (
     TEXT_BYTES,
     EvaluationError,
@@ -35,7 +36,6 @@ from graphopt.passes._evaluate import (
     inner_nodes,
     is_native,
 )
-from graphopt.passes._operators import RANDOM
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, Refusal, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit

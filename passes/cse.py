@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.ir.graphs import subgraphs_of
+from graphopt.ir.operators import RANDOM
 from graphopt.ir.share import content_digest, share_constants
-from graphopt.passes._operators import RANDOM
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit

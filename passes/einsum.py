@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._symbolic_shapes import Shapes
+from graphopt.ir.symbolic import Shapes
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 

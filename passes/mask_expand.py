@@ -16,8 +16,8 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import Dims, broadcast
-from graphopt.passes._symbolic_shapes import ShapeCache, Shapes
+from graphopt.ir.dims import Dims, broadcast
+from graphopt.ir.symbolic import ShapeCache, Shapes
 from graphopt.rewrite import Builder, Numerics, Rewrite
 
 

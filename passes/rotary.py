@@ -22,9 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import ONE, Dims
+from graphopt.ir.dims import ONE, Dims
+from graphopt.ir.symbolic import ShapeCache, Shapes
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain
-from graphopt.passes._symbolic_shapes import ShapeCache, Shapes
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

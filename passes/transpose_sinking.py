@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graphopt.ir import facts
-from graphopt.passes import _layouts, _operators
+from graphopt.ir import facts, operators
+from graphopt.passes import _layouts
 from graphopt.passes._layouts import Moved, Perm
 from graphopt.rewrite import Builder, Rewrite
 
@@ -31,7 +31,7 @@ class TransposeSinking(Rewrite):
     """Ops between Transposes change the order of their axes, so that Transposes disappear."""
 
     name = "transpose-sinking"
-    roots = tuple(sorted(_layouts.MOVABLE - _operators.UNARY - {"Split", "Pad", "Slice"} | {"Transpose"}))
+    roots = tuple(sorted(_layouts.MOVABLE - operators.UNARY - {"Split", "Pad", "Slice"} | {"Transpose"}))
 
     def apply(self, node: ir.Node, build: Builder) -> Sequence[ir.Value | None] | None:
         """Collect the region above ``node``, count, and rebuild it."""
@@ -108,7 +108,7 @@ class _Region:
         moved = _layouts.move(node, perm)
         if moved is None or ranks != {len(moved.out)}:
             return False
-        if node.op_type in _operators.SOFTMAX:
+        if node.op_type in operators.SOFTMAX:
             was_last = facts.attribute(node, "axis", -1) % len(perm) == len(perm) - 1
             if was_last and moved.attributes["axis"] != len(perm) - 1:
                 self.penalty += 2  # kernels transpose for any other axis

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,8 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.ir.graphs import add_constant, free_name
-from graphopt.prune.flow import slices_of, target_of
+from graphopt.ir.symbolic import Shapes
+from graphopt.prune.flow.sizes import TARGETS, slices_of, target_of, written
 from graphopt.prune.structure import Mask, Structure
 
 Keep = Callable[[ir.Value | None, int], Mask | None]
@@ -35,9 +37,12 @@ def cut(model: ir.Model, structure: Structure, removed: Iterable[int]) -> ir.Mod
     for node, twin in zip(list(model.graph), list(copy.graph), strict=True):
         for value, own in zip(node.outputs, twin.outputs, strict=True):
             _shrink(value, own, keep)
-        mend = MENDS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if mend is not None:
-            mend(node, twin, keep)
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in TARGETS:
+            _mend_target(node, twin, keep, structure.flow.shapes)
+        elif node.op_type in MENDS:
+            MENDS[node.op_type](node, twin, keep)
     return copy
 
 
@@ -51,11 +56,12 @@ def _slice(value: ir.Value, mask: Mask, axis: int) -> None:
 def _shrink(value: ir.Value, own: ir.Value, keep: Keep) -> None:
     if value.shape is None:
         return
-    sizes = list(value.shape)
+    sizes: list[int | ir.SymbolicDim | None] = list(value.shape)
     for axis in range(len(sizes)):
         mask = keep(value, axis)
         if mask is not None:
-            sizes[axis] = int(mask.sum())
+            # Of an axis of unknown size, which may have the name of a product, no more is known than that.
+            sizes[axis] = int(mask.sum()) if isinstance(sizes[axis], int) else None
     own.shape = ir.Shape(sizes)
 
 
@@ -124,6 +130,8 @@ def _slices(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
     starts, ends = [], []
     for axis, part in read.items():
         mask = masks[axis]
+        # Where bounds are computed nothing of these axes is removed.
+        assert part is not None
         if mask is None:
             starts.append(part.start)
             ends.append(part.stop)
@@ -149,60 +157,87 @@ def _gather(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
     twin.replace_input_with(1, _constant(twin, "pruned_indices", array))
 
 
-def _target(slot: int) -> Callable[[ir.Node, ir.Node, Keep], None]:
-    """An operand that holds the shape of the result."""
-
-    def mend(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
-        given = node.inputs[slot] if slot < len(node.inputs) else None
-        sizes = target_of(given) if given is not None else None
-        out = node.outputs[0]
-        if not sizes:
-            return
-        wanted = list(sizes)
-        offset = (facts.rank(out) or len(wanted)) - len(wanted)
-        for place, size in enumerate(sizes):
-            mask = keep(out, offset + place)
-            if mask is not None and size not in (None, -1):
-                wanted[place] = int(mask.sum())
-        if wanted == list(sizes):
-            return
-        if None not in wanted:
-            _replace(twin, slot, [size for size in wanted if size is not None])
-            return
-        twin.replace_input_with(slot, _joined(twin, twin.inputs[slot], iter(wanted), [0]))
-
-    return mend
+def _mend_target(node: ir.Node, twin: ir.Node, keep: Keep, shapes: Shapes) -> None:
+    """An operand that holds the shape of the result; entries that were computed from widths become numbers."""
+    slot = TARGETS[node.op_type]
+    given = node.inputs[slot] if slot < len(node.inputs) else None
+    before, sizes = written(given), target_of(given, shapes)
+    out = node.outputs[0]
+    if not before or not sizes:
+        return
+    first = (facts.rank(out) or len(sizes)) - len(sizes)
+    axes = facts.attribute(node, "axes", None) or range(first, first + len(sizes))
+    wanted = list(sizes)
+    for place, axis in enumerate(axes):
+        mask = keep(out, axis)
+        if mask is not None and isinstance(out.shape[axis], int) and sizes[place] not in (None, -1):  # type: ignore[index]
+            wanted[place] = int(mask.sum())
+        elif mask is not None and sizes[place] is None:
+            wanted[place] = -1
+    if wanted == before:
+        return
+    if None not in wanted:
+        _replace(twin, slot, [size for size in wanted if size is not None])
+        return
+    twin.replace_input_with(slot, _joined(twin, twin.inputs[slot], iter(wanted), [0]))
 
 
 def _joined(
     twin: ir.Node, value: ir.Value | None, wanted: Iterator[int | None], count: list[int]
 ) -> ir.Value:
-    """A shape that is joined of constants and of what is computed, with other constants.
+    """A shape in parts, with other numbers.
 
     Args:
         wanted: Its entries, None for those that are computed.
-        count: How many constants were made.
+        count: How many parts were made.
     """
-    graph = twin.graph
-    assert value is not None and isinstance(graph, ir.Graph)
-    known = facts.ints(value)
-    if known is not None:
-        array = np.asarray([next(wanted) for _ in known], np.int64)
-        count[0] += 1
-        return _constant(twin, f"pruned_part_{count[0]}", array)
+    assert value is not None
     node = value.producer()
-    if node is None or node.op_type != "Concat":
-        for _ in target_of(value) or ():
-            next(wanted)
+    if node is not None and node.op_type == "Concat" and not facts.is_constant(value):
+        return _concat(twin, [_joined(twin, part, wanted, count) for part in node.inputs], count)
+    entries = [next(wanted) for _ in written(value) or ()]
+    if all(entry is None for entry in entries):
         return value
-    parts = [_joined(twin, part, wanted, count) for part in node.inputs]
+    parts = []
+    for is_known, run in itertools.groupby(range(len(entries)), lambda place: entries[place] is not None):
+        places = list(run)
+        count[0] += 1
+        array = np.asarray([entries[place] for place in places] if is_known else places, np.int64)
+        part = _constant(twin, f"pruned_part_{count[0]}", array)
+        parts.append(part if is_known else _made(twin, "Gather", [value, part], count))
+    return parts[0] if len(parts) == 1 else _concat(twin, parts, count)
+
+
+def _concat(twin: ir.Node, parts: Sequence[ir.Value], count: list[int]) -> ir.Value:
+    return _made(twin, "Concat", parts, count, axis=0)
+
+
+def _made(
+    twin: ir.Node, op: str, inputs: Sequence[ir.Value], count: list[int], **attributes: int
+) -> ir.Value:
+    """A vector of sizes that a new node before ``twin`` makes."""
+    graph = twin.graph
+    assert isinstance(graph, ir.Graph)
     taken = {value.name for other in graph for value in other.outputs}
     name = free_name(f"{twin.name or twin.op_type}/pruned_shape_{count[0]}", taken)
-    made = ir.node("Concat", parts, attributes={"axis": 0}, name=name)
+    made = ir.node(op, inputs, attributes=attributes, name=name)
     made.outputs[0].name = name
-    made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+    made.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    made.outputs[0].shape = ir.Shape(
+        [sum(_length(value) for value in inputs) if op == "Concat" else _length(inputs[1])]
+    )
     graph.insert_before(twin, made)
     return made.outputs[0]
+
+
+def _length(value: ir.Value) -> int:
+    return int(value.shape[0])  # type: ignore[index, arg-type]
+
+
+def _rotary(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
+    mask, heads = keep(node.inputs[0], -1), facts.attribute(node, "num_heads", 0)
+    if mask is not None and heads:
+        twin.attributes["num_heads"] = ir.AttrInt64("num_heads", int(mask.reshape(heads, -1)[:, 0].sum()))
 
 
 def _heads(node: ir.Node, twin: ir.Node, keep: Keep) -> None:
@@ -229,14 +264,12 @@ MENDS: Mapping[str, Callable[[ir.Node, ir.Node, Keep], None]] = {
     "Attention": _heads,
     "Conv": _conv,
     "ConvTranspose": _conv,
-    "Expand": _target(1),
     "GRU": _hidden,
     "Gather": _gather,
     "GroupNormalization": _groups,
     "LSTM": _hidden,
     "RNN": _hidden,
-    "Reshape": _target(1),
-    "Resize": _target(3),
+    "RotaryEmbedding": _rotary,
     "Slice": _slices,
     "Split": _split,
 }

@@ -8,7 +8,7 @@ whole (the dependency graph of Fang et al., DepGraph: Towards Any Structural Pru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,8 @@ class Labels:
         self._ties: list[tuple[Indices, Indices]] = []
         self.pins: list[Pin] = []
         self._closed = False
+        self._copies: set[int] = set()
+        self._merged: dict[ir.Value, dict[int, Indices]] = {}
 
     def of(self, value: ir.Value | None, axis: int) -> Axis:
         """The labels of an axis, those of a constant made when they are first asked for.
@@ -74,6 +76,27 @@ class Labels:
         made = np.arange(self._count, self._count + count, dtype=np.int64)
         self._count += count
         return made
+
+    def put_merged(self, value: ir.Value, axis: int, labels: Indices) -> None:
+        """Say that along an axis of unknown size labels repeat: heads of all samples, one behind the other.
+
+        :meth:`of` gives nothing for such an axis.
+        """
+        self._merged.setdefault(value, {})[axis] = labels
+
+    def merged(self, value: ir.Value | None) -> Mapping[int, Indices]:
+        """The labels that repeat along axes of a value."""
+        return {} if value is None else self._merged.get(value, {})
+
+    def copies(self, count: int) -> Indices:
+        """New labels for an axis along which one thing is repeated, so that it may be repeated less often."""
+        made = self._new(count)
+        self._copies.update(made.tolist())
+        return made
+
+    def are_copies(self, labels: Axis) -> bool:
+        """Whether an axis repeats one thing, as far as was said."""
+        return labels is not None and self._copies.issuperset(labels.tolist())
 
     def put(self, value: ir.Value, axes: Sequence[Axis]) -> None:
         """Say what the labels of a computed tensor are, axis by axis; a length that does not fit pins the axis."""

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
-from graphopt.prune.flow import Flow
+from graphopt.ir.symbolic import refine
+from graphopt.prune.flow import Flow, follow
 from graphopt.prune.labels import PINNED, Axis, Indices, Labels
 
 Mask = npt.NDArray[np.bool_]
@@ -145,8 +146,13 @@ class Structure:
         return frozenset(found)
 
     def class_of(self, value: ir.Value | None, axis: int) -> Axis:
-        """The class of each index of an axis; None where nothing of it may be removed."""
+        """The class of each index of an axis; None where nothing of it may be removed.
+
+        Of an axis of unknown size along which classes repeat: those that repeat.
+        """
         labels = self.labels.of(value, axis)
+        if labels is None:
+            labels = self.labels.merged(value).get(axis % (facts.rank(value) or 1))
         return None if labels is None else self.classes[labels]
 
     def read_by_recurrent(self) -> list[tuple[ir.Value, Indices]]:
@@ -196,9 +202,9 @@ def separate(model: ir.Model) -> ir.Model:
 
 
 def analyse(model: ir.Model) -> Structure:
-    """Find what can be removed from a model; shapes have been inferred."""
-    flow = Flow()
-    flow.run(model.graph)
+    """Find what can be removed from a model; shapes have been inferred, and are made more precise."""
+    refine(model.graph)
+    flow = follow(model.graph)
     layers = layers_of(model.graph)
     for layer in layers:
         # Asked for here, so that a layer whose outputs nothing may remove has labels as well.

@@ -195,15 +195,12 @@ def test_heads_of_an_attention_that_is_one_operator(kv: int) -> None:
         """
     ))  # fmt: skip
     x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
-    if kv == 1:
-        shapes.infer(model)
-        structure = analyse(model)
-        assert [len(group.classes) for group in structure.groups] == [1]
-        return
     pruned, structure = check_cut(model, {"x": x})
-    assert [len(group.classes) for group in structure.groups] == [kv]
+    # One head of keys and values stays; the heads of queries that share it go one by one.
+    assert [len(group.classes) for group in structure.groups] == [kv if kv > 1 else 4]
     attention = next(node for node in pruned.graph if node.op_type == "Attention")
-    assert facts.attribute(attention, "kv_num_heads") < kv
+    assert facts.attribute(attention, "q_num_heads") < 4
+    assert facts.attribute(attention, "kv_num_heads") < kv or kv == 1
 
 
 @pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
@@ -464,3 +461,155 @@ def test_a_pruned_graph_is_pruned_again() -> None:
     x = np.random.default_rng(0).standard_normal((1, 3, 4, 4)).astype(np.float32)
     once, _ = check_cut(model, {"x": x})
     check_cut(once, {"x": x}, seed=1)
+
+
+COMPUTED = {
+    "resized to the size of another": (
+        """p = Conv(x, a) q = MaxPool <kernel_shape=[2,2], strides=[2,2]> (p) r = Conv(q, b) n = Shape <start=0, end=2> (r)
+           h = Shape <start=2> (p) s = Concat <axis=0> (n, h) z = Resize <mode="nearest"> (r, , , s) k = Concat <axis=1> (z, p)
+           y = Conv(k, c)""",
+        {"a": (8, 3, 1, 1), "b": (6, 8, 1, 1), "c": (2, 14, 1, 1)}, "", 2,
+    ),
+    "resized along axes": (
+        """p = Conv(x, a) h = Shape <start=2> (x) q = MaxPool <kernel_shape=[2,2], strides=[2,2]> (p)
+           z = Resize <mode="nearest", axes=[2,3]> (q, , , h) y = Conv(z, c)""",
+        {"a": (8, 3, 1, 1), "c": (2, 8, 1, 1)}, "", 1,
+    ),
+    "padded along axes": (
+        "p = Conv(x, a) q = Pad(p, pads, , axes) y = Conv(q, c)", {"a": (8, 3, 1, 1), "c": (2, 8, 1, 1)},
+        "int64[4] pads = {1, 0, 2, 3}, int64[2] axes = {2, -1}", 1,
+    ),
+    "channels padded along axes": (
+        "p = Conv(x, a) q = Pad(p, pads, , axes) y = Conv(q, c)", {"a": (8, 3, 1, 1), "c": (2, 11, 1, 1)},
+        "int64[2] pads = {1, 2}, int64[1] axes = {1}", 1,
+    ),
+    "padded by what is computed": (
+        """p = Conv(x, a) h = Shape <start=2> (x) w = Mod(h, four) t = Concat <axis=0> (none, w) q = Pad(p, t) y = Conv(q, c)""",
+        {"a": (8, 3, 1, 1), "c": (2, 8, 1, 1)}, "int64[6] none = {0, 0, 0, 0, 0, 0}, int64[1] four = {4}", 1,
+    ),
+    "cropped to what is computed": (
+        """p = Conv <pads=[1,1,1,1]> (x, a) h = Shape <start=2> (x) e = Sub(h, one) r = Slice(p, ones, e, axes) y = Conv(r, c)""",
+        {"a": (8, 3, 3, 3), "c": (2, 8, 1, 1)}, "int64[1] one = {1}, int64[2] ones = {1, 1}, int64[2] axes = {2, 3}", 1,
+    ),
+    "a gate through a view whose sizes are computed": (
+        """p = Conv(x, a) g = GlobalAveragePool(p) n = Shape(p) i = Gather(n, i0) j = Gather(n, i1) u = Unsqueeze(i, i0v)
+           v = Unsqueeze(j, i0v) t = Concat <axis=0> (u, v) f = Reshape(g, t) k = Gemm <transB=1> (f, w) r = Relu(k)
+           l = Gemm <transB=1> (r, o) m = Sigmoid(l) s = Concat <axis=0> (u, v, one, one) q = Reshape(m, s) d = Mul(p, q)
+           y = Conv(d, c)""",
+        {"a": (8, 3, 1, 1), "w": (5, 8), "o": (8, 5), "c": (2, 8, 1, 1)},
+        "int64 i0 = {0}, int64 i1 = {1}, int64[1] i0v = {0}, int64[1] one = {1}", 2,
+    ),
+    "pixels in one axis whose size is computed": (
+        """p = Conv(x, a) n = Shape(p) i = Gather(n, first) h = Gather(n, third) w = Gather(n, fourth) m = Mul(h, w)
+           t = Concat <axis=0> (i, eight, m) r = Reshape(p, t) s = Transpose <perm=[0,2,1]> (r) u = MatMul(s, o) v = Relu(u)
+           z = MatMul(v, q) k = Transpose <perm=[0,2,1]> (z) b = Concat <axis=0> (i, two, h, w) y = Reshape(k, b)""",
+        {"a": (8, 3, 1, 1), "o": (8, 6), "q": (6, 2)},
+        "int64[1] first = {0}, int64[1] third = {2}, int64[1] fourth = {3}, int64[1] eight = {8}, int64[1] two = {2}", 2,
+    ),
+    "rows and pixels in one axis, and back": (
+        """p = Conv(x, a) t = Transpose <perm=[0,2,3,1]> (p) r = Reshape(t, flat) g = Gemm <transB=1> (r, o) n = Shape(p)
+           i = Gather(n, first) h = Gather(n, third) w = Gather(n, fourth) s = Concat <axis=0> (i, h, w, six) b = Reshape(g, s)
+           u = Relu(b) v = Transpose <perm=[0,3,1,2]> (u) y = Conv(v, c)""",
+        {"a": (8, 3, 1, 1), "o": (6, 8), "c": (2, 6, 1, 1)},
+        """int64[2] flat = {-1, 8}, int64[1] first = {0}, int64[1] third = {2}, int64[1] fourth = {3}, int64[1] six = {6}""", 2,
+    ),
+    "zeros beside channels": (
+        """p = Conv(x, a) n = Shape(p) i = Gather(n, first) h = Gather(n, last) s = Concat <axis=0> (i, three, h) z = ConstantOfShape(s)
+           k = Concat <axis=1> (p, z) q = Conv(x, b) r = Add(k, q) y = Conv(r, c)""",
+        {"a": (8, 3, 1, 1), "b": (11, 3, 1, 1), "c": (2, 11, 1, 1)},
+        "int64[1] first = {0}, int64[2] last = {2, 3}, int64[1] three = {3}", 1,
+    ),
+    "one map for all channels": (
+        """p = Conv(x, a) m = Conv(x, b) n = Shape(p) e = Expand(m, n) r = Mul(p, e) y = Conv(r, c)""",
+        {"a": (8, 3, 1, 1), "b": (1, 3, 1, 1), "c": (2, 8, 1, 1)}, "", 1,
+    ),
+    "channels one behind the other": (
+        "p = Conv(x, a) t = Tile(p, twice) y = Conv(t, c)", {"a": (6, 3, 1, 1), "c": (2, 12, 1, 1)},
+        "int64[4] twice = {1, 2, 1, 1}", 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_sizes_that_are_computed(name: str) -> None:
+    text, weights, more, groups = COMPUTED[name]
+    model = body("float[N,3,H,W] x", "float[N,2,A,B] y", weights, text, more)
+    for sizes in ((2, 8, 8), (1, 10, 6), (3, 9, 12)):
+        x = np.random.default_rng(0).standard_normal((sizes[0], 3, *sizes[1:])).astype(np.float32)
+        _, structure = check_cut(model, {"x": x})
+        assert len(structure.groups) == groups, structure.refused
+
+
+SEQUENCES = {
+    "a bias for each head": (
+        """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) t = Shape <start=1, end=2> (x) e = Concat <axis=0> (four, t, t)
+           m = Expand(bias, e) d = Attention <q_num_heads=4, kv_num_heads=4> (a, b, c, m) y = MatMul(d, o)""",
+        {"q": (8, 16), "k": (8, 16), "v": (8, 16), "bias": (4, 1, 1), "o": (16, 8)}, "int64[1] four = {4}", [(4, 4)],
+    ),
+    "queries that share one head of keys and values": (
+        """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) d = Attention <q_num_heads=4, kv_num_heads=1> (a, b, c)
+           y = MatMul(d, o)""",
+        {"q": (8, 16), "k": (8, 4), "v": (8, 6), "o": (24, 8)}, "", [(4, 4)],
+    ),
+    "angles, heads in one axis": (
+        """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) p = Shape <start=0, end=1> (x) e = Concat <axis=0> (p, ones)
+           s = Expand(cos, e) t = Expand(sin, e) f = RotaryEmbedding <num_heads=4> (a, s, t) g = RotaryEmbedding <num_heads=2> (b, s, t)
+           d = Attention <q_num_heads=4, kv_num_heads=2> (f, g, c) y = MatMul(d, o)""",
+        {"q": (8, 16), "k": (8, 8), "v": (8, 8), "cos": (1, 5, 2), "sin": (1, 5, 2), "o": (16, 8)}, "int64[2] ones = {1, 1}", [(2, 8)],
+    ),
+    "angles, heads in an axis of their own": (
+        """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) h = Reshape(a, split) i = Reshape(b, split) j = Reshape(c, split)
+           l = Transpose <perm=[0,2,1,3]> (h) m = Transpose <perm=[0,2,1,3]> (i) n = Transpose <perm=[0,2,1,3]> (j)
+           p = Shape <start=0, end=1> (x) e = Concat <axis=0> (p, ones) s = Expand(cos, e) t = Expand(sin, e)
+           f = RotaryEmbedding (l, s, t) g = RotaryEmbedding (m, s, t) d = Attention (f, g, n)
+           r = Transpose <perm=[0,2,1,3]> (d) u = Reshape(r, join) y = MatMul(u, o)""",
+        {"q": (8, 16), "k": (8, 16), "v": (8, 16), "cos": (1, 5, 2), "sin": (1, 5, 2), "o": (16, 8)},
+        "int64[2] ones = {1, 1}, int64[4] split = {0, 0, 4, 4}, int64[3] join = {0, 0, 16}", [(4, 4)],
+    ),
+    "one head of keys and values repeated": (
+        """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) h = Reshape(a, split) l = Transpose <perm=[0,2,1,3]> (h)
+           i = Unsqueeze(b, i1) j = Unsqueeze(c, i1) p = Shape <start=0, end=2> (x) n0 = Gather(p, i0) n1 = Gather(p, i1)
+           e = Concat <axis=0> (n0, four, n1, four) u = Expand(i, e) w = Expand(j, e) t = Transpose <perm=[0,1,3,2]> (u)
+           s = MatMul(l, t) f = Softmax(s) g = MatMul(f, w) r = Transpose <perm=[0,2,1,3]> (g) z = Reshape(r, join) y = MatMul(z, o)""",
+        {"q": (8, 16), "k": (8, 4), "v": (8, 4), "o": (16, 8)},
+        "int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] four = {4}, int64[4] split = {0, 0, 4, 4}, int64[3] join = {0, 0, 16}", [(4, 4)],
+    ),
+    "heads of keys and values repeated": (
+        """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) h = Reshape(a, split) l = Transpose <perm=[0,2,1,3]> (h)
+           i = Reshape(b, few) ti = Transpose <perm=[0,2,1,3]> (i) ui = Unsqueeze(ti, i2) j = Reshape(c, few) tj = Transpose <perm=[0,2,1,3]> (j)
+           uj = Unsqueeze(tj, i2) n0 = Shape <start=0, end=1> (x) n1 = Shape <start=1, end=2> (x)
+           e = Concat <axis=0> (n0, two, two, n1, four) u = Expand(ui, e) w = Expand(uj, e) m = Concat <axis=0> (n0, four, n1, four)
+           ru = Reshape(u, m) rw = Reshape(w, m) t = Transpose <perm=[0,1,3,2]> (ru)
+           s = MatMul(l, t) f = Softmax(s) g = MatMul(f, rw) r = Transpose <perm=[0,2,1,3]> (g) z = Reshape(r, join) y = MatMul(z, o)""",
+        {"q": (8, 16), "k": (8, 8), "v": (8, 8), "o": (16, 8)},
+        "int64[1] i2 = {2}, int64[1] two = {2}, int64[1] four = {4}, int64[4] split = {0, 0, 4, 4}, int64[4] few = {0, 0, 2, 4}, int64[3] join = {0, 0, 16}",
+        [(2, 8)],
+    ),
+    "hidden units that begin at zero": (
+        """t = Transpose <perm=[1,0,2]> (x) n = Shape <start=0, end=1> (x) s = Concat <axis=0> (one, n, six) z = ConstantOfShape(s)
+           i = Expand(zero, s) h = LSTM <hidden_size=6> (t, w, r, b, , z, i, p) q = Squeeze(h, axis) k = MatMul(q, o) y = Transpose <perm=[1,0,2]> (k)""",
+        {"w": (1, 24, 8), "r": (1, 24, 6), "b": (1, 48), "p": (1, 18), "o": (6, 8)},
+        "int64[1] one = {1}, int64[1] six = {6}, int64[1] axis = {1}, float zero = {0.0}", [(6, 1)],
+    ),
+    "hidden units of sequences of some lengths": (
+        """t = Transpose <perm=[1,0,2]> (x) n = Shape <start=0, end=1> (x) l = Expand(four, n) h = GRU <hidden_size=6> (t, w, r, b, l)
+           q = Squeeze(h, axis) k = MatMul(q, o) y = Transpose <perm=[1,0,2]> (k)""",
+        {"w": (1, 18, 8), "r": (1, 18, 6), "b": (1, 36), "o": (6, 8)}, "int32[1] four = {4}, int64[1] axis = {1}", [(6, 1)],
+    ),
+    "tokens that are picked": (
+        """a = MatMul(x, q) m = ReduceMax(x, last) k, j = TopK <axis=1> (m, two) n = Shape <start=0, end=2> (j)
+           e = Concat <axis=0> (n, six) s = Expand(j, e) g = GatherElements <axis=1> (a, s) y = MatMul(g, o)""",
+        {"q": (8, 6), "o": (6, 8)}, "int64[1] two = {2}, int64[1] six = {6}, int64[1] last = {-1}", [(6, 1)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_heads_and_units_of_sequences(name: str) -> None:
+    text, weights, more, groups = SEQUENCES[name]
+    model = body("float[N,S,8] x", "float[N,T,8] y", weights, text, more)
+    for sizes in ((2, 5), (1, 5)) if "angles" in name else ((2, 5), (1, 9)):
+        x = np.random.default_rng(0).standard_normal((*sizes, 8)).astype(np.float32)
+        _, structure = check_cut(model, {"x": x})
+        found = [(len(group.classes), group.size) for group in structure.groups]
+        assert found == groups, structure.refused

@@ -7,18 +7,21 @@ a dimension is a product of an integer and of the names at which its derivation 
 
 from __future__ import annotations
 
+import math
+import re
 import weakref
 from collections.abc import Callable
 
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._dims import Dim, Dims, broadcast, combine, expanded, product, squeezed
-from graphopt.passes._operators import BROADCAST, KEEPS_SHAPE
+from graphopt.ir.dims import Dim, Dims, broadcast, combine, expanded, product, squeezed
+from graphopt.ir.operators import BROADCAST, KEEPS_SHAPE
 
 _BUDGET = 400
 _DEEPEST = 60
 _LONGEST = 32
+_PRODUCT = re.compile(r"[A-Za-z_]\w*|\w+(\*\w+)+")
 
 
 class Shapes:
@@ -57,6 +60,18 @@ class Shapes:
             self._elements[value] = None
             self._elements[value] = self._step(self._evaluate, value)
         return self._elements[value]
+
+    def entries(self, value: ir.Value | None) -> list[Dim | None] | None:
+        """As :meth:`elements`, None for each element that is not known; None where their number is not."""
+        known = self.elements(value)
+        if value is None or known is not None:
+            return None if known is None else list(known)
+        node = value.producer()
+        if node is None or node.op_type != "Concat" or node.domain:
+            dims = facts.static_dims(value)
+            return None if dims is None or len(dims) != 1 or dims[0] > _LONGEST else [None] * dims[0]
+        parts = [self.entries(part) for part in node.inputs]
+        return None if None in parts else [entry for part in parts for entry in part or ()]
 
     def _step(self, derive: Callable[[ir.Value], Dims | None], value: ir.Value) -> Dims | None:
         if self._left <= 0 or self._depth >= _DEEPEST:
@@ -156,6 +171,14 @@ class Shapes:
             return tuple(dim.times(Dim(count)) for dim, count in zip(source, repeats, strict=True))
         if kind in ("Unsqueeze", "Squeeze"):
             return squeezed(source, facts.ints(node.inputs[1]) if len(node.inputs) > 1 else None, kind)
+        if kind == "Pad":
+            return self._padded(node, source)
+        if kind == "TopK":
+            axis, count = (
+                facts.attribute(node, "axis", -1) % max(len(source), 1),
+                self.elements(node.inputs[1]),
+            )
+            return (*source[:axis], *count, *source[axis + 1 :]) if count and len(count) == 1 else None
         if kind == "Split":
             axis, own = facts.attribute(node, "axis", 0) % len(source), _declared(value)
             size = own[axis] if own is not None else _opaque(value, axis)
@@ -236,6 +259,27 @@ class Shapes:
             for axis, dim in enumerate(source)
         )
 
+    def _padded(self, node: ir.Node, source: Dims) -> Dims | None:
+        """Sizes grow by what is put before and behind, where that is known."""
+        given = node.inputs[3] if len(node.inputs) > 3 else None
+        axes = tuple(range(len(source))) if given is None else facts.ints(given)
+        if axes is None:
+            return None
+        pads = self.entries(node.inputs[1]) or [None] * (2 * len(axes))
+        found = list(source)
+        for axis, before, after in zip(axes, pads, pads[len(axes) :], strict=False):
+            size, added = (
+                source[axis % len(source)],
+                [None if pad is None else pad.known for pad in (before, after)],
+            )
+            if added == [0, 0]:
+                continue
+            known = (
+                None if None in added or size.known is None else size.known + sum(pad or 0 for pad in added)
+            )
+            found[axis % len(source)] = _opaque(node.outputs[0], axis) if known is None else Dim(known)
+        return tuple(found)
+
     def _slice_size(self, node: ir.Node, size: Dim) -> Dim | None:
         bounds = [self.elements(operand) for operand in (*node.inputs[1:3], *node.inputs[4:5])]
         numbers = [bound[0].known for bound in bounds if bound is not None and len(bound) == 1]
@@ -253,6 +297,25 @@ class Shapes:
         rows = zip(*(operand * (size // len(operand)) for operand in known), strict=True)
         result = [combine(node.op_type, row) for row in rows]
         return None if None in result else tuple(dim for dim in result if dim is not None)
+
+
+def refine(graph: ir.Graph) -> None:
+    """Write sizes that are known, but that shape inference did not find, into the shapes of a graph's values."""
+    shapes = Shapes()
+    for node in graph:
+        for value in node.outputs:
+            dims = facts.dims(value)
+            found = shapes.renew().of(value) if dims is not None and None in dims else None
+            if value.shape is None or dims is None or found is None:
+                continue
+            known = [
+                own if isinstance(own, int) else size.known
+                for own, size in zip(value.shape, found, strict=True)
+            ]
+            if any(size is not None and own is None for size, own in zip(known, dims, strict=True)):
+                value.shape = ir.Shape(
+                    [own if size is None else size for own, size in zip(value.shape, known, strict=True)]
+                )
 
 
 class ShapeCache:
@@ -280,9 +343,18 @@ def _declared(value: ir.Value) -> Dims | None:
     if value.shape is None:
         return None
     return tuple(
-        Dim(dim) if isinstance(dim, int) else Dim(1, (str(dim.value),)) if dim.value else _opaque(value, axis)
+        Dim(dim) if isinstance(dim, int) else _named(str(dim.value)) if dim.value else _opaque(value, axis)
         for axis, dim in enumerate(value.shape)
     )
+
+
+def _named(text: str) -> Dim:
+    """A dimension by its name; PyTorch's exporter names products of dimensions as such ("2*batch*s0")."""
+    if not _PRODUCT.fullmatch(text):
+        return Dim(1, (text,))
+    factors = text.split("*")
+    number = math.prod(int(factor) for factor in factors if factor.isdigit())
+    return Dim(number, tuple(sorted(factor for factor in factors if not factor.isdigit())))
 
 
 def _opaque(value: ir.Value, axis: int) -> Dim:
@@ -290,4 +362,12 @@ def _opaque(value: ir.Value, axis: int) -> Dim:
 
 
 def _sharper(declared: Dim, derived: Dim) -> Dim:
-    return declared if declared.known is not None else derived
+    """The one that more is known of: a number, a product of names, a name."""
+    if declared.known is not None:
+        return declared
+    return declared if _is_open(derived) and not _is_open(declared) else derived
+
+
+def _is_open(dim: Dim) -> bool:
+    """Whether a name in it is one that was made up here."""
+    return any("@" in symbol or "/" in symbol for symbol in dim.symbols)

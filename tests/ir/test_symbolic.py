@@ -3,8 +3,8 @@
 import onnx_ir as ir
 import pytest
 
-from graphopt.passes._dims import Dim, broadcast, product
-from graphopt.passes._symbolic_shapes import ShapeCache, Shapes
+from graphopt.ir.dims import Dim, broadcast, product
+from graphopt.ir.symbolic import ShapeCache, Shapes
 from graphopt.testing import model_from_text
 
 
