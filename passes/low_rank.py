@@ -112,7 +112,7 @@ class LowRank(LossyPass):
                 )
         return proposal_of(
             tried, factorizer.details,
-            nothing="no rank below the full one saves as much", warnings=warnings,
+            nothing="no rank below the full one saves as much", warnings=warnings, recovers=context.recovers,
         )  # fmt: skip
 
     def _factorizer(self, model: ir.Model, context: Context) -> Factorizer:

@@ -135,6 +135,7 @@ class Prune(LossyPass):
         return proposal_of(
             tried, pruner.details,
             nothing="nothing could be removed at widths that kernels like", warnings=[*notes, *self._unknown(pruner)],
+            recovers=pruner.context.recovers,
         )  # fmt: skip
 
 

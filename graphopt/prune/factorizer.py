@@ -276,7 +276,7 @@ class Factorizer:
             seen.append(ranks)
             return self._made(ranks)
 
-        return search(attempt, self.context.deadline, self.reachable)
+        return search(attempt, self.context.deadline, self.reachable, recovers=self.context.recovers)
 
     @property
     def able(self) -> float:

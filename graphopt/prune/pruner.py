@@ -192,7 +192,7 @@ class Pruner:
             seen.add(removed)
             return self._made(removed)
 
-        return search(attempt, self.context.deadline)
+        return search(attempt, self.context.deadline, recovers=self.context.recovers)
 
     def _uniform(self, ratio: float, macs: float) -> set[int]:
         """The same share of every group."""

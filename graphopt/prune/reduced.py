@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import onnx_ir as ir
@@ -16,6 +16,8 @@ from graphopt.verify.budget import Judgement
 _FIRST, _MOST = 0.25, 0.75
 """Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
 _TRIES, _TRIES_WITHOUT_TIME = 5, 3
+_RECOVERABLE = 3.0
+"""Times the budget that may be lost where a pass follows that wins accuracy back."""
 
 
 @dataclass
@@ -44,6 +46,11 @@ class Reduced:
         """Whether it keeps the budget."""
         return self.judgement is not None and self.judgement.ok
 
+    @property
+    def recoverable(self) -> bool:
+        """Whether training may bring it within the budget."""
+        return self.judgement is not None and self.drop <= _RECOVERABLE * self.judgement.allowed
+
     def candidate(self) -> Candidate:
         """For the passes that follow, and as a form."""
         return Candidate(self.label, self.model, judgement=self.judgement)
@@ -52,12 +59,15 @@ class Reduced:
 R = TypeVar("R", bound=Reduced)
 
 
-def search(attempt: Callable[[float], R | None], deadline: float, most: float = _MOST) -> list[R]:
+def search(
+    attempt: Callable[[float], R | None], deadline: float, most: float = _MOST, *, recovers: bool = False
+) -> list[R]:
     """As much as the budget allows: by bisection, as long as there is time, and until something holds.
 
     Args:
         attempt: From a share of the multiplications to the model without it; None where that is nothing new.
         most: Share that is never reached.
+        recovers: Whether a pass follows that wins accuracy back: then somewhat more may be lost than the budget allows.
     """
     found: list[R] = []
     low, high, seconds = 0.0, min(most, _MOST), 0.0
@@ -71,7 +81,8 @@ def search(attempt: Callable[[float], R | None], deadline: float, most: float = 
             break
         found.append(made)
         seconds = max(seconds, time.monotonic() - started)
-        low, high = (share, high) if made.held else (low, share)
+        enough = made.recoverable if recovers else made.held
+        low, high = (share, high) if enough else (low, share)
         share = (low + high) / 2
     return found
 
@@ -96,20 +107,30 @@ def proposal_of(
     *,
     nothing: str,
     warnings: Sequence[str] = (),
+    recovers: bool = False,
 ) -> Proposal:
     """The one with fewest multiplications that holds, or what came nearest.
 
     Args:
         details: For the report, of the one that is chosen and of all that were tried.
         nothing: The reason where none was tried.
+        recovers: Whether a pass follows that wins accuracy back: it is given one that may be brought within the budget as
+            well.
     """
     held = [found for found in tried if found.held]
+    further = [found for found in tried if recovers and found.recoverable and not found.held]
     if held:
         best = min(held, key=lambda found: found.macs)
-        return Proposal([best.candidate()], details(best, tried), warnings=warnings)
+        candidates = [best.candidate()]
+        chosen = min([best, *further], key=lambda found: found.macs)
+        if chosen is not best:
+            candidates.append(replace(chosen.candidate(), prepares=True))
+        return Proposal(candidates, details(chosen, tried), warnings=warnings)
     if not tried:
         return Proposal(reason=nothing, details=details(None, tried), warnings=warnings)
-    nearest = min(tried, key=lambda found: found.drop)
+    nearest = (
+        min(further, key=lambda found: found.macs) if further else min(tried, key=lambda found: found.drop)
+    )
     words = "" if nearest.judgement is None else f": {nearest.judgement.describe()}"
     return Proposal(
         details=details(nearest, tried),
