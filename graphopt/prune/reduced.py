@@ -114,8 +114,8 @@ def proposal_of(
     Args:
         details: For the report, of the one that is chosen and of all that were tried.
         nothing: The reason where none was tried.
-        recovers: Whether a pass follows that wins accuracy back: it is given one that may be brought within the budget as
-            well.
+        recovers: Whether a pass follows that wins accuracy back: it is given one besides that is over the budget by
+            little.
     """
     held = [found for found in tried if found.held]
     further = [found for found in tried if recovers and found.recoverable and not found.held]
