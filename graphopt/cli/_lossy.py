@@ -68,9 +68,7 @@ def _factored(details: dict[str, Any]) -> str:
     if details.get("macs_left") is None:
         return f"none of {len(layers)} layers · {target}"
     left: float = details["macs_left"]
-    return (
-        f"{lower} of {len(layers)} layers in two products, {1 - left:.0%} of the multiplications gone · {target}"
-    )
+    return f"{lower} of {len(layers)} layers in two products, {1 - left:.0%} of the multiplications gone · {target}"
 
 
 def _tried(point: dict[str, Any]) -> str:
