@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from graphopt.data.interface import inputs_of
 from graphopt.errors import UsageError, VerificationError
 from graphopt.ir import facts, shapes
 from graphopt.lossy import Context
+from graphopt.machine import Kernel
 from graphopt.models import builders
 from graphopt.passes.low_rank import LowRank, LowRankOptions
 from graphopt.testing import model_from_text
@@ -270,3 +272,42 @@ def test_a_model_without_products_and_one_on_integers_say_why() -> None:
     )
     proposal = LowRank(LowRankOptions(ratio=0.5)).propose(integer, context_of(integer))
     assert "quantized already (2 integer operators)" in proposal.reason
+
+
+def clock(each: float, kernel: float) -> Callable[[ir.Model, str], list[Kernel]]:
+    """A target whose kernels take so many milliseconds a thousand multiplications, and so many for being called."""
+
+    def profile(model: ir.Model, label: str) -> list[Kernel]:
+        del label
+        found = []
+        for node in model.graph:
+            dims = facts.static_dims(node.inputs[1]) if node.op_type == "MatMul" else None
+            took = 0.0 if dims is None else kernel + each * float(np.prod(dims)) / 1000
+            names = tuple(value.name or "" for value in node.outputs)
+            found.append(Kernel(node.name or "", node.op_type, names, milliseconds=took))
+        return found
+
+    return profile
+
+
+TWO = filled(
+    "g (float[N,32] x) => (float[N,64] y) <float[32,32] w = {0}, float[32,64] v = {0}> { p = MatMul(x, w) q = Relu(p) "
+    "y = MatMul(q, v) }"
+)
+
+
+def test_what_kernels_do_not_gain_by_is_left_and_another_target_decides_anew() -> None:
+    context = context_of(TWO, count=80, drop=0.99)
+    pass_ = LowRank(LowRankOptions(ratio=0.5))
+    # 1 ms for the smaller layer, 2 ms for the larger one: a further kernel of 0.7 ms pays for the larger one alone.
+    first = pass_.propose(TWO, replace(context, runnable=True, profile=clock(1.0, 0.7)))
+    rows = {row["macs"][0]: row for row in first.details["factored"]}
+    small, large = rows[min(rows)], rows[max(rows)]
+    assert "two products are no faster: 1.724 ms" in small["reason"] and small["saved_ms"] is None
+    assert large["rank"][1] < large["rank"][0] and large["saved_ms"] > 0
+    # The factors are those of before; here both are worth it.
+    second = pass_.propose(TWO, replace(context, runnable=True, profile=clock(1.0, 0.0)))
+    assert all("no faster" not in row["reason"] for row in second.details["factored"])
+    # And here none is.
+    third = pass_.propose(TWO, replace(context, runnable=True, profile=clock(0.0, 1.0)))
+    assert not third.candidates and "two products are no faster" in third.reason
