@@ -194,6 +194,14 @@ def _serialize(model: ir.Model, inputs: list[ir.Value], initializers: list[ir.Va
     proto = ir.to_proto(shell)
     proto.graph.Clear()
     ir.serde.serialize_graph_into(proto.graph, view, model_ir_version=model.ir_version)  # type: ignore[arg-type]
+    # As onnx-ir does: what is recorded of an initializer lies with its type.
+    proto.graph.value_info.extend(
+        ir.to_proto(value)
+        for value in graph.initializers.values()
+        if value.metadata_props
+        and value not in initializers
+        and not (value.is_graph_input() or value.is_graph_output())
+    )
     return proto
 
 

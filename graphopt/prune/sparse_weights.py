@@ -17,9 +17,11 @@ from graphopt.quant.rounding import inputs_of
 
 _LEAST_ROWS, _LEAST_ROWS_ALONE = 0.25, 2.0
 """Rows for each number of a sum, below which second moments say little: with others kept apart to tell, and without."""
-_DAMPINGS = (0.01, 0.1, 1.0)
-_LARGE = 1024
-"""Numbers of a sum, beyond which one damping has to do."""
+_DAMPING = 0.01
+_DAMPINGS_OF_FEW = (0.1, 1.0)
+_MANY_ROWS = 4.0
+"""Rows for each number of a sum, from which the least damping serves best."""
+_PENDING_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -149,22 +151,36 @@ class Outcome:
 
 @dataclass
 class Sums:
-    """Second moments of what a layer reads, with a one behind it for the bias, group by group."""
+    """Second moments of what a layer reads, with a one behind it for the bias, group by group.
 
-    total: Array = field(default_factory=lambda: np.zeros(0))
+    Rows of several samples are multiplied together: for a wide layer a product costs less than adding it up.
+    """
+
     rows: int = 0
+    _total: Array | None = None
+    _pending: list[Array] = field(default_factory=list)
 
     def add(self, rows: Array) -> None:
         """Add rows, float32 [groups, rows, K]."""
-        with_one = np.concatenate([rows, np.ones((*rows.shape[:2], 1), np.float32)], axis=2)
-        found = (with_one.swapaxes(1, 2) @ with_one).astype(np.float64)
-        self.total = self.total + found if self.rows else found
+        self._pending.append(rows)
         self.rows += rows.shape[1]
+        if sum(entry.shape[1] for entry in self._pending) >= _PENDING_ROWS:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        rows = np.concatenate(self._pending, axis=1)
+        self._pending = []
+        with_one = np.concatenate([rows, np.ones((*rows.shape[:2], 1), np.float32)], axis=2)
+        found = np.stack([group.T @ group for group in with_one]).astype(np.float64)
+        self._total = found if self._total is None else self._total + found
 
     @property
     def means(self) -> Array:
         """float64 [groups, K + 1, K + 1]."""
-        return self.total / max(self.rows, 1)
+        if self._pending:
+            self._multiply()
+        assert self._total is not None
+        return self._total / self.rows
 
 
 @dataclass(frozen=True)
@@ -187,6 +203,8 @@ def solved(
 ) -> Solution | str:
     """The weight, of some dampings and of no change at all, that loses least on the test samples.
 
+    With fewer rows the dampings are stronger.
+
     Args:
         part: The weight.
         share: Of the numbers that become zero, where the pattern does not say.
@@ -206,8 +224,9 @@ def solved(
         return "what it reads is not finite on the data"
     matrix = part.matrix(part.weight).astype(np.float64)
     made, bias = np.empty_like(matrix), np.zeros(matrix.shape[:2])
-    # Without samples kept apart the weakest damping would look best whatever it does to others.
-    dampings = _DAMPINGS[1:2] if not kept_apart else _DAMPINGS if matrix.shape[2] <= _LARGE else _DAMPINGS[:1]
+    many = train.rows >= _MANY_ROWS * matrix.shape[2]
+    # Without samples kept apart the weaker damping would look best whatever it does to others.
+    dampings = (_DAMPING,) if many else _DAMPINGS_OF_FEW[: 2 if kept_apart else 1]
     before = after = power = 0.0
     for group, own in enumerate(matrix):
         best = _Best(own, fit[group], judged[group], shifts)

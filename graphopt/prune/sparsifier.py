@@ -25,7 +25,7 @@ from graphopt.prune import moments, sparse
 from graphopt.prune.bias import add_to_bias, bias_behind, can_shift
 from graphopt.prune.score import Criterion
 from graphopt.prune.sparse import Pattern
-from graphopt.prune.sparse_weights import Outcome, Part, Sums, parts_of, solved
+from graphopt.prune.sparse_weights import Outcome, Part, Solution, Sums, parts_of, solved
 from graphopt.prune.structure import Layer, layers_of
 from graphopt.prune.walk import Walk, most_kept
 from graphopt.quant import layers as lossy_layers
@@ -38,6 +38,9 @@ _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_TIME = 0.3
 """Of what is left, for the noise of each layer alone."""
 _ALONE_SAMPLES = 8
+_SHARE_OF_LOOKING = 0.1
+"""Of what is left, for one run over the samples; fewer are taken where all would take longer."""
+_LEAST_SAMPLES = 16
 _LEAST_WALKED = 4
 """Samples, below which walking is not worth what it costs."""
 _TEST = 4
@@ -112,6 +115,7 @@ class Sparsifier:
         self._samples = samples
         self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
         self._squares: dict[str, Array] = {}
+        self._found: dict[str, Solution] = {}
         self._walked = 0
         if self.parts and criterion != "magnitude":
             self._look()
@@ -133,7 +137,7 @@ class Sparsifier:
         """The model with zeros in some weights.
 
         Args:
-            names: Of layers; None for all that may.
+            names: Of layers; None for all that may. What was found for a pattern in all of them serves for some too.
             shares: Of the numbers that become zero, by layer; of no account where the pattern says it.
         """
         shares = shares or {}
@@ -145,24 +149,42 @@ class Sparsifier:
             and (self.pattern.block or shares.get(part.name, 0.0) > 0)
         ]
         model = ir_model.clone(self.model)
-        outcomes: dict[str, Outcome] = {}
+        found: dict[str, Solution] = {}
+        if self.pattern.block and all(part.name in self._found for part in parts):
+            found = {part.name: self._found[part.name] for part in parts}
+            for part in parts:
+                self._give(model, part, found[part.name])
+        else:
+            for part, solution in self._solutions(model, parts, shares):
+                found[part.name] = solution
+            if self.pattern.block and wanted is None:
+                self._found = found
+        check.check(model)
+        return self._labelled(model, {name: solution.outcome for name, solution in found.items()})
+
+    def _solutions(
+        self, model: ir.Model, parts: Sequence[Part], shares: Mapping[str, float]
+    ) -> Iterator[tuple[Part, Solution]]:
+        """Zeros of each weight, which the model is given at once: the layers behind see what comes of it."""
         todo: dict[str, Part] = {}
         for part in parts:
             why = self._why_no_moments(part)
             if self.criterion == "hessian" and not why:
                 todo[part.name] = part
             else:
-                outcomes[part.name] = self.mask(model, part, shares.get(part.name, 0.0), why)
+                yield part, self._give(model, part, self._masked(part, shares.get(part.name, 0.0), why))
         count = len(todo)
         for part, train, test in self._summed(model, list(todo.values())):
             self.context.progress(f"zeros in layer {count - len(todo) + 1} of {count}")
             del todo[part.name]
-            outcomes[part.name] = self._solve(model, part, shares.get(part.name, 0.0), train, test)
+            share = shares.get(part.name, 0.0)
+            solution = solved(part, self.pattern, share, train, test, shifts=_shifts(part.layer))
+            if isinstance(solution, str):
+                solution = self._masked(part, share, solution)
+            yield part, self._give(model, part, solution)
         for part in todo.values():
-            why = "no time was left for second moments"
-            outcomes[part.name] = self.mask(model, part, shares.get(part.name, 0.0), why)
-        check.check(model)
-        return self._labelled(model, outcomes)
+            why = "no time was left for second moments: --tune gives more"
+            yield part, self._give(model, part, self._masked(part, shares.get(part.name, 0.0), why))
 
     def judged(self, found: Sparse) -> Sparse:
         """With what it loses on the held-out samples."""
@@ -187,7 +209,7 @@ class Sparsifier:
                 break
             self.context.progress(f"zeros in layer {number + 1} of {len(self.parts)} alone")
             model = ir_model.clone(self.model)
-            self.mask(model, part, share)
+            self._give(model, part, self._masked(part, share))
             alone = Session(model, optimize="all", threads=self.context.threads)
             found[part.name] = noise_share([alone.run(feeds) for feeds in samples], references)
         return found
@@ -198,18 +220,20 @@ class Sparsifier:
         criterion = "magnitude" if squares is None else "activation"
         return sparse.scores(part.matrix(part.weight), squares), criterion
 
-    def mask(self, model: ir.Model, part: Part, share: float, why: str = "") -> Outcome:
-        """Put zeros into a weight and leave its other numbers as they are; in place.
+    def _masked(self, part: Part, share: float, why: str = "") -> Solution:
+        """A weight with zeros whose other numbers stay as they are.
 
         Args:
             why: SparseGPT does not choose them.
         """
         scores, criterion = self.scores(part)
         zeros = part.restored(self.pattern.zeros(scores, share))
-        if self.criterion != "magnitude" and criterion == "magnitude":
+        if self.criterion == "magnitude":
+            why = ""
+        elif criterion == "magnitude":
             why = why or moments.why_no_rows(part.layer) or "what it reads is not finite on the data"
-        self._give(model, part, np.where(zeros, 0, part.weight).astype(part.weight.dtype))
-        return Outcome(criterion, note=why if self.criterion != "magnitude" else "")
+        weight = np.where(zeros, 0, part.weight).astype(part.weight.dtype)
+        return Solution(weight, np.zeros(0), Outcome(criterion, note=why))
 
     # -- what layers read ------------------------------------------------------------------------------------
 
@@ -225,7 +249,8 @@ class Sparsifier:
         ]
         sizes = activation_bytes(self.model, made, feeds, threads=self.context.threads)
         sizes |= {name: int(np.asarray(array).nbytes) for name, array in feeds.items()}
-        self._walked = min(len(self._samples), self._memory // max(most_kept(self.model, sizes), 1))
+        started = time.monotonic()
+        limit = started + _SHARE_OF_LOOKING * max(self.context.deadline - started, 0.0)
         layers = [layer for part in self.parts for layer in part.readers if not moments.why_no_rows(layer)]
         for turn in in_turns(layers, lambda layer: sizes.get(layer.data.name or "", 0), self._memory):
             sums: dict[str, Array] = {}
@@ -233,15 +258,20 @@ class Sparsifier:
             for number, seen in enumerate(
                 moments.read_by(self.model, turn, self._samples, self.context.threads)
             ):
+                if number >= _LEAST_SAMPLES and time.monotonic() > limit:
+                    self._samples = self._samples[:number]
+                    break
                 for layer in turn:
                     array, most = seen[layer.data.name or ""], self._rows(layer, len(self._samples))
                     rows = moments.rows_of(layer, array, number, most)
                     own = np.square(rows, dtype=np.float64).sum(axis=1)
                     sums[layer.name] = sums.get(layer.name, 0.0) + own
                     rows_seen[layer.name] = rows_seen.get(layer.name, 0) + rows.shape[1]
+            limit = float("inf")
             for name, total in sums.items():
                 if np.isfinite(total).all():
                     self._squares[name] = total / rows_seen[name]
+        self._walked = min(len(self._samples), self._memory // max(most_kept(self.model, sizes), 1))
 
     @staticmethod
     def _rows(layer: Layer, samples: int) -> int:
@@ -307,22 +337,14 @@ class Sparsifier:
 
     # -- what they are given ---------------------------------------------------------------------------------
 
-    def _solve(self, model: ir.Model, part: Part, share: float, train: Sums, test: Sums) -> Outcome:
-        twin = next(layer for layer in layers_of(model.graph) if layer.name == part.name)
-        # A bias behind a MatMul that has none would be a node more.
-        shifts = can_shift(twin) and (twin.node.op_type != "MatMul" or bias_behind(twin) is not None)
-        found = solved(part, self.pattern, share, train, test, shifts=shifts)
-        if isinstance(found, str):
-            return self.mask(model, part, share, found)
-        self._give(model, part, found.weight)
-        if found.shift.any():
-            add_to_bias(model.graph, twin, found.shift)
-        return found.outcome
-
-    def _give(self, model: ir.Model, part: Part, array: Array) -> None:
+    def _give(self, model: ir.Model, part: Part, solution: Solution) -> Solution:
         value = model.graph.initializers[part.layer.weight.name or ""]
-        value.const_value = ir.tensor(array, name=value.name)
+        value.const_value = ir.tensor(solution.weight, name=value.name)
         value.metadata_props[facts.SPARSITY] = str(self.pattern)
+        if solution.shift.any():
+            twin = next(layer for layer in layers_of(model.graph) if layer.name == part.name)
+            add_to_bias(model.graph, twin, solution.shift)
+        return solution
 
     def _labelled(self, model: ir.Model, outcomes: Mapping[str, Outcome]) -> Sparse:
         contents = _contents(model).values()
@@ -392,6 +414,11 @@ class Sparsifier:
             "deflated": sum(map(_deflated, after.values())),
             "compressed": compressed if self.pattern == Pattern(2, 4) else None,
         }
+
+
+def _shifts(layer: Layer) -> bool:
+    """Whether a layer's bias may change; one behind a MatMul that has none would be a node more."""
+    return can_shift(layer) and (layer.node.op_type != "MatMul" or bias_behind(layer) is not None)
 
 
 def _contents(model: ir.Model) -> dict[str, Array]:

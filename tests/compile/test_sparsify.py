@@ -88,6 +88,7 @@ def test_what_is_written_has_two_of_four_in_each_layer_that_may(sparse: Outcome)
         else:
             seen += 1
             assert (np.count_nonzero(blocks(weight, layer, 4), axis=1) <= 2).all()
+            assert facts.sparsity(layer.weight) == "2:4"
     assert seen >= 4
     refused = [row for row in rows.values() if not row["criterion"]]
     assert refused and all("3 input channels are no multiple of 4" in row["reason"] for row in refused)

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import BundleError, InvalidGraphError, ModelError, UnsupportedModelError
+from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.ir.hash import content_hash
 from graphopt.models import builders
@@ -36,6 +37,20 @@ def test_save_and_load_give_the_same_model(tmp_path: Path, external: bool) -> No
     again = ir_model.load(path)
     assert content_hash(again) == content_hash(model)
     assert ir_model.nbytes(again) == ir_model.nbytes(model)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_what_is_recorded_of_a_weight_survives(tmp_path: Path, external: bool) -> None:
+    model = ir_model.from_proto(builders.conv_net())
+    name, value = next(iter(model.graph.initializers.items()))
+    value.metadata_props[facts.SPARSITY] = "2:4"
+    path = ir_model.save(model, tmp_path / "m.onnx", external_threshold=0 if external else 1 << 40)
+    onnx.checker.check_model(str(path))
+    again = ir_model.load(path)
+    assert {key: facts.sparsity(value) for key, value in again.graph.initializers.items()} == {
+        key: "2:4" if key == name else "" for key in model.graph.initializers
+    }
+    assert content_hash(again) == content_hash(model)
 
 
 def test_small_constants_stay_in_the_file(tmp_path: Path) -> None:
