@@ -464,6 +464,19 @@ def test_a_pruned_graph_is_pruned_again() -> None:
 
 
 COMPUTED = {
+    "normalization of groups in parts": (
+        """p = Conv(x, a) r = Reshape(p, open) i = InstanceNormalization(r, ones, zeros) n = Shape(p) b = Reshape(i, n)
+           s = Mul(b, scale) t = Add(s, shift) y = Conv(t, c)""",
+        {"a": (8, 3, 1, 1), "scale": (8, 1, 1), "shift": (8, 1, 1), "c": (2, 8, 1, 1)},
+        "int64[3] open = {0, 4, -1}, float[4] ones = {1, 1, 1, 1}, float[4] zeros = {0, 0, 0, 0}", 1,
+    ),
+    "sizes that come of sizes": (
+        """p = Conv(x, a) s = SpaceToDepth <blocksize=1> (p) n = Shape(s) i = Gather(n, first) c0 = Gather(n, second) h = Gather(n, last)
+           g = Div(c0, two) t = Concat <axis=0> (i, two, g, h) r = Reshape(s, t) q = Transpose <perm=[0,2,1,3,4]> (r)
+           m = Mul(g, two) u = Concat <axis=0> (i, m, h) v = Reshape(q, u) y = Conv(v, c)""",
+        {"a": (8, 3, 1, 1), "c": (2, 8, 1, 1)},
+        "int64[1] first = {0}, int64[1] second = {1}, int64[2] last = {2, 3}, int64[1] two = {2}", 1,
+    ),
     "resized to the size of another": (
         """p = Conv(x, a) q = MaxPool <kernel_shape=[2,2], strides=[2,2]> (p) r = Conv(q, b) n = Shape <start=0, end=2> (r)
            h = Shape <start=2> (p) s = Concat <axis=0> (n, h) z = Resize <mode="nearest"> (r, , , s) k = Concat <axis=1> (z, p)
@@ -541,6 +554,26 @@ def test_sizes_that_are_computed(name: str) -> None:
 
 
 SEQUENCES = {
+    "heads of all samples in one axis": (
+        """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) ta = Transpose <perm=[1,0,2]> (a) tb = Transpose <perm=[1,0,2]> (b)
+           tc = Transpose <perm=[1,0,2]> (c) s = Shape(ta) l = Gather(s, i0) n = Gather(s, i1) m = Mul(n, four)
+           e = Concat <axis=0> (l, m, four) ra = Reshape(ta, e) rb = Reshape(tb, open) rc = Reshape(tc, e)
+           pa = Transpose <perm=[1,0,2]> (ra) pb = Transpose <perm=[1,2,0]> (rb) pc = Transpose <perm=[1,0,2]> (rc)
+           w = MatMul(pa, pb) h = Mul(w, half) f = Softmax(h) g = MatMul(f, pc) u = Transpose <perm=[1,0,2]> (g)
+           d = Mul(l, n) t = Concat <axis=0> (d, sixteen) z = Reshape(u, t) y0 = Gemm(z, o)
+           j = Concat <axis=0> (l, n, eight) y1 = Reshape(y0, j) y = Transpose <perm=[1,0,2]> (y1)""",
+        {"q": (8, 16), "k": (8, 16), "v": (8, 16), "o": (16, 8)},
+        """int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] four = {4}, int64[1] sixteen = {16}, int64[1] eight = {8},
+           int64[3] open = {0, -1, 4}, float half = {0.5}""", [(4, 4)],
+    ),
+    "heads of all samples that come apart again": (
+        """a = MatMul(x, q) r = Reshape(a, split) t = Transpose <perm=[0,2,1,3]> (r) l = Shape <start=1, end=2> (x)
+           e = Concat <axis=0> (minus, l, four) k = Reshape(t, e) u = Transpose <perm=[0,2,1]> (k) n = Shape <start=0, end=1> (x)
+           d = Concat <axis=0> (n, four, four, l) v = Reshape(u, d) w = Relu(v) p = Transpose <perm=[0,3,1,2]> (w)
+           z = Reshape(p, join) y = MatMul(z, o)""",
+        {"q": (8, 16), "o": (16, 8)},
+        "int64[1] minus = {-1}, int64[1] four = {4}, int64[4] split = {0, 0, 4, 4}, int64[3] join = {0, 0, 16}", [(4, 4)],
+    ),
     "a bias for each head": (
         """a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) t = Shape <start=1, end=2> (x) e = Concat <axis=0> (four, t, t)
            m = Expand(bias, e) d = Attention <q_num_heads=4, kv_num_heads=4> (a, b, c, m) y = MatMul(d, o)""",

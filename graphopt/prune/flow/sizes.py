@@ -11,6 +11,8 @@ from graphopt.ir.symbolic import Shapes
 
 TARGETS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 """Operands that say the shape of the result, which are mended."""
+_ARITHMETIC = ("Add", "Div", "Equal", "Mul", "Sub", "Where")
+"""What :class:`~graphopt.ir.symbolic.Shapes` can evaluate."""
 
 
 def target_of(value: ir.Value | None, shapes: Shapes) -> list[int | None] | None:
@@ -105,6 +107,9 @@ def _handed(
     if kind == "Slice" and slot == 0:
         part = (slices_of(node, 1) or {}).get(0)
         return None if part is None else origins[part]
+    dims = facts.dims(node.outputs[0])
+    if kind in _ARITHMETIC and dims is not None and len(dims) < 2 and None not in dims:
+        return [frozenset[int]().union(*origins)] * (dims[0] or 0 if dims else 1)
     return _joined(node, value, origins) if kind == "Concat" else None
 
 

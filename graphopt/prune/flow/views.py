@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.prune.flow.base import Flow, Rule
-from graphopt.prune.flow.sizes import sizes_used, target_of
+from graphopt.prune.flow.sizes import sizes_used, slices_of, target_of
 from graphopt.prune.labels import Axis, Indices
 from graphopt.prune.reshapes import Move, moves
 
@@ -48,31 +48,14 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
     flow.labels.put(out, found)
 
 
-def _merged(flow: Flow, node: ir.Node, move: Move, labels: Indices) -> str:
-    """Hand on labels that repeat along an axis of unknown size; says why not, where it cannot.
-
-    Args:
-        labels: That repeat.
-    """
-    (axis,) = move.after
-    entries = flow.shapes.entries(node.inputs[1]) if node.op_type == "Reshape" else None
-    own = None if entries is None else entries[axis]
-    if entries is None or own is None:
-        return "its shape is computed"
-    others = [entry for place, entry in enumerate(entries) if place != axis]
-    # The size becomes -1, which it may be but once.
-    is_free = own.known in (-1, 0) or not any(entry is None or entry.known == -1 for entry in others)
-    if not is_free or (own.known == 0 and move.before != move.after):
-        return "its shape is computed"
-    flow.labels.put_merged(node.outputs[0], axis, labels)
-    return ""
-
-
 def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple[dict[int, Axis], str]:
     """The labels of the axes that some axes become, or why there are none."""
-    repeated = [own for axis, own in flow.labels.merged(node.inputs[0]).items() if axis in move.before]
-    if repeated:
-        return _apart(flow, node, move, axes, repeated[0])
+    repeated = flow.labels.merged(node.inputs[0])
+    place = next((axis for axis in move.before if axis in repeated), None)
+    if place is not None:
+        plain = [axis for axis in move.before if axes[axis] is not None]
+        flow.pin_axes(node, node.inputs[0], plain, "it is merged with another axis that may shrink")
+        return _repeating(flow, node, move, place, repeated[place])
     labelled = [axis for axis in move.before if axes[axis] is not None]
     if not labelled:
         return {}, ""
@@ -92,15 +75,15 @@ def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple
     labels = axes[chosen]
     assert labels is not None
     if move.sizes_before is None or move.sizes_after is None:
-        behind = [facts.dims(node.inputs[0])[axis] for axis in move.before[place + 1 :]]  # type: ignore[index]
-        if len(move.after) > 1 or None in behind:
-            return {}, "it is reshaped together with a size that is not known"
+        first = move.after[0]
+        size = (facts.dims(node.outputs[0]) or ())[first]
+        if place == 0 and size and math.gcd(size, len(labels)) == min(size, len(labels)):
+            # What lies behind may be what it is: groups of channels with all their pixels.
+            if size > len(labels):
+                return {first: np.repeat(labels, size // len(labels))}, ""
+            return {first: flow.tie_rows(node, np.ascontiguousarray(labels.reshape(size, -1).T))}, ""
         flow.use(labels)
-        own = np.repeat(labels, math.prod(size for size in behind if size is not None))
-        reason = _merged(flow, node, move, own)
-        if reason:
-            flow.labels.pin(labels, node.name or node.op_type, reason)
-        return {}, ""
+        return _repeating(flow, node, move, chosen, labels)
     shape = [1] * len(move.before)
     shape[place] = len(labels)
     spread = np.broadcast_to(labels.reshape(shape), move.sizes_before)
@@ -109,56 +92,121 @@ def _moved(flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis]) -> tuple
         return {move.after[real[0] if real else 0]: np.ascontiguousarray(spread.reshape(-1))}, ""
     if sum(size != 1 for size in move.sizes_before) > 1:
         return {}, "it is reshaped into other axes"
-    kept, own = _split_axis(flow, node, labels, move.sizes_after, chosen == len(axes) - 1)
-    return {move.after[kept]: own}, ""
+    after = dict(zip(move.after, move.sizes_after, strict=True))
+    kept, own = _split_axis(flow, node, labels, after, chosen == len(axes) - 1)
+    return {kept: own}, ""
 
 
 def _split_axis(
-    flow: Flow, node: ir.Node, labels: Indices, sizes: Sequence[int], is_last: bool
+    flow: Flow, node: ir.Node, labels: Indices, after: Mapping[int, int], is_last: bool
 ) -> tuple[int, Indices]:
     """One axis becomes several: one of these may shrink, and takes all of the others with it.
 
     Args:
         labels: Of the one axis.
-        sizes: Of the several ones, two of which are not 1.
+        after: The several ones with their sizes, two of which are not 1.
         is_last: Whether it was the last axis of its tensor.
 
     Returns:
         Which of them that is, and its labels.
     """
-    real = [index for index, size in enumerate(sizes) if size != 1]
-    whole = {index: _rows(labels, sizes, index) for index in real}
+    real = [axis for axis, size in after.items() if size != 1]
+    sizes = list(after.values())
+    whole = {axis: _rows(labels, sizes, place) for place, axis in enumerate(after) if axis in real}
     # Axes that were merged before come apart again.
-    same = [index for index, rows in whole.items() if (rows == rows[:, :1]).all()]
+    same = [axis for axis, rows in whole.items() if (rows == rows[:, :1]).all()]
     if same:
         return same[0], np.ascontiguousarray(whole[same[0]][:, 0])
     # Heads lie before the elements of a head; channels of a group behind the group (ShuffleNet).
     among = real[:-1] if is_last else real[-1:]
-    kept = max(among, key=lambda index: sizes[index])
+    # Queries, keys and values that lie in one axis are taken out of it.
+    whole_axes = [axis for axis in real if not _is_taken_apart(node.outputs[0], axis)] or among
+    kept = max([axis for axis in among if axis in whole_axes] or whole_axes, key=lambda axis: after[axis])
     return kept, flow.tie_rows(node, np.ascontiguousarray(whole[kept].T))
 
 
-def _apart(
-    flow: Flow, node: ir.Node, move: Move, axes: Sequence[Axis], labels: Indices
+def _is_taken_apart(value: ir.Value, axis: int) -> bool:
+    """Whether single entries of an axis are read, behind whatever else only rearranges it."""
+    rank = facts.rank(value) or 1
+    for use in value.uses():
+        node = use.node
+        if use.idx != 0 or node.domain != "":
+            continue
+        if node.op_type in ("Gather", "Split"):
+            if int(facts.attribute(node, "axis", 0)) % rank == axis:
+                return True
+        elif node.op_type == "Slice":
+            if axis in (slices_of(node, rank) or {}):
+                return True
+        elif node.op_type in ("Transpose", "Squeeze", "Unsqueeze"):
+            place = _place_behind(node, axis, rank)
+            if place is not None and _is_taken_apart(node.outputs[0], place):
+                return True
+    return False
+
+
+def _place_behind(node: ir.Node, axis: int, rank: int) -> int | None:
+    """Where an axis lies in what a Transpose, Squeeze or Unsqueeze makes; None where it is gone, or not known."""
+    if node.op_type == "Transpose":
+        return list(facts.attribute(node, "perm", None) or range(rank)[::-1]).index(axis)
+    given = facts.ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    if given is None:
+        return None
+    if node.op_type == "Squeeze":
+        gone = {place % rank for place in given}
+        return None if axis in gone else axis - sum(place < axis for place in gone)
+    whole = rank + len(given)
+    added = {place % whole for place in given}
+    return [place for place in range(whole) if place not in added][axis]
+
+
+def _repeating(
+    flow: Flow, node: ir.Node, move: Move, axis: int, labels: Indices
 ) -> tuple[dict[int, Axis], str]:
-    """The labels of the axes that an axis becomes along which labels repeat."""
-    reason = "it is reshaped together with another axis that may shrink"
-    dims = facts.dims(node.outputs[0]) or ()
-    known = list(itertools.takewhile(lambda axis: dims[axis] is not None, reversed(move.after)))[::-1]
-    sizes = [dims[axis] or 0 for axis in known]
-    if len(move.before) == 1 and len(move.after) == 1:
-        reason = _merged(flow, node, move, labels)
-        if not reason:
-            return {}, ""
-    elif len(move.before) == 1 and known and math.prod(sizes) % len(labels) == 0:
-        block = np.tile(labels, math.prod(sizes) // len(labels))
-        real = [axis for axis, size in zip(known, sizes, strict=True) if size != 1]
-        if len(real) == 1:
-            return {real[0]: block}, ""
-        kept, own = _split_axis(flow, node, block, sizes, move.before[0] == len(axes) - 1)
-        return {known[kept]: own}, ""
+    """The labels of axes that are reshaped together with sizes that are not known.
+
+    Whatever these are, labels repeat: the axis and what lies behind it is a block, and so are the last axes of the
+    result, as far as their sizes are known.
+
+    Args:
+        axis: That has labels, of its own or that repeat along it.
+        labels: These.
+    """
+    before, dims = facts.dims(node.inputs[0]) or (), facts.dims(node.outputs[0]) or ()
+    behind = [before[place] for place in move.before if place > axis]
+    known = list(itertools.takewhile(lambda place: dims[place] is not None, reversed(move.after)))[::-1]
+    after = {place: dims[place] or 0 for place in known}
+    size, rest = math.prod(after.values()), [place for place in move.after if place not in after]
+    reason = "it is reshaped together with a size that is not known"
+    if None not in behind and size:
+        block = np.repeat(labels, math.prod(one for one in behind if one is not None))
+        if size % len(block) == 0:
+            block = np.tile(block, size // len(block))
+            real = [place for place, one in after.items() if one != 1]
+            if len(real) == 1:
+                return {real[0]: block}, ""
+            kept, own = _split_axis(flow, node, block, after, move.before[-1] == len(before) - 1)
+            return {kept: own}, ""
+        if len(block) % size == 0 and rest:
+            own = flow.tie_rows(node, np.ascontiguousarray(block.reshape(-1, size).T))
+            reason = "" if _may_be_free(flow, node, rest[-1], move) else "its shape is computed"
+            if not reason:
+                flow.labels.put_merged(node.outputs[0], rest[-1], own)
+                return {}, ""
     flow.labels.pin(labels, node.name or node.op_type, reason)
     return {}, reason
+
+
+def _may_be_free(flow: Flow, node: ir.Node, axis: int, move: Move) -> bool:
+    """Whether the size of an axis may be left to follow from the others: it is -1, or may become that."""
+    entries = flow.shapes.entries(node.inputs[1]) if node.op_type == "Reshape" else None
+    own = None if entries is None else entries[axis]
+    if entries is None or own is None:
+        return False
+    if own.known == 0:
+        return move.before == move.after
+    others = [entry for place, entry in enumerate(entries) if place != axis]
+    return own.known == -1 or not any(entry is None or entry.known == -1 for entry in others)
 
 
 def _rows(labels: Indices, sizes: Sequence[int], axis: int) -> Indices:
