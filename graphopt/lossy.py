@@ -93,7 +93,7 @@ class Candidate:
         weights: For the pass that puts the graph on integers, where that is another one.
         compact: Whether float constants that are left may be stored as float16.
         prepares: Whether it is for a pass that follows, and no form by itself.
-        replaces: Label of an earlier candidate that it is better than at the same cost.
+        replaces: Label of the earlier candidate that it was made of, and is better than at the same cost.
         wanted: Whether what it buys is not time (zeros, for a smaller file or another backend): it is handed out where
             it is as fast as what would be handed out without it, within noise. What is made of it is wanted as well.
     """

@@ -148,23 +148,8 @@ class Proposals:
                     )
                 elif follows:
                     proposal.candidates = [replace(proposal.best_effort, prepares=True)]
-            if pass_.recovers:
-                kept = [entry for entry in kept if not _is_handed_over(entry)]
+            kept = _followed(kept, proposal.candidates, pass_.recovers)
             if proposal.candidates:
-                # A pass that recovers something says itself of what; that may still be the faster form.
-                given = kept[-1]
-                before = "" if pass_.recovers else given.label
-                named = [
-                    replace(
-                        entry,
-                        label=f"{before}, {entry.label}" if before else entry.label,
-                        wanted=entry.wanted or given.wanted,
-                    )
-                    for entry in proposal.candidates
-                ]
-                stays = pass_.recovers or all(map(_is_handed_over, named))
-                replaced = {entry.replaces for entry in named if entry.replaces}
-                kept = [*(entry for entry in kept if stays and entry.label not in replaced), *named]
                 record.status = PassStatus.APPLIED
                 record.nodes_after = len(kept[-1].model.graph)
             else:
@@ -323,6 +308,29 @@ class Proposals:
             record.reason = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.warnings.append(f"{pass_.name} on {target.name} failed and was left out: {record.reason}")
         return Proposal()
+
+
+def _followed(kept: Sequence[Candidate], proposed: Sequence[Candidate], recovers: bool) -> list[Candidate]:
+    """The forms after a pass: what it proposed, and what goes on beside it.
+
+    Args:
+        recovers: Whether the pass wins back what others lost: what it did not bring within the budget ends here.
+    """
+    if not proposed:
+        return [entry for entry in kept if not (recovers and _is_handed_over(entry))]
+    given = kept[-1]
+    named: list[Candidate] = []
+    for entry in proposed:
+        before = entry.replaces or given.label
+        label = f"{before}, {entry.label}" if before else entry.label
+        named.append(replace(entry, label=label, wanted=entry.wanted or given.wanted))
+    if recovers:
+        replaced = {entry.replaces for entry in proposed}
+        beside = [entry for entry in kept if not _is_handed_over(entry) and entry.label not in replaced]
+    else:
+        # What is handed on over the budget leaves what held before it in the running.
+        beside = list(kept) if all(map(_is_handed_over, named)) else []
+    return [*beside, *named]
 
 
 def _is_handed_over(candidate: Candidate) -> bool:

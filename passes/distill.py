@@ -144,9 +144,7 @@ class Distill(LossyPass):
                 details=details,
                 warnings=warnings,
             )
-        made = replace(
-            given, label=f"{given.label}, distilled", model=trained.model, judgement=after, prepares=False
-        )
+        made = replace(given, label="distilled", model=trained.model, judgement=after, prepares=False)
         if after.ok:
             return Proposal([made], details, warnings=warnings)
         return Proposal(

@@ -14,7 +14,10 @@ import pytest
 
 import graphopt
 from graphopt.errors import UsageError, VerificationError
+from graphopt.lossy import Candidate, Judgement
 from graphopt.models import builders
+from graphopt.proposals import _followed
+from graphopt.testing import model_from_text
 
 pytest.importorskip("torch")
 
@@ -118,3 +121,37 @@ def test_a_quantized_graph_is_trained_on_its_integers(net: Path) -> None:
     assert told["loss"][1] <= told["loss"][0]
     if entry["status"] == "applied":
         assert told["decibels"][1] >= told["decibels"][0]
+
+
+def form(label: str, *, drop: float | None = None, prepares: bool = False, replaces: str = "") -> Candidate:
+    judgement = None if drop is None else Judgement(1 - drop, 1.0, drop, 0.01, 30.0)
+    return Candidate(label, MODEL, judgement=judgement, prepares=prepares, replaces=replaces)
+
+
+MODEL = model_from_text("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+FLOAT, HELD = form(""), form("pruned, 10%", drop=0.005)
+OVER = form("pruned, 20%", drop=0.02, prepares=True)
+
+
+@pytest.mark.parametrize(
+    ("kept", "proposed", "recovers", "labels"),
+    [
+        # A pass takes the place of what was before it.
+        ([FLOAT], [form("pruned")], False, ["pruned"]),
+        ([HELD], [form("int8")], False, ["pruned, 10%, int8"]),
+        # What is over the budget goes on beside it.
+        ([FLOAT], [form("pruned", drop=0.02, prepares=True)], False, ["", "pruned"]),
+        # What is won back takes the place of what it was made of.
+        ([FLOAT, OVER], [form("distilled", drop=0.001, replaces="pruned, 20%")], True, ["", "pruned, 20%, distilled"]),
+        ([HELD, OVER], [form("distilled", drop=0.001, replaces="pruned, 20%")], True, ["pruned, 10%", "pruned, 20%, distilled"]),
+        ([HELD], [form("distilled", drop=0.001, replaces="pruned, 10%")], True, ["pruned, 10%, distilled"]),
+        # What is not ends there.
+        ([HELD, OVER], [], True, ["pruned, 10%"]),
+        ([FLOAT, OVER], [], True, [""]),
+        ([HELD], [], False, ["pruned, 10%"]),
+    ],
+)  # fmt: skip
+def test_what_goes_on_after_a_pass(
+    kept: list[Candidate], proposed: list[Candidate], recovers: bool, labels: list[str]
+) -> None:
+    assert [entry.label for entry in _followed(kept, proposed, recovers)] == labels
