@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from graphopt.ir.facts import Array
-from graphopt.prune.sparse_weights import Part
+from graphopt.prune.sparse_weights import Outcome, Part
 from graphopt.prune.sparsifier import Sparse, Sparsifier
 from graphopt.quant import layers as lossy_layers
 from graphopt.verify.budget import Judgement
@@ -113,18 +113,31 @@ def most_layers(sparsifier: Sparsifier) -> list[Sparse]:
         Every model that was judged, that with the pattern in all weights first.
     """
     found: list[Sparse] = []
+    names = frozenset(part.name for part in sparsifier.parts)
 
-    def judge(names: frozenset[str]) -> Judgement:
-        made = sparsifier.judged(sparsifier.made(names))
+    def judge(chosen: frozenset[str]) -> Judgement:
+        made = sparsifier.judged(sparsifier.made(None if chosen == names else chosen))
         found.append(made)
         assert made.judgement is not None
         return made.judgement
 
+    def noise() -> Mapping[str, float]:
+        # Measured with the other numbers as they are, so less by as much as their change makes up for in the layer.
+        alone = sparsifier.noise_alone()
+        return {name: value * _left(found[0].outcomes.get(name)) for name, value in alone.items()}
+
     lossy_layers.choose(
-        {part.name: part.size * sparsifier.pattern.share for part in sparsifier.parts}, judge,
-        sparsifier.noise_alone, deadline=sparsifier.context.deadline, progress=sparsifier.context.progress,
+        {part.name: part.size * sparsifier.pattern.share for part in sparsifier.parts}, judge, noise,
+        deadline=sparsifier.context.deadline, progress=sparsifier.context.progress,
     )  # fmt: skip
     return found
+
+
+def _left(outcome: Outcome | None) -> float:
+    """Share of a layer's loss that is left once its other numbers have made up for it."""
+    if outcome is None or not outcome.before or outcome.after is None:
+        return 1.0
+    return outcome.after / outcome.before
 
 
 __all__ = ["Shares", "largest_share", "most_layers"]

@@ -116,6 +116,8 @@ class Sparsifier:
         self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
         self._squares: dict[str, Array] = {}
         self._found: dict[str, Solution] = {}
+        """The pattern in all weights, for the next target. For some of them it does not serve: a change is large where
+        what it was found on had little power, and without the zeros before it a layer reads something else."""
         self._walked = 0
         if self.parts and criterion != "magnitude":
             self._look()
@@ -137,7 +139,7 @@ class Sparsifier:
         """The model with zeros in some weights.
 
         Args:
-            names: Of layers; None for all that may. What was found for a pattern in all of them serves for some too.
+            names: Of layers; None for all that may.
             shares: Of the numbers that become zero, by layer; of no account where the pattern says it.
         """
         shares = shares or {}
@@ -150,8 +152,8 @@ class Sparsifier:
         ]
         model = ir_model.clone(self.model)
         found: dict[str, Solution] = {}
-        if self.pattern.block and all(part.name in self._found for part in parts):
-            found = {part.name: self._found[part.name] for part in parts}
+        if self.pattern.block and wanted is None and self._found:
+            found = self._found
             for part in parts:
                 self._give(model, part, found[part.name])
         else:

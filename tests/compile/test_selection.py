@@ -29,27 +29,29 @@ class _Target:
 class _Bench:
     """Hands out one round of speedups after the other: of the original's time 1 ms."""
 
-    def __init__(self, *rounds: dict[str, float]) -> None:
-        self.rounds = list(rounds)
+    def __init__(self, *rounds: dict[str, float], noise: float = 0.01) -> None:
+        self.rounds, self.noise = list(rounds), noise
 
     def time(self, forms: Sequence[Form], **about: Any) -> list[Timing]:
         speedups = self.rounds.pop(0)
         first = speedups[forms[0].label]
         return [
-            Timing(form, 1 / speedups[form.label], ratio, 0.99 * ratio, 1.01 * ratio, 10)
+            Timing(
+                form, 1 / speedups[form.label], ratio, (1 - self.noise) * ratio, (1 + self.noise) * ratio, 10
+            )
             for form in forms
             for ratio in [speedups[form.label] / first]
         ]
 
 
 def choose(
-    *rounds: dict[str, float], lossy: str = "int8", wanted: bool = False
+    *rounds: dict[str, float], lossy: str = "int8", wanted: bool = False, noise: float = 0.01
 ) -> tuple[str, Report, _Bench]:
     labels = list(rounds[0])
     forms = [Form(label, "here", Path(label), {}) for label in labels]
     report = Report(name="net", source="net.onnx", source_opset=20, opset=20, target="here", threads=0)
     report.forms = [FormTiming(label, verified=True) for label in labels]
-    bench = _Bench(*rounds)
+    bench = _Bench(*rounds, noise=noise)
     selection = Selection(
         {"here": (cast(Target, _Target()), Probe(True, True))},
         cast(Reference, None),
@@ -128,6 +130,19 @@ def test_a_form_that_is_wanted_is_held_to_the_original_where_nothing_is_faster(a
     )
     assert chosen == ("sparse" if again > 0.99 else ORIGINAL) and not bench.rounds
     assert any("left as it was" in text for text in report.warnings) == (chosen == ORIGINAL)
+
+
+@pytest.mark.parametrize("again", [0.95, 0.8])
+def test_a_form_that_is_wanted_is_measured_again_where_noise_would_hide_much(again: float) -> None:
+    chosen, _, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.2, "sparse": 1.2},
+        {"optimized": 1.0, "sparse": 0.92},
+        {"optimized": 1.0, "sparse": again},
+        lossy="sparse",
+        wanted=True,
+        noise=0.15,
+    )
+    assert chosen == ("sparse" if again > 0.9 else "optimized") and not bench.rounds
 
 
 def test_a_form_that_is_wanted_may_be_the_only_one_that_holds() -> None:

@@ -280,22 +280,6 @@ def test_quantizing_keeps_zeros(net: Path) -> None:
     assert seen >= 2
 
 
-def test_rounding_by_reconstruction_keeps_zeros(net: Path) -> None:
-    outcome = unmeasured(
-        net, parse("fuse,sparsify,equalize,round-weights,quantize{cache=none}"), best_effort=True
-    )
-    model = ir_model.load(outcome.folder / "model.onnx")
-    integers = [
-        content
-        for value in model.graph.initializers.values()
-        if (content := facts.constant(value)) is not None and content.dtype == np.int8 and content.ndim == 4
-    ]
-    checked = [content for content in integers if content.shape[1] % 4 == 0]
-    assert checked
-    for content in checked:
-        assert (np.count_nonzero(np.moveaxis(content, 1, -1).reshape(-1, 4), axis=1) <= 2).all()
-
-
 def test_it_is_handed_out_though_it_is_no_faster(net: Path, tmp_path: Path) -> None:
     made = graphopt.compile(net, passes="fuse,sparsify", data=samples(24), **QUICK)
     form = next(form for form in made.report.forms if form.label.startswith("sparse 2:4"))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.ir import check
+from graphopt.ir import check, facts
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import Scheme, quantize_blocks
@@ -211,6 +211,31 @@ def test_rounded_weights_have_the_shape_of_the_weight() -> None:
     assert {array.shape for array in scales.values()} == {(6,)}
     found = decibels(model, model, Weights(rounded=rounded, scales=scales))
     assert found > decibels(model, model) - 0.5
+
+
+def test_zeros_that_are_to_stay_do() -> None:
+    """Rounded by reconstruction, which would let them make up for the others, and with channels scaled."""
+    sparse = head(batch=80)
+    zeros = {}
+    for value in sparse.graph.initializers.values():
+        content = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        if content.ndim > 1:
+            content.reshape(-1)[::3] = 0
+            value.const_value = ir.tensor(content, name=value.name)
+            zeros[content.shape] = content == 0
+    plain = ir_model.clone(sparse)
+    for value in sparse.graph.initializers.values():
+        value.metadata_props[facts.SPARSITY] = "unstructured"
+    for model, kept in ((sparse, True), (plain, False)):
+        rounded, _ = rounded_weights(model, units_of(model, KERNELS)[0], KERNELS, list(data(model)))
+        assert rounded
+        assert all(not array[zeros[array.shape]].any() for array in rounded.values()) == kept
+    scaled = conv_net(200.0)
+    for value in scaled.graph.initializers.values():
+        value.metadata_props[facts.SPARSITY] = "2:4"
+    assert equalize(scaled, KERNELS, data(scaled))
+    weights = [node.inputs[1] for node in scaled.graph if node.op_type == "Conv"]
+    assert [facts.sparsity(weight) for weight in weights] == ["2:4", "2:4"]
 
 
 def test_a_weight_that_few_inputs_are_seen_of_is_rounded_to_nearest() -> None:
