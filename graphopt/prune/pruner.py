@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from graphopt.ir.facts import Array
 from graphopt.lossy import Candidate, Context
 from graphopt.prune import choose
 from graphopt.prune.cut import cut
-from graphopt.prune.recover import Fit, Recovery
+from graphopt.prune.recover import Fit, Recovery, kept_apart
 from graphopt.prune.score import Criterion, scores
 from graphopt.prune.structure import Structure, analyse, separate
 from graphopt.quant.observe import leading_to
@@ -29,6 +30,7 @@ _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_TIME = 0.4
 """Of what is left, for the sensitivity of groups."""
 _SENSITIVITY_SAMPLES = 8
+_COMPARED_SAMPLES = 16
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _PROBED = 0.25
 _CAP = 1.5
@@ -36,6 +38,12 @@ _CAP = 1.5
 _FIRST, _MOST = 0.25, 0.75
 """Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
 _TRIES, _TRIES_WITHOUT_TIME = 5, 3
+
+_LEAST_SAMPLES, _MOST_SAMPLES = 128, 512
+_SHARE_FOR_SAMPLES = 0.2
+"""Of the time that is left, for running those beyond the least."""
+_RUNS = 6
+"""How often a sample is run about, by the original and by the pruned model."""
 
 
 @dataclass
@@ -295,6 +303,7 @@ class Pruner:
         fits: dict[str, Fit] = {}
         skipped: dict[str, str] = {}
         if self._recover:
+            plain = ir_model.clone(model)
             recovery = Recovery(
                 self.model, self.structure, removed, model, self._samples, context.threads,
                 context.deadline, lambda text: context.progress(f"{label}: {text}"),
@@ -302,7 +311,22 @@ class Pruner:
             recovery.run()
             fits, skipped = recovery.fits, recovery.skipped
             check.check(model)
+            if not self._is_nearer(model, plain):
+                reason = "refitted layers together bring the outputs no nearer to the original's"
+                model, fits, skipped = plain, {}, dict.fromkeys(fits, reason) | skipped
         return Pruned(label, model, removed, left, self._judged(model), fits, skipped)
+
+    def _is_nearer(self, refitted: ir.Model, plain: ir.Model) -> bool:
+        """Whether refitting does good at the outputs too, on samples that were kept apart from it."""
+        samples = (kept_apart(self._samples) or self._samples)[:_COMPARED_SAMPLES]
+        wanted, after, before = (
+            [session.run(feeds) for feeds in samples]
+            for session in (
+                Session(model, optimize="all", threads=self.context.threads)
+                for model in (self.model, refitted, plain)
+            )
+        )
+        return noise_share(after, wanted) <= noise_share(before, wanted)
 
     def _judged(self, model: ir.Model) -> Judgement | None:
         session = Session(self.context.legalize(model), optimize="all", threads=self.context.threads)
@@ -397,4 +421,24 @@ class Pruner:
         }
 
 
-__all__ = ["Pruned", "Pruner"]
+def samples_for(model: ir.Model, context: Context, wanted: int) -> list[Feeds]:
+    """Samples to rank and to refit on.
+
+    Args:
+        wanted: How many at most; 0 for 128, or up to 512 as far as there is time. A layer behind a mean over all places
+            sees no more of a sample than one row, and fits to what is peculiar to these where they are few.
+    """
+    given = iter(context.dataset.calibration())
+    found = list(itertools.islice(given, wanted or _LEAST_SAMPLES))
+    if wanted or len(found) < _LEAST_SAMPLES:
+        return found
+    session = Session(model, optimize="all", threads=context.threads)
+    session.run(found[0])
+    started = time.monotonic()
+    session.run(found[0])
+    now = time.monotonic()
+    affordable = _SHARE_FOR_SAMPLES * max(context.deadline - now, 0.0) / (_RUNS * max(now - started, 1e-6))
+    return found + list(itertools.islice(given, max(int(min(affordable, _MOST_SAMPLES)) - len(found), 0)))
+
+
+__all__ = ["Pruned", "Pruner", "samples_for"]

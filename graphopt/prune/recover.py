@@ -37,6 +37,11 @@ _TEST = 4
 """One sample in so many is kept apart."""
 
 
+def kept_apart(samples: Sequence[Feeds]) -> Sequence[Feeds]:
+    """The samples that nothing is fitted on."""
+    return samples[_TEST - 1 :: _TEST]
+
+
 @dataclass
 class Fit:
     """What recovery did to a layer.
@@ -145,7 +150,9 @@ class Recovery:
             for index, (before, after) in enumerate(pairs):
                 for axis in range(before.ndim):
                     mask = keep(layer.data, axis) if axis != layer.channel else None
-                    before = before if mask is None else np.compress(mask, before, axis=axis)
+                    if mask is not None:
+                        # Of an axis of unknown size the mask repeats.
+                        before = np.compress(np.resize(mask, before.shape[axis]), before, axis=axis)
                 old = moments.rows_of(layer, before, index, self._rows(twin))
                 new = moments.rows_of(twin, after, index, self._rows(twin))
                 kept = keep(layer.data, layer.channel) if layer.is_depthwise else None
@@ -280,4 +287,4 @@ def _addend(node: ir.Node, value: ir.Value) -> ir.Value | None:
     return other if facts.is_constant(other) and dims and len(dims) == 1 and dims[0] != 1 else None
 
 
-__all__ = ["Fit", "Recovery"]
+__all__ = ["Fit", "Recovery", "kept_apart"]
