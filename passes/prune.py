@@ -13,7 +13,6 @@ Refuses (in the report, layer by layer, with the node that prevents it):
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,11 +20,9 @@ import onnx_ir as ir
 
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
-from graphopt.prune.pruner import Pruned, Pruner
+from graphopt.prune.pruner import Pruned, Pruner, samples_for
 from graphopt.prune.reduced import is_named, naming_nothing, proposal_of
 from graphopt.quant.units import integer_nodes
-
-_SAMPLES = 128
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,8 @@ class PruneOptions:
             the share of every group would save; ``uniform`` takes that share of every group.
         recover: Whether weights are refitted.
         multiple: Widths that are kept a multiple of it; 0 asks the target.
-        samples: Most samples to rank and refit on.
+        samples: Most samples to rank and refit on; 0 takes 128, or up to 512 as far as there is time: a layer that
+            reads one number of each channel sees no more than one row of a sample.
         keep: Names of layers (wildcards allowed) whose outputs stay as they are.
     """
 
@@ -53,7 +51,7 @@ class PruneOptions:
     spread: Literal["measured", "uniform"] = "measured"
     recover: bool = True
     multiple: int = 0
-    samples: int = _SAMPLES
+    samples: int = 0
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -68,8 +66,10 @@ class PruneOptions:
                 "prune takes a share of the channels or of the multiplications",
                 hint="leave out ratio or macs",
             )
-        if self.samples < 1:
-            raise UsageError(f"{self.samples} is no number of samples", hint="write samples=128")
+        if self.samples < 0:
+            raise UsageError(
+                f"{self.samples} is no number of samples", hint="write samples=128, or leave it out"
+            )
         if self.multiple < 0:
             raise UsageError(f"{self.multiple} is no width", hint="write multiple=8, or leave it out")
 
@@ -107,7 +107,7 @@ class Prune(LossyPass):
         before: tuple[ir.Model, Pruner] | None = context.shared.get(key)
         if before is not None:
             return before[1].for_target(context)
-        samples = list(itertools.islice(context.dataset.calibration(), options.samples))
+        samples = samples_for(model, context, options.samples)
         made = Pruner(
             model, samples, context, criterion=options.criterion, recover=options.recover, multiple=multiple,
             kept=self._keeps,

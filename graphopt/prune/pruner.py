@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,18 +19,27 @@ from graphopt.ir.facts import Array
 from graphopt.lossy import Context
 from graphopt.prune import choose, costs
 from graphopt.prune.cut import cut
-from graphopt.prune.recover import Fit, Recovery
+from graphopt.prune.recover import Fit, Recovery, kept_apart
 from graphopt.prune.reduced import Reduced, search, tried_of
 from graphopt.prune.score import Criterion, scores
 from graphopt.prune.structure import Structure, analyse, separate
+from graphopt.verify.budget import noise_share
+from graphopt.verify.session import Session
 
 _SHARE_OF_MEMORY = 0.5
 _SHARE_FOR_GRADIENTS = 0.2
 _SENSITIVITY_SAMPLES = 8
+_COMPARED_SAMPLES = 16
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _PROBED = 0.25
 _CAP = 1.5
 """Times the share that all groups alike would lose, that one of them may: small losses say little of large ones."""
+
+_LEAST_SAMPLES, _MOST_SAMPLES = 128, 512
+_SHARE_FOR_SAMPLES = 0.2
+"""Of the time that is left, for running those beyond the least."""
+_RUNS = 6
+"""How often a sample is run about, by the original and by the pruned model."""
 
 
 @dataclass
@@ -251,6 +261,7 @@ class Pruner:
         fits: dict[str, Fit] = {}
         skipped: dict[str, str] = {}
         if self._recover:
+            plain = ir_model.clone(model)
             recovery = Recovery(
                 self.model, self.structure, removed, model, self._samples, context.threads,
                 context.deadline, lambda text: context.progress(f"{label}: {text}"),
@@ -258,7 +269,22 @@ class Pruner:
             recovery.run()
             fits, skipped = recovery.fits, recovery.skipped
             check.check(model)
+            if not self._is_nearer(model, plain):
+                reason = "refitted layers together bring the outputs no nearer to the original's"
+                model, fits, skipped = plain, {}, dict.fromkeys(fits, reason) | skipped
         return Pruned(label, model, left, context.judged(model), removed, fits, skipped)
+
+    def _is_nearer(self, refitted: ir.Model, plain: ir.Model) -> bool:
+        """Whether refitting does good at the outputs too, on samples that were kept apart from it."""
+        samples = (kept_apart(self._samples) or self._samples)[:_COMPARED_SAMPLES]
+        wanted, after, before = (
+            [session.run(feeds) for feeds in samples]
+            for session in (
+                Session(model, optimize="all", threads=self.context.threads)
+                for model in (self.model, refitted, plain)
+            )
+        )
+        return noise_share(after, wanted) <= noise_share(before, wanted)
 
     def _times(self, model: ir.Model) -> dict[str, float]:
         nodes = {layer.name: (layer.node,) for layer in self.structure.layers}
@@ -302,4 +328,24 @@ class Pruner:
         }
 
 
-__all__ = ["Pruned", "Pruner"]
+def samples_for(model: ir.Model, context: Context, wanted: int) -> list[Feeds]:
+    """Samples to rank and to refit on.
+
+    Args:
+        wanted: How many at most; 0 for 128, or up to 512 as far as there is time. A layer behind a mean over all places
+            sees no more of a sample than one row, and fits to what is peculiar to these where they are few.
+    """
+    given = iter(context.dataset.calibration())
+    found = list(itertools.islice(given, wanted or _LEAST_SAMPLES))
+    if wanted or len(found) < _LEAST_SAMPLES:
+        return found
+    session = Session(model, optimize="all", threads=context.threads)
+    session.run(found[0])
+    started = time.monotonic()
+    session.run(found[0])
+    now = time.monotonic()
+    affordable = _SHARE_FOR_SAMPLES * max(context.deadline - now, 0.0) / (_RUNS * max(now - started, 1e-6))
+    return found + list(itertools.islice(given, max(int(min(affordable, _MOST_SAMPLES)) - len(found), 0)))
+
+
+__all__ = ["Pruned", "Pruner", "samples_for"]

@@ -36,6 +36,11 @@ _TEST = 4
 """One sample in so many is kept apart."""
 
 
+def kept_apart(samples: Sequence[Feeds]) -> Sequence[Feeds]:
+    """The samples that nothing is fitted on."""
+    return samples[_TEST - 1 :: _TEST]
+
+
 @dataclass
 class Fit:
     """What recovery did to a layer.
@@ -154,7 +159,9 @@ class Refit:
             for index, (before, after) in enumerate(seen):
                 for axis in range(before.ndim):
                     mask = self.keep(layer.data, axis) if axis != layer.channel else None
-                    before = before if mask is None else np.compress(mask, before, axis=axis)
+                    if mask is not None:
+                        # Of an axis of unknown size the mask repeats.
+                        before = np.compress(np.resize(mask, before.shape[axis]), before, axis=axis)
                 old = moments.rows_of(layer, before, index, self._rows(twin))
                 new = moments.rows_of(twin, after, index, self._rows(twin))
                 kept = self.keep(layer.data, layer.channel) if layer.is_depthwise else None
@@ -280,4 +287,4 @@ def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
     return ridges, change, missed
 
 
-__all__ = ["Fit", "Pair", "Recovery", "Refit", "behind"]
+__all__ = ["Fit", "Pair", "Recovery", "Refit", "behind", "kept_apart"]

@@ -464,6 +464,10 @@ def test_a_pruned_graph_is_pruned_again() -> None:
 
 
 COMPUTED = {
+    "groups that read what stays": (
+        "p = Conv(x, a) l = LRN <size=3> (p) q = Conv <group=2> (l, b) y = Conv(q, c)",
+        {"a": (8, 3, 1, 1), "b": (8, 4, 1, 1), "c": (2, 8, 1, 1)}, "", 1,
+    ),
     "normalization of groups in parts": (
         """p = Conv(x, a) r = Reshape(p, open) i = InstanceNormalization(r, ones, zeros) n = Shape(p) b = Reshape(i, n)
            s = Mul(b, scale) t = Add(s, shift) y = Conv(t, c)""",

@@ -27,8 +27,10 @@ def _conv(flow: Flow, node: ir.Node) -> None:
     elif out is not None and channels is not None and len(channels) == groups:
         for row in out.reshape(groups, -1).T:
             flow.tie(node, channels, row, "")
-    elif out is not None and channels is not None and len(weight.uses()) == 1:  # type: ignore[union-attr]
-        flow.balanced.append(channels.reshape(groups, -1))
+    elif out is not None and len(out) > groups and len(weight.uses()) == 1:  # type: ignore[union-attr]
+        # Channels that may not be removed are all there for the groups to read.
+        if channels is not None:
+            flow.balanced.append(channels.reshape(groups, -1))
         flow.balanced.append(out.reshape(groups, -1))
     else:
         flow.labels.pin(out, node.name or "", "it has groups of channels that may not be removed")
