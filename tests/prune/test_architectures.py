@@ -83,12 +83,12 @@ class Shuffle(nn.Module):  # type: ignore[misc, name-defined]
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.half = conv(3, 16), nn.Sequential(conv(8, 8, 1), conv(8, 8, groups=8))
+        self.stem, self.branch = conv(3, 16), nn.Sequential(conv(8, 8, 1), conv(8, 8, groups=8))
         self.norm, self.dense, self.last = nn.GroupNorm(4, 16), conv(16, 8), nn.Conv2d(24, 3, 1)
 
     def forward(self, image: Any) -> Any:
         first, second = self.stem(image).chunk(2, 1)
-        x = torch.cat([first, self.half(second)], 1)
+        x = torch.cat([first, self.branch(second)], 1)
         batch, channels, height, width = x.shape
         x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, -1, height, width)
         x = functional.silu(self.norm(x))
@@ -173,7 +173,7 @@ class Audio(nn.Module):  # type: ignore[misc, name-defined]
 IMAGE = {0: "n", 2: "h", 3: "w"}
 NETS: Mapping[str, tuple[Any, Sequence[int], Mapping[int, str], Sequence[tuple[int, ...]], int]] = {
     "inverted residual": (InvertedResidual, (2, 3, 16, 16), IMAGE, [(2, 3, 16, 16), (1, 3, 20, 12)], 3),
-    "detector": (Detector, (2, 3, 32, 32), IMAGE, [(2, 3, 32, 32), (1, 3, 40, 24)], 9),
+    "detector": (Detector, (2, 3, 32, 32), IMAGE, [(2, 3, 32, 32), (1, 3, 40, 24)], 10),
     "shuffle": (Shuffle, (2, 3, 8, 8), IMAGE, [(2, 3, 8, 8), (3, 3, 6, 10)], 2),
     "windows": (Windows, (2, 8, 8, 16), {0: "n"}, [(2, 8, 8, 16), (1, 8, 8, 16)], 2),
     "decoder": (Decoder, (2, 9), {0: "n", 1: "s"}, [(2, 9), (1, 12)], 2),
