@@ -90,13 +90,7 @@ class LowRank(LossyPass):
                 reason=f"the model is quantized already ({present} integer operators): low-rank comes before quantize"
             )
         factorizer = self._factorizer(model, context)
-        warnings = naming_nothing(options.keep, factorizer.names)
-        if factorizer.notes:
-            warnings.insert(
-                0,
-                f"{len(factorizer.notes)} of {len(factorizer.names)} layers are cut off by their weights alone; the "
-                f"first: {factorizer.notes[0]}",
-            )
+        warnings = [*factorizer.warnings, *naming_nothing(options.keep, factorizer.names)]
         if not factorizer.choices:
             return Proposal(reason=factorizer.why_nothing, details=factorizer.details(), warnings=warnings)
         asked = bool(options.ratio or options.macs)

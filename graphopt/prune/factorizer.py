@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,6 +85,7 @@ class Factorizer:
         self._ratios: dict[str, float] = {}
         self._all: list[Choice] = []
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.choices: list[Choice] = []
         self.times: dict[str, float] = {}
         self._inner = _inside(model)
@@ -116,7 +117,7 @@ class Factorizer:
 
     def for_target(self, context: Context) -> Factorizer:
         """The same for another target whose kernels like the same widths: what layers cost there is measured anew."""
-        self.context = context
+        self.context, self.warnings = context, []
         if self._all:
             self.choices = self._weighed(self._timed())
         return self
@@ -181,6 +182,11 @@ class Factorizer:
                 found[layer.name] = made
                 if made.note:
                     self.notes.append(f"{layer.name}: cut off by its weight alone: {made.note}")
+        if self.notes:
+            self.warnings.append(
+                f"{len(self.notes)} of {len(self.layers)} layers are cut off by their weights alone; the first: "
+                f"{self.notes[0]}"
+            )
         return found
 
     def _timed(self) -> list[Choice]:
@@ -188,12 +194,13 @@ class Factorizer:
         self.times = costs.times(
             self.context, self.model, {layer.name: (layer.node,) for layer in self.layers}, "low-rank"
         )
-        each = costs.per_multiplication(self.times, self.macs)
-        probes = [self._probe(share) for share in _PROBED] if self.times and self._all else []
+        usual = self._alike(self.times)
+        each = costs.per_multiplication(usual, self.macs)
+        probes = [self._probe(share) for share in _PROBED] if usual and self._all else []
         found = []
         self._slow = {}
         for choice in self._all:
-            whole = self.times.get(choice.name, 0.0)
+            whole = usual.get(choice.name, 0.0)
             measured = [
                 (ranks[choice.name], times[choice.name]) for ranks, times in probes if choice.name in times
             ]
@@ -218,21 +225,40 @@ class Factorizer:
         }
         self.context.progress(f"times at {share:.0%} of the ranks")
         model, splits = self._split(ranks, self._all)
-        return ranks, costs.times(self.context, model, _nodes(splits), "low-rank")
+        return ranks, self._alike(costs.times(self.context, model, _nodes(splits), "low-rank"))
+
+    def _alike(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """Layers of the same shape take the same time: the median of what was measured of them."""
+        shapes_of = {
+            layer.name: (layer.node.op_type, factors.sizes(layer), self.macs[layer.name])
+            for layer in self.layers
+            if layer.name in measured
+        }
+        groups: dict[Hashable, list[float]] = {}
+        for name, shape in shapes_of.items():
+            groups.setdefault(shape, []).append(measured[name])
+        return {name: float(np.median(groups[shape])) for name, shape in shapes_of.items()}
 
     def _weighed(self, choices: Sequence[Choice]) -> list[Choice]:
         """With the noise that is expected in the model's outputs at each rank.
 
-        Each layer alone is split at one rank to see what its loss does to the outputs; what it loses at other ranks is
-        known.
+        Each layer alone, the largest first, is split at one rank to see what its loss does to the outputs; what it
+        loses at other ranks is known.
         """
         new = [choice for choice in choices if choice.name not in self._ratios]
+        new.sort(key=lambda choice: -choice.macs)
         noises = costs.noises(
             self.model, [functools.partial(self._alone, choice) for choice in new],
             self._samples[:_SENSITIVITY_SAMPLES], self.context, "layer",
         ) if new else []  # fmt: skip
         for choice, noise in zip(new, noises, strict=True):
             self._ratios[choice.name] = noise / max(choice.factors.lost[choice.middle], SEEN)
+        unseen = sum(np.isnan(noise) for noise in noises)
+        if unseen:
+            self.warnings.append(
+                f"there was no time to see what {unseen} of {len(noises)} layers do to the outputs: they count as the "
+                "median of the others (--tune gives more)"
+            )
         ratios = costs.known_or_usual([self._ratios[choice.name] for choice in choices])
         return [
             replace(choice, loss=choice.factors.lost[list(choice.ranks)] * ratio)

@@ -117,7 +117,7 @@ class Moments:
     def of_outputs(self) -> bool:
         """Whether the sums are of what the weight makes."""
         outputs, numbers = self.weight.shape
-        return bool(outputs <= numbers)
+        return bool(outputs < numbers)
 
     def add(self, rows: Array) -> None:
         """Add rows [count, numbers of a sum]."""

@@ -311,3 +311,32 @@ def test_what_kernels_do_not_gain_by_is_left_and_another_target_decides_anew() -
     # And here none is.
     third = pass_.propose(TWO, replace(context, runnable=True, profile=clock(0.0, 1.0)))
     assert not third.candidates and "two products are no faster" in third.reason
+
+
+def test_without_time_nothing_is_done_and_it_is_said() -> None:
+    proposal = LowRank(LowRankOptions(ratio=0.5)).propose(DEEP, context_of(DEEP, deadline=0.0))
+    assert not proposal.candidates and "no time was left" in proposal.reason
+    assert [row["reason"] for row in proposal.details["factored"]].count("no time was left") == 2
+
+
+def test_layers_of_one_shape_count_as_taking_the_same_time() -> None:
+    """One kernel that was measured ten times too slow does not make its layer the first to go."""
+    text = " ".join(f"p{place + 1} = MatMul(p{place}, w{place})" for place in range(5))
+    weights = ", ".join(f"float[32,32] w{place} = {{0}}" for place in range(5))
+    body = text.replace("p0", "x").replace("p5", "y")
+    model = filled(f"g (float[N,32] x) => (float[N,32] y) <{weights}> {{ {body} }}")
+
+    def profile(graph: ir.Model, label: str) -> list[Kernel]:
+        return [
+            replace(kernel, milliseconds=10 * kernel.milliseconds) if kernel.outputs == ("p3",) else kernel
+            for kernel in clock(1.0, 0.0)(graph, label)
+        ]
+
+    context = replace(context_of(model, count=80, drop=0.99), runnable=True, profile=profile)
+    rows = LowRank(LowRankOptions(ratio=0.5)).propose(model, context).details["factored"]
+    ranks = {row["node"]: row["rank"][1] for row in rows}
+    without = replace(context, profile=clock(1.0, 0.0), shared={})
+    assert ranks == {
+        row["node"]: row["rank"][1]
+        for row in LowRank(LowRankOptions(ratio=0.5)).propose(model, without).details["factored"]
+    }

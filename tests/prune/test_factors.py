@@ -28,6 +28,7 @@ class Case:
 CASES = {
     "MatMul": Case("p = MatMul(x, w) y = Add(p, b)", "float[12,9] w = {0}, float[9] b = {0}", (5, 12), "N,5,9"),
     "MatMul, wide": Case("p = MatMul(x, w) y = Add(b, p)", "float[6,14] w = {0}, float[14] b = {0}", (5, 6), "N,5,14"),
+    "MatMul, square": Case("p = MatMul(x, w) y = Add(b, p)", "float[9,9] w = {0}, float[9] b = {0}", (5, 9), "N,5,9"),
     "MatMul alone": Case("y = MatMul(x, w)", "float[12,9] w = {0}", (5, 12), "N,5,9"),
     "MatMul alone, wide": Case("y = MatMul(x, w)", "float[6,14] w = {0}", (6,), "N,14"),
     "Gemm": Case("y = Gemm(x, w, b)", "float[12,9] w = {0}, float[9] b = {0}", (12,), "N,9"),
