@@ -20,7 +20,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from graphopt.errors import UsageError
+from graphopt.errors import UsageError, did_you_mean, nearest
 from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.prune.pruner import Pruned, Pruner
 from graphopt.quant.units import integer_nodes
@@ -79,6 +79,10 @@ class Prune(LossyPass):
     name = "prune"
     Options = PruneOptions
     share = 0.5
+    precedes = (
+        "quantize", "quantize-dynamic", "quantize-weights", "float16",
+        "equalize", "smooth", "round-weights", "correct-bias",
+    )  # fmt: skip
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The model without what may be removed."""
@@ -94,9 +98,9 @@ class Prune(LossyPass):
                 reason=pruner.why_nothing, details=pruner.details(), warnings=self._unknown(pruner)
             )
         if options.ratio or options.macs:
-            found = pruner.pruned(ratio=options.ratio, macs=options.macs, uniform=options.spread == "uniform")
+            found = pruner.pruned(ratio=options.ratio, macs=options.macs)
             return self._proposal(pruner, [] if found is None else [found])
-        return self._proposal(pruner, pruner.search(uniform=options.spread == "uniform"))
+        return self._proposal(pruner, pruner.search())
 
     def _pruner(self, model: ir.Model, context: Context) -> Pruner:
         """One that ranked the channels for a target before this, where the widths are the same."""
@@ -109,7 +113,7 @@ class Prune(LossyPass):
         samples = list(itertools.islice(context.dataset.calibration(), options.samples))
         made = Pruner(
             model, samples, context, criterion=options.criterion, recover=options.recover, multiple=multiple,
-            kept=self._keeps,
+            kept=self._keeps, uniform=options.spread == "uniform",
         )  # fmt: skip
         # With the model itself, so that no other one gets its identity.
         context.shared[key] = (model, made)
@@ -121,39 +125,53 @@ class Prune(LossyPass):
 
     def _unknown(self, pruner: Pruner) -> list[str]:
         options: PruneOptions = self.options
+        unknown = [pattern for pattern in options.keep if not fnmatch.filter(pruner.names, pattern)]
         return [
-            f"the option 'keep' names no layer: {pattern!r} (names are in the report)"
-            for pattern in options.keep
-            if not fnmatch.filter(pruner.names, pattern)
+            f"the option 'keep' names no layer: {pattern!r} "
+            f"({did_you_mean(nearest(pattern, pruner.names)) or 'names are in the report'})"
+            for pattern in unknown
         ]
 
-    def _proposal(self, pruner: Pruner, tried: list[Pruned]) -> Proposal:
-        """The one with fewest multiplications that holds, or what came nearest."""
+    def _notes(self, pruner: Pruner, taken: Pruned | None) -> list[str]:
+        """What the user is to know besides the numbers."""
         options: PruneOptions = self.options
-        held = [found for found in tried if found.judgement is not None and found.judgement.ok]
         notes = []
         if pruner.notes:
             notes.append(
                 f"{len(pruner.notes)} of {len(pruner.names)} layers are not ranked by {options.criterion}; the first: "
                 f"{pruner.notes[0]}"
             )
-        notes += self._unknown(pruner)
-        if held:
-            best = min(held, key=lambda found: found.macs)
-            return Proposal([best.candidate()], pruner.details(best, tried), warnings=notes)
+        if pruner.unmeasured:
+            notes.append(
+                f"there was no time to measure how much {pruner.unmeasured} matter: they count as the others do "
+                "(--tune gives more)"
+            )
+        if taken is not None and taken.hurried:
+            notes.append(f"weights were refitted on {taken.hurried} for lack of time (--tune gives more)")
+        return notes + self._unknown(pruner)
+
+    def _proposal(self, pruner: Pruner, tried: list[Pruned]) -> Proposal:
+        """The one with fewest multiplications that holds, or what came nearest."""
+        options: PruneOptions = self.options
+        held = [found for found in tried if found.judgement is not None and found.judgement.ok]
         if not tried:
             return Proposal(
                 reason="nothing could be removed at widths that kernels like",
                 details=pruner.details(),
-                warnings=notes,
+                warnings=self._notes(pruner, None),
             )
-        nearest = min(tried, key=lambda found: found.drop)
-        words = "" if nearest.judgement is None else f": {nearest.judgement.describe()}"
+        best = min(held, key=lambda found: found.macs) if held else min(tried, key=lambda found: found.drop)
+        missing = pruner.unreached(ratio=options.ratio, macs=options.macs)
+        notes = [*([missing] if missing else []), *self._notes(pruner, best)]
+        details = pruner.details(best, tried)
+        if held:
+            return Proposal([best.candidate()], details, warnings=notes)
+        words = "" if best.judgement is None else f": {best.judgement.describe()}"
         return Proposal(
-            details=pruner.details(nearest, tried),
-            reason=f"{nearest.label}: over the budget{words}",
+            details=details,
+            reason=f"{best.label}: over the budget{words}",
             warnings=notes,
-            best_effort=nearest.candidate(),
+            best_effort=best.candidate(),
         )
 
 

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("passes", "targets"),
     ("catalog",),
     ("artifact", "report_html", "tune", "zoo"),
-    ("runtime",),
+    ("runtime", "lineage"),
     ("selection", "proposals"),
     ("bundle",),
     ("compiler",),

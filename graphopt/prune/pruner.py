@@ -18,6 +18,7 @@ from graphopt.ir.facts import Array
 from graphopt.lossy import Candidate, Context
 from graphopt.prune import choose
 from graphopt.prune.cut import cut
+from graphopt.prune.details import Outcome, tried, why_no_more
 from graphopt.prune.recover import Fit, Recovery
 from graphopt.prune.score import Criterion, scores
 from graphopt.prune.structure import Structure, analyse, separate
@@ -27,7 +28,9 @@ from graphopt.verify.session import Session
 
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_TIME = 0.4
-"""Of what is left, for the sensitivity of groups."""
+"""Of what is left, for the sensitivity of groups, as long as that leaves enough for refitting."""
+_REFITTING = 3.0
+"""Times what ranking takes: two models are run where one was, and each layer is solved several times."""
 _SENSITIVITY_SAMPLES = 8
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _PROBED = 0.25
@@ -36,6 +39,9 @@ _CAP = 1.5
 _FIRST, _MOST = 0.25, 0.75
 """Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
 _TRIES, _TRIES_WITHOUT_TIME = 5, 3
+_REACHED = 0.005
+"""What may be missing of a share."""
+_WHY_NO_MORE_CHANNELS = "a tenth of each group stays, and widths that kernels like"
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Pruned:
         judgement: What it loses; None where it was not judged.
         fits: What recovery did, by layer.
         skipped: Layers that could not be refitted, with the reason.
+        hurried: What refitting did on fewer samples for lack of time, in words; empty where there was enough.
     """
 
     label: str
@@ -59,6 +66,7 @@ class Pruned:
     judgement: Judgement | None
     fits: Mapping[str, Fit] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    hurried: str = ""
 
     @property
     def drop(self) -> float:
@@ -81,6 +89,13 @@ class Pruner:
         recover: Whether weights are refitted.
         multiple: Widths that kernels like.
         kept: From a layer's name, whether its outputs stay.
+        uniform: Whether every group loses the same share, so that nothing need be known of their sensitivity.
+
+    Attributes:
+        choices: What may be removed of each group; none where nothing may be.
+        times: Milliseconds of each layer on the target.
+        notes: Layers that are ranked by another criterion, with the reason.
+        unmeasured: Groups whose sensitivity was not measured, in words; empty where there was time for all.
     """
 
     def __init__(
@@ -93,6 +108,7 @@ class Pruner:
         recover: bool,
         multiple: int,
         kept: Callable[[str], bool],
+        uniform: bool = False,
     ) -> None:
         self.model = separate(model)
         self.context = context
@@ -101,10 +117,16 @@ class Pruner:
         self.structure: Structure = analyse(self.model)
         self.notes: list[str] = []
         self.names = [node.name or node.op_type for node in self.model.graph]
+        self.unmeasured = ""
         self._recover = recover
+        self._uniform = uniform
         self._samples = samples
-        named = [node for node in self.model.graph if kept(node.name or node.op_type)]
-        self._kept = frozenset(one for node in named for one in self.structure.outputs_of(node))
+        self._named = {
+            name: self.structure.outputs_of(node)
+            for name, node in zip(self.names, self.model.graph, strict=True)
+            if kept(name)
+        }
+        self._kept = frozenset(one for classes in self._named.values() for one in classes)
         groups = [group for group in self.structure.groups if not self._kept.issuperset(group.classes)]
         self.choices: list[choose.Choice] = []
         self.times: dict[str, float] = {}
@@ -112,49 +134,62 @@ class Pruner:
             return
         self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
         context.progress("ranking channels")
+        started = time.monotonic()
         self._ranking = scores(
             self.model, self.structure, samples, criterion, memory=self._memory, threads=context.threads,
             progress=context.progress,
         )  # fmt: skip
         self.notes += self._ranking.notes
+        ranking = time.monotonic() - started
         self.places = self._places()
         self._macs = choose.macs(self.structure, self.places)
         self._whole = sum(self._macs.values()) or 1.0
         self.times = self._times(self.model)
         found = choose.choices(self.structure, self._ranking.scores, multiple, groups, self._kept)
-        self.choices = self._weighed(found)
+        self.choices = found if uniform else self._weighed(found, _REFITTING * ranking if recover else 0.0)
 
-    def _weighed(self, found: Sequence[choose.Choice]) -> list[choose.Choice]:
+    def _weighed(self, found: Sequence[choose.Choice], reserved: float) -> list[choose.Choice]:
         """With the noise that is expected in the model's outputs for each number of units.
 
         A share of each group alone is removed and refitted to see what its loss does to the outputs; what other shares
-        lose is known from second moments.
+        lose is known from second moments. Groups that would save most come first, in case the time ends.
+
+        Args:
+            reserved: Seconds that are to be left.
         """
+        costs = self._costs()
+        gains = [self._saved(choice.removed(len(choice.units)), costs) for choice in found]
+        order = sorted(range(len(found)), key=lambda index: -gains[index])
         samples = self._samples[:_SENSITIVITY_SAMPLES]
         session = Session(self.model, optimize="all", threads=self.context.threads)
         references = [session.run(feeds) for feeds in samples]
-        curves: list[Array] = []
-        ratios: list[float] = []
-        started = time.monotonic()
-        limit = started + _SHARE_OF_TIME * max(self.context.deadline - started, 0.0)
-        for index, choice in enumerate(found):
-            self.context.progress(f"sensitivity of group {index + 1} of {len(found)}")
-            ends = sorted({choice.rounded(share) or choice.step for share in _SHARES} | {choice.most})
-            losses = [self._ranking.loss(choice.removed(end), choice.group.readers) for end in ends]
-            curves.append(np.interp(np.arange(len(choice.units) + 1), [0, *ends], [0.0, *losses]))
+        curves = [self._curve(choice) for choice in found]
+        ratios = np.full(len(found), np.nan)
+        now = time.monotonic()
+        left = max(self.context.deadline - now, 0.0)
+        limit = now + min(_SHARE_OF_TIME * left, max(left - reserved, 0.0))
+        for number, index in enumerate(order):
             if time.monotonic() > limit:
-                ratios.append(float("nan"))
-                continue
+                self.unmeasured = f"{len(found) - number} of {len(found)} groups"
+                break
+            self.context.progress(f"sensitivity of group {number + 1} of {len(found)}")
+            choice = found[index]
             end = choice.rounded(_PROBED) or choice.step
             alone = self._alone(choice, end)
             noise = noise_share([alone.run(feeds) for feeds in samples], references)
-            ratios.append(noise / max(curves[-1][end], 1e-12) if np.isfinite(noise) else float("nan"))
-        known = [ratio for ratio in ratios if np.isfinite(ratio)]
-        usual = float(np.median(known)) if known else 1.0
+            ratios[index] = noise / max(curves[index][end], 1e-12)
+        known = ratios[np.isfinite(ratios)]
+        usual = float(np.median(known)) if len(known) else 1.0
         return [
             replace(choice, loss=curve * (ratio if np.isfinite(ratio) else usual))
-            for choice, curve, ratio in zip(found, curves, ratios, strict=True)
+            for choice, curve, ratio in zip(found, curves, ratios.tolist(), strict=True)
         ]
+
+    def _curve(self, choice: choose.Choice) -> Array:
+        """What the layers that read a group lose without the first so many units, by second moments."""
+        ends = sorted({choice.rounded(share) or choice.step for share in _SHARES} | {choice.most})
+        losses = [self._ranking.loss(choice.removed(end), choice.group.readers) for end in ends]
+        return np.interp(np.arange(len(choice.units) + 1), [0, *ends], [0.0, *losses])
 
     def _alone(self, choice: choose.Choice, count: int) -> Session:
         """The model without so many units of one group, what reads them refitted."""
@@ -200,16 +235,31 @@ class Pruner:
             return f"none of its layers can lose channels; {name!r}: {reason}"
         return "its layers are too narrow to lose channels"
 
-    def pruned(self, *, ratio: float = 0.0, macs: float = 0.0, uniform: bool) -> Pruned | None:
+    def pruned(self, *, ratio: float = 0.0, macs: float = 0.0) -> Pruned | None:
         """The model without a share of its channels, or of its multiplications; None where that is nothing at all."""
-        removed = self._removed(ratio, macs, uniform=uniform)
+        removed = self._removed(ratio, macs)
         return self._made(removed) if removed else None
 
-    def _removed(self, ratio: float, macs: float, *, uniform: bool) -> frozenset[int]:
-        wanted = self._uniform(ratio, macs) if uniform else self._by_loss(ratio, macs)
+    def unreached(self, *, ratio: float = 0.0, macs: float = 0.0) -> str:
+        """What cannot be had of the share that is asked for, and why; empty where all of it can."""
+        every = choose.uniform(self.choices, 1.0)
+        if macs:
+            most, what = 1 - self._left(every), "the multiplications"
+        else:
+            taken = sum(int(choice.taken[choice.most]) for choice in self.choices)
+            most = taken / sum(len(choice.group.classes) for choice in self.choices)
+            what = "the channels of each group"
+        if most > max(macs, ratio) - _REACHED:
+            return ""
+        left = choose.macs(self.structure, self.places, every)
+        why = why_no_more(self.structure, self._named, left) if macs else _WHY_NO_MORE_CHANNELS
+        return f"asked for {max(macs, ratio):.0%} of {what}, {most:.0%} is the most: {why}"
+
+    def _removed(self, ratio: float, macs: float) -> frozenset[int]:
+        wanted = self._alike(ratio, macs) if self._uniform else self._by_loss(ratio, macs)
         return choose.spared(self.structure, self._ranking.scores, self.choices, wanted)
 
-    def search(self, *, uniform: bool) -> list[Pruned]:
+    def search(self) -> list[Pruned]:
         """As much as the budget allows: by bisection, as long as there is time, and until something holds."""
         found: list[Pruned] = []
         low, high, share, seconds = 0.0, _MOST, _FIRST, 0.0
@@ -218,7 +268,7 @@ class Pruner:
             started = time.monotonic()
             if started + seconds > self.context.deadline and (low > 0 or len(found) >= _TRIES_WITHOUT_TIME):
                 break
-            removed = self._removed(0.0, share, uniform=uniform)
+            removed = self._removed(0.0, share)
             if not removed or removed in seen:
                 break
             seen.add(removed)
@@ -229,7 +279,7 @@ class Pruner:
             share = (low + high) / 2
         return found
 
-    def _uniform(self, ratio: float, macs: float) -> set[int]:
+    def _alike(self, ratio: float, macs: float) -> set[int]:
         """The same share of every group."""
         return choose.uniform(self.choices, self._share(macs) if macs else ratio)
 
@@ -294,15 +344,16 @@ class Pruner:
         check.check(model)
         fits: dict[str, Fit] = {}
         skipped: dict[str, str] = {}
+        hurried = ""
         if self._recover:
             recovery = Recovery(
                 self.model, self.structure, removed, model, self._samples, context.threads,
                 context.deadline, lambda text: context.progress(f"{label}: {text}"),
             )  # fmt: skip
             recovery.run()
-            fits, skipped = recovery.fits, recovery.skipped
+            fits, skipped, hurried = recovery.fits, recovery.skipped, recovery.hurried
             check.check(model)
-        return Pruned(label, model, removed, left, self._judged(model), fits, skipped)
+        return Pruned(label, model, removed, left, self._judged(model), fits, skipped, hurried)
 
     def _judged(self, model: ir.Model) -> Judgement | None:
         session = Session(self.context.legalize(model), optimize="all", threads=self.context.threads)
@@ -350,50 +401,29 @@ class Pruner:
             found[layer.name] = int(array.size // max(channels, 1))
         return found
 
-    def details(self, chosen: Pruned | None = None, tried: Sequence[Pruned] = ()) -> dict[str, Any]:
+    def details(self, chosen: Pruned | None = None, judged: Sequence[Pruned] = ()) -> dict[str, Any]:
         """For the report: plain JSON."""
         removed = frozenset() if chosen is None else chosen.removed
-        keep = self.structure.keeper(removed)
-        layers = []
-        later = self._times(chosen.model) if chosen is not None else {}
-        before = self._macs if self.choices else {}
-        after = choose.macs(self.structure, self.places, removed) if self.choices else {}
-        for layer in self.structure.layers:
-            dims = facts.static_dims(layer.weight) or ()
-            mask = keep(layer.weight, layer.out)
-            fit = None if chosen is None else chosen.fits.get(layer.name)
-            width = dims[layer.out] if dims else 0
-            layers.append(
-                {
-                    "node": layer.name,
-                    "op": layer.node.op_type,
-                    "channels": [width, width if mask is None else int(mask.sum())],
-                    "macs": [before.get(layer.name), after.get(layer.name)],
-                    "saved_ms": self.times[layer.name] - later[layer.name]
-                    if layer.name in later and layer.name in self.times
-                    else None,
-                    "error_before": None if fit is None else fit.before,
-                    "error_after": None if fit is None else fit.after,
-                    "reason": self.structure.refused.get(layer.name, "")
-                    or ("" if chosen is None else chosen.skipped.get(layer.name, "")),
-                }
-            )
+        outcome = Outcome(
+            self.structure,
+            self.choices,
+            removed,
+            self._named,
+            self._uniform,
+            (self._macs, choose.macs(self.structure, self.places, removed)) if self.choices else ({}, {}),
+            (self.times, self._times(chosen.model)) if chosen is not None else ({}, {}),
+            {} if chosen is None else chosen.fits,
+            {} if chosen is None else chosen.skipped,
+        )
         return {
             "criterion": self.criterion,
             "multiple": self.multiple,
             "notes": self.notes,
+            "unmeasured": self.unmeasured,
+            "hurried": "" if chosen is None else chosen.hurried,
             "macs_left": None if chosen is None else chosen.macs,
-            "pruned": layers,
-            "tried": [
-                {
-                    "macs_left": one.macs,
-                    "value": None if one.judgement is None else one.judgement.value,
-                    "drop": None if one.judgement is None else one.judgement.drop,
-                    "decibels": None if one.judgement is None else one.judgement.decibels,
-                    "held": one.judgement is not None and one.judgement.ok,
-                }
-                for one in tried
-            ],
+            "pruned": outcome.rows(),
+            "tried": [tried(one.judgement, one.macs) for one in judged],
         }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
-from graphopt.ir import facts
+from graphopt.ir import facts, provenance
 from graphopt.ir.describe import all_reads
 from graphopt.ir.facts import Array
 from graphopt.ir.graphs import add_constant, free_name
@@ -28,6 +28,7 @@ from graphopt.prune.walk import Walk
 from graphopt.quant.kernels import bias_of
 from graphopt.quant.rounding import inputs_of
 
+MAKER = "prune"
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean square of what is read."""
 _LARGE = 1500
@@ -35,6 +36,11 @@ _ROWS_A_NUMBER = 12.0
 _LEAST_ROWS = 32
 _TEST = 4
 """One sample in so many is kept apart."""
+_SEEN = 3
+"""Layers that tell a pace."""
+_LEAST_SAMPLES = 16
+_LEAST_SHARE = 0.25
+"""Of the samples, however little time there is: with three rows for each number a sum is still well determined."""
 
 
 @dataclass
@@ -89,6 +95,37 @@ class _Sums:
         self.rows += new.shape[1]
 
 
+class _Pace:
+    """How many samples the layers that are left can see by a deadline, at the pace of those before them.
+
+    Args:
+        deadline: ``time.monotonic()``.
+        layers: To be refitted.
+        samples: There are.
+    """
+
+    def __init__(self, deadline: float, layers: int, samples: int) -> None:
+        self._deadline = deadline
+        self._layers = layers
+        self._samples = samples
+        self._least = min(samples, max(_LEAST_SAMPLES, int(_LEAST_SHARE * samples)))
+        self._started = time.monotonic()
+        self._from = 0
+
+    def samples(self, number: int) -> int:
+        """For the layer of this number: as many as for the one before it, or half as many."""
+        now = time.monotonic()
+        since, left = number - self._from, self._deadline - now
+        late = left <= 0 or (
+            since >= _SEEN and (now - self._started) / since * (self._layers - number) > left
+        )
+        if late and self._samples > self._least:
+            self._samples = max(self._samples // 2, self._least)
+            # The pace with fewer samples is another.
+            self._started, self._from = now, number
+        return self._samples
+
+
 @dataclass
 class Recovery:
     """Refits the layers of a pruned model.
@@ -100,8 +137,12 @@ class Recovery:
         pruned: The model without them; its weights are replaced.
         samples: To fit on; one in four is kept apart.
         threads: Of an operator.
-        deadline: ``time.monotonic()`` after which nothing new is begun.
+        deadline: ``time.monotonic()`` by which it is to end. A layer that is not refitted spoils what those before it
+            won, so none is left out: where the time does not suffice, the layers that are left see fewer samples.
         progress: Told what is being done.
+        fits: What was done, by layer.
+        skipped: Layers that cannot be refitted, with the reason.
+        hurried: What was done on fewer samples, in words; empty where there was time.
     """
 
     model: ir.Model
@@ -114,6 +155,7 @@ class Recovery:
     progress: Callable[[str], None] = lambda text: None
     fits: dict[str, Fit] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    hurried: str = ""
 
     def run(self) -> None:
         """Refit every layer that reads fewer channels, or what comes of such layers, from the inputs on."""
@@ -125,14 +167,16 @@ class Recovery:
             for layer in self.structure.layers
             if layer.data in changed or keep(layer.data, layer.channel) is not None
         ]
+        self.skipped = {layer.name: reason for layer in todo if (reason := moments.why_not(layer))}
+        todo = [layer for layer in todo if layer.name not in self.skipped]
         theirs, ours = (Walk(model, self.samples, self.threads) for model in (self.model, self.pruned))
+        pace = _Pace(self.deadline, len(todo), len(self.samples))
         for number, layer in enumerate(todo):
-            reason = moments.why_not(layer)
-            if not reason and time.monotonic() > self.deadline:
-                reason = "no time was left"
-            if reason:
-                self.skipped[layer.name] = reason
-                continue
+            samples = pace.samples(number)
+            if samples < len(self.samples):
+                self.hurried = self.hurried or f"from layer {number + 1} of {len(todo)} on"
+                for walk in (theirs, ours):
+                    walk.keep(samples)
             self.progress(f"refitting layer {number + 1} of {len(todo)}")
             twin = twins[layer.name]
             has_bias = _can_shift(twin)
@@ -153,6 +197,8 @@ class Recovery:
                     old if kept is None else old[kept], new, *weights
                 )
             self._solve(train, test if test.rows else train, layer, twin)
+        if self.hurried:
+            self.hurried = f"{samples} of {len(self.samples)} samples {self.hurried}"
 
     def _changed(self, keep: Keep) -> set[ir.Value]:
         """What is not as it was: all that comes behind a layer that lost channels."""
@@ -262,6 +308,7 @@ def _add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
         return
     out = node.outputs[0]
     add = ir.node("Add", [out, value], name=name.replace("recovered_bias", "recovered"))
+    provenance.record(add, MAKER, ())
     made_value = add.outputs[0]
     made_value.type, made_value.shape = out.type, out.shape
     graph.insert_after(node, add)
