@@ -18,7 +18,9 @@ from graphopt.verify.session import Session
 MOST_INPUTS = 4096
 """Numbers that go into one sum, beyond which second moments would take too much memory and time."""
 ROWS = 256
-"""Places of one sample."""
+"""Places of one sample, at most."""
+_ROWS_A_NUMBER = 12.0
+_LEAST_ROWS = 32
 
 
 def why_not(layer: Layer) -> str:
@@ -35,6 +37,12 @@ def why_not(layer: Layer) -> str:
     if rounding.inputs_of(layer.node) > MOST_INPUTS:
         return f"more than {MOST_INPUTS} numbers go into one sum"
     return ""
+
+
+def rows_a_sample(numbers: int, samples: int) -> int:
+    """Places of each sample, so that there are several for each number of a sum in all."""
+    wanted = _ROWS_A_NUMBER * numbers / max(samples, 1)
+    return int(min(max(wanted, _LEAST_ROWS), ROWS))
 
 
 def matrices(layer: Layer, weight: Array) -> Array:
@@ -81,4 +89,4 @@ def read_by(
         yield {**feeds, **({} if session is None else session.run(feeds, names))}
 
 
-__all__ = ["MOST_INPUTS", "matrices", "read_by", "restored", "rows_of", "why_not"]
+__all__ = ["MOST_INPUTS", "matrices", "read_by", "restored", "rows_a_sample", "rows_of", "why_not"]

@@ -188,8 +188,8 @@ class Pruner:
     def _curve(self, choice: choose.Choice) -> Array:
         """What the layers that read a group lose without the first so many units, by second moments."""
         ends = sorted({choice.rounded(share) or choice.step for share in _SHARES} | {choice.most})
-        losses = [self._ranking.loss(choice.removed(end), choice.group.readers) for end in ends]
-        return np.interp(np.arange(len(choice.units) + 1), [0, *ends], [0.0, *losses])
+        losses = self._ranking.losses([unit.classes for unit in choice.units], choice.group.readers)
+        return np.interp(np.arange(len(losses)), [0, *ends], losses[[0, *ends]])
 
     def _alone(self, choice: choose.Choice, count: int) -> Session:
         """The model without so many units of one group, what reads them refitted."""

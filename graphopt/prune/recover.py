@@ -32,8 +32,6 @@ MAKER = "prune"
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean square of what is read."""
 _LARGE = 1500
-_ROWS_A_NUMBER = 12.0
-_LEAST_ROWS = 32
 _TEST = 4
 """One sample in so many is kept apart."""
 _SEEN = 3
@@ -179,6 +177,7 @@ class Recovery:
                     walk.keep(samples)
             self.progress(f"refitting layer {number + 1} of {len(todo)}")
             twin = twins[layer.name]
+            rows = moments.rows_a_sample(inputs_of(twin.node), len(self.samples))
             has_bias = _can_shift(twin)
             train, test = _Sums(has_bias), _Sums(has_bias)
             weights = _matrices(layer, twin, keep)
@@ -190,8 +189,8 @@ class Recovery:
                 for axis in range(before.ndim):
                     mask = keep(layer.data, axis) if axis != layer.channel else None
                     before = before if mask is None else np.compress(mask, before, axis=axis)
-                old = moments.rows_of(layer, before, index, self._rows(twin))
-                new = moments.rows_of(twin, after, index, self._rows(twin))
+                old = moments.rows_of(layer, before, index, rows)
+                new = moments.rows_of(twin, after, index, rows)
                 kept = keep(layer.data, layer.channel) if layer.is_depthwise else None
                 (test if index % _TEST == _TEST - 1 else train).add(
                     old if kept is None else old[kept], new, *weights
@@ -211,11 +210,6 @@ class Recovery:
             if fewer or any(value in found for value in reads):
                 found.update(node.outputs)
         return found
-
-    def _rows(self, twin: Layer) -> int:
-        """Rows of each sample: several for each number that goes into a sum."""
-        wanted = _ROWS_A_NUMBER * inputs_of(twin.node) / max(len(self.samples), 1)
-        return int(min(max(wanted, _LEAST_ROWS), moments.ROWS))
 
     def _solve(self, train: _Sums, test: _Sums, layer: Layer, twin: Layer) -> None:
         own = facts.constant(twin.weight)
