@@ -59,26 +59,43 @@ class Fit:
 
 @dataclass
 class _Sums:
-    """Sums over rows of what a layer reads, with a one behind it for the bias, group by group."""
+    """Sums over rows of what a layer reads, with a one behind it for the bias, group by group.
 
+    Attributes:
+        full: The original's weights for the outputs that are left, [groups, outputs, numbers].
+        left: Those of the pruned one.
+    """
+
+    full: Array
+    left: Array
     has_bias: bool = True
     read: Array = field(default_factory=lambda: np.zeros(0))
     wrong: Array = field(default_factory=lambda: np.zeros(0))
     missed: Array = field(default_factory=lambda: np.zeros(0))
     power: float = 0.0
     rows: int = 0
+    _waiting: moments.Batches = field(default_factory=moments.Batches)
 
-    def add(self, old: Array, new: Array, full: Array, left: Array) -> None:
+    def add(self, old: Array, new: Array) -> None:
         """Add rows.
 
         Args:
             old: What the original's layer reads, [groups, rows, numbers].
             new: What the pruned one reads.
-            full: The original's weights for the outputs that are left, [groups, outputs, numbers].
-            left: Those of the pruned one.
         """
-        wanted = old @ full.swapaxes(1, 2)
-        wrong = wanted - new @ left.swapaxes(1, 2)
+        self._enter(self._waiting.add(old, new))
+
+    def whole(self) -> _Sums:
+        """With all rows that were added."""
+        self._enter(self._waiting.rest())
+        return self
+
+    def _enter(self, batch: tuple[Array, ...] | None) -> None:
+        if batch is None:
+            return
+        old, new = batch
+        wanted = old @ self.full.swapaxes(1, 2)
+        wrong = wanted - new @ self.left.swapaxes(1, 2)
         one = np.full((*new.shape[:2], 1), float(self.has_bias), np.float32)
         with_one = np.concatenate([new, one], axis=2)
         turned = with_one.swapaxes(1, 2)
@@ -179,8 +196,8 @@ class Recovery:
             twin = twins[layer.name]
             rows = moments.rows_a_sample(inputs_of(twin.node), len(self.samples))
             has_bias = _can_shift(twin)
-            train, test = _Sums(has_bias), _Sums(has_bias)
-            weights = _matrices(layer, twin, keep)
+            full, left = _matrices(layer, twin, keep)
+            train, test = _Sums(full, left, has_bias), _Sums(full, left, has_bias)
             # What it reads may have another name by now: a bias may have been added.
             reads = twin.node.inputs[0]
             assert reads is not None
@@ -192,9 +209,8 @@ class Recovery:
                 old = moments.rows_of(layer, before, index, rows)
                 new = moments.rows_of(twin, after, index, rows)
                 kept = keep(layer.data, layer.channel) if layer.is_depthwise else None
-                (test if index % _TEST == _TEST - 1 else train).add(
-                    old if kept is None else old[kept], new, *weights
-                )
+                (test if index % _TEST == _TEST - 1 else train).add(old if kept is None else old[kept], new)
+            train, test = train.whole(), test.whole()
             self._solve(train, test if test.rows else train, layer, twin)
         if self.hurried:
             self.hurried = f"{samples} of {len(self.samples)} samples {self.hurried}"

@@ -153,21 +153,19 @@ def scores(
             _add_magnitude(found, structure, layer)
     for turn in in_turns(plain, lambda layer: 8 * layer.groups * inputs_of(layer.node) ** 2, memory):
         progress(f"what {len(turn)} layers read")
-        sums: dict[str, Array] = {}
-        counts: dict[str, int] = {}
+        squares = {layer.name: moments.Squares() for layer in turn}
         for number, seen in enumerate(moments.read_by(model, turn, samples, threads)):
             for layer in turn:
                 most = moments.rows_a_sample(inputs_of(layer.node), len(samples))
                 rows = moments.rows_of(layer, seen[layer.data.name or ""], number, most)
-                sums[layer.name] = sums.get(layer.name, 0.0) + (rows.swapaxes(1, 2) @ rows).astype(np.float64)
-                counts[layer.name] = counts.get(layer.name, 0) + rows.shape[1]
+                squares[layer.name].add(rows)
         for layer in turn:
-            enough = counts[layer.name] >= _LEAST_ROWS * inputs_of(layer.node)
+            moment, count = squares.pop(layer.name).mean()
+            enough = count >= _LEAST_ROWS * inputs_of(layer.node)
             if criterion == "hessian" and not enough:
                 notes.append(
                     f"{layer.name}: ranked by activation: too few inputs were seen for second moments"
                 )
-            moment = sums.pop(layer.name) / counts[layer.name]
             if not np.isfinite(moment).all():
                 notes.append(f"{layer.name}: ranked by magnitude: what it reads is not finite on the data")
                 _add_magnitude(found, structure, layer)
