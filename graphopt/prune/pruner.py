@@ -21,15 +21,17 @@ from graphopt.prune.cut import cut
 from graphopt.prune.details import Outcome, tried, why_no_more
 from graphopt.prune.recover import Fit, Recovery
 from graphopt.prune.score import Criterion, scores
-from graphopt.prune.structure import Structure, analyse, separate
+from graphopt.prune.structure import Structure, analyse, layers_of, separate
+from graphopt.quant.attribution import attribute, is_activation
 from graphopt.quant.observe import leading_to
+from graphopt.quant.units import Unit
 from graphopt.verify.budget import Judgement, noise_share
 from graphopt.verify.session import Session
 
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_TIME = 0.4
 """Of what is left, for the sensitivity of groups, as long as that leaves enough for refitting."""
-_REFITTING = 3.0
+_REFITTING = 2.0
 """Times what ranking takes: two models are run where one was, and each layer is solved several times."""
 _SENSITIVITY_SAMPLES = 8
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
@@ -372,18 +374,12 @@ class Pruner:
             kernels = self.context.profile(model, "pruned")
         except GraphoptError:
             return {}
-        made = {value.name: layer.name for layer in self.structure.layers for value in layer.node.outputs}
-        names = {layer.name for layer in self.structure.layers}
-        found: dict[str, float] = {}
-        for kernel in kernels:
-            name = (
-                kernel.node
-                if kernel.node in names
-                else next((made[out] for out in kernel.outputs if out in made), "")
-            )
-            if name:
-                found[name] = found.get(name, 0.0) + kernel.milliseconds
-        return found
+        layers = layers_of(model.graph)
+        own = {layer.node for layer in layers}
+        # An activation is computed with the node before it, and has no time of its own.
+        units = [Unit((node,), "compute") for node in model.graph if node in own or not is_activation(node)]
+        found = attribute(kernels, units, model).milliseconds
+        return {layer.name: found[layer.name] for layer in layers if layer.name in found}
 
     def _places(self) -> dict[str, int]:
         """How many sums each output channel of a layer has in one sample."""
