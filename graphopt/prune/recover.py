@@ -37,8 +37,9 @@ _TEST = 4
 _SEEN = 3
 """Layers that tell a pace."""
 _LEAST_SAMPLES = 16
-_LEAST_SHARE = 0.25
-"""Of the samples, however little time there is: with three rows for each number a sum is still well determined."""
+_LEAST_SHARE = 0.5
+"""Of the samples, however little time there is. On a recognizer of text a quarter of them lost 1.6 dB of 15.3, what is
+known of the sensitivity of groups 0.7."""
 
 
 @dataclass
