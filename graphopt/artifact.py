@@ -43,6 +43,51 @@ class Tensor(msgspec.Struct, frozen=True):
         return TensorSpec(self.name, self.dtype, None if self.dims is None else tuple(self.dims))
 
 
+class Step(msgspec.Struct, frozen=True):
+    """Where a node of the original went at one stage.
+
+    Attributes:
+        stage: A pass, "capture", or the target whose lossy passes and legalisation made it.
+        by: Rewrites that took its place, as far as they are known.
+        nodes: Names of what stands for it from then on; none where nothing does.
+    """
+
+    stage: str
+    by: list[str]
+    nodes: list[str]
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """A node of the original model, followed to the result.
+
+    Attributes:
+        name: Of the node; of its first output where it has none.
+        op: Its operator.
+        values: First outputs of it and of what stood for it: what refusals call the place of a rewrite.
+        steps: Where it went; none where it is as it was.
+    """
+
+    name: str
+    op: str
+    values: list[str]
+    steps: list[Step]
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A node of the result.
+
+    Attributes:
+        name, op: Of the node.
+        by: The pass or rewrite that made it; "" for a node of the original.
+        origins: Names of the nodes of the original that it stands for.
+    """
+
+    name: str
+    op: str
+    by: str
+    origins: list[str]
+
+
 class Manifest(msgspec.Struct, kw_only=True):
     """Content of ``manifest.json``.
 
@@ -60,7 +105,10 @@ class Manifest(msgspec.Struct, kw_only=True):
         passes: The pass log.
         verification: Evidence: trials, status, errors, noise floors.
         measurements: Timings of the forms.
+        report: What ``graphopt compile --json`` prints.
         warnings: What the user should know.
+        origins: Where each node of the original went.
+        nodes: Those of the result.
     """
 
     format_version: int = FORMAT_VERSION
@@ -79,6 +127,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     measurements: dict[str, Any] = {}
     report: dict[str, Any] = {}
     warnings: list[str] = []
+    origins: list[Origin] = []
+    nodes: list[Made] = []
 
 
 def tensors(specs: tuple[TensorSpec, ...]) -> list[Tensor]:

@@ -28,9 +28,10 @@ from graphopt.data.load import samples
 from graphopt.errors import GraphoptError, TargetError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.ir.hash import content_hash
+from graphopt.lineage import Lineage
 from graphopt.lossy import LossyPass
 from graphopt.pipeline.base import Pass
-from graphopt.pipeline.manager import Limits, PassManager, count_nodes
+from graphopt.pipeline.manager import Limits, Listener, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
@@ -134,6 +135,7 @@ class Compilation:
         self._started = time.monotonic()
         self._left_out: list[FormTiming] = []
         self.tuning: Tuning | None = None
+        self._lineage: Lineage | None = None
 
     def tune(self, tracker: str = "") -> Tuning:
         """Tune the kernels that the request's graph comes to on its target, and compile nothing.
@@ -285,9 +287,10 @@ class Compilation:
     def _optimize(
         self, captured: Captured, passes: Sequence[Pass], reference: Reference, held: bool
     ) -> tuple[ir.Model, list[PassRecord]]:
+        self._lineage = Lineage(captured)
         if not held:
             return captured.model, []
-        return self._manager(passes, reference).run(captured.model)
+        return self._manager(passes, reference, listeners=(self._lineage,)).run(captured.model)
 
     def _targets(self) -> list[Target]:
         request = self.request
@@ -511,12 +514,16 @@ class Compilation:
         return held
 
     def _manager(
-        self, passes: Sequence[Pass], reference: Reference, domains: frozenset[str] = frozenset()
+        self,
+        passes: Sequence[Pass],
+        reference: Reference,
+        domains: frozenset[str] = frozenset(),
+        listeners: Sequence[Listener] = (),
     ) -> PassManager:
         return PassManager(
             passes,
             reference=reference,
-            listeners=(self.progress,),
+            listeners=(self.progress, *listeners),
             limits=self.request.limits,
             allow_domains=domains | frozenset({"com.microsoft", "ai.onnx.ml"}),
             repro_dir=self.request.repro_dir,
@@ -639,6 +646,8 @@ class Compilation:
     def _manifest(
         self, captured: Captured, report: Report, chosen: Form, final: ir.Model, machine: dict[str, Any]
     ) -> artifact.Manifest:
+        assert self._lineage is not None
+        origins, nodes = self._lineage.finish(final, chosen.target)
         return artifact.Manifest(
             graphopt=__version__,
             name=report.name,
@@ -651,6 +660,8 @@ class Compilation:
             hashes={"source": content_hash(captured.original_model), "result": content_hash(final)},
             options=dict(self.request.options),
             warnings=list(report.warnings),
+            origins=origins,
+            nodes=nodes,
         )
 
     @contextlib.contextmanager

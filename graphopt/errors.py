@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from graphopt import install
 
@@ -66,15 +66,21 @@ class UnknownNameError(UsageError):
         self, kind: str, name: str, known: Iterable[str], *, meant: str = "", hint: str = ""
     ) -> None:
         names = sorted(known)
-        near = [meant] if meant else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        if near:
-            suggestion = "did you mean " + " or ".join(repr(candidate) for candidate in near) + "?"
-        elif names:
-            suggestion = "known: " + ", ".join(names)
-        else:
-            suggestion = "none are known"
+        suggestion = did_you_mean([meant] if meant else nearest(name, names))
+        if not suggestion:
+            suggestion = "known: " + ", ".join(names) if names else "none are known"
         super().__init__(f"unknown {kind} {name!r}: {suggestion}", hint=hint)
         self.name = name
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The names that look most like one that nothing answers to; three at most."""
+    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """A question that names them; empty where there are none."""
+    return "did you mean " + " or ".join(map(repr, names)) + "?" if names else ""
 
 
 class SpecError(UsageError):

@@ -137,11 +137,13 @@ class LossyPass(Pass):
     Class attributes:
         share: Of the time that is left, where other lossy passes follow.
         recovers: Whether it wins back what passes before it lost.
+        precedes: Names of passes that come after it where both are asked for: it cannot take what they make.
     """
 
     numerics = Numerics.LOSSY
     share: ClassVar[float] = 1.0
     recovers: ClassVar[bool] = False
+    precedes: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def propose(self, model: ir.Model, context: Context) -> Proposal:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphopt.data.dataset import HELD_OUT, Dataset, Sample, Source, Transform
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for
-from graphopt.errors import DataError, GraphoptError, TargetError, VerificationError
+from graphopt.errors import DataError, GraphoptError, TargetError, UsageError, VerificationError
 from graphopt.ir.share import share_constants
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.machine import Form, Kernel
@@ -133,7 +133,9 @@ class Proposals:
                 proposal = self._run(pass_, kept, follows, target, folder, legalize, record, until)
             record.seconds = time.monotonic() - started
             self._fastest = min(self._fastest, proposal.milliseconds)
-            record.details = {"target": target.name, **proposal.details}
+            record.details = {
+                "target": target.name, "allowed": self.budget.max_drop, **proposal.details,
+            }  # fmt: skip
             self.warnings += [
                 f"{pass_.name}: {text}"
                 for text in proposal.warnings
@@ -148,6 +150,8 @@ class Proposals:
                     )
                 elif follows:
                     proposal.candidates = [replace(proposal.best_effort, prepares=True)]
+                elif len(self.passes) > 1:
+                    self.warnings.append(f"{pass_.name} on {target.name} was left out: {proposal.reason}")
             kept = _followed(kept, proposal.candidates, pass_.recovers)
             if proposal.candidates:
                 record.status = PassStatus.APPLIED
@@ -417,6 +421,16 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
 
 
 def lossy_and_others(passes: Sequence[Any]) -> tuple[list[Any], list[LossyPass]]:
-    """The passes that keep the numbers, and the lossy ones, which run after them."""
+    """The passes that keep the numbers, and the lossy ones, which run after them.
+
+    Raises:
+        UsageError: A lossy pass comes after one that it has to precede.
+    """
     lossy = [pass_ for pass_ in passes if isinstance(pass_, LossyPass)]
+    for earlier, later in itertools.combinations(lossy, 2):
+        if earlier.name in later.precedes:
+            raise UsageError(
+                f"{later.name} cannot come after {earlier.name}: it does not take what that makes of the weights",
+                hint=f"write it before: --passes fuse,{later.name},{earlier.name}",
+            )
     return [pass_ for pass_ in passes if not isinstance(pass_, LossyPass)], lossy

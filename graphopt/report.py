@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.pipeline.record import PassRecord
 from graphopt.target import Tuning
-from graphopt.verify.budget import Judgement
+from graphopt.verify.budget import Judgement, percent
 from graphopt.verify.compare import Comparison
 
+Details = Mapping[str, Any]
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
+_PARTS = ("dynamic", "weights")
+"""Where a lossy pass says what a second way of its came to."""
 NOT_RUN = "verified, not run on the target"
 """Status of a result for a target that the machine lacks: something else was run in its place."""
 
@@ -181,3 +185,99 @@ def tuning_as_dict(tuning: Tuning) -> dict[str, Any]:
         seconds = found.pop(name)
         found[f"{name}_ms"] = None if seconds is None else 1e3 * seconds
     return {**found, "coverage": {"tuned": tuning.tuned_share, "untuned": tuning.untuned_share}}
+
+
+def decided(details: Details) -> str:
+    """What a lossy pass decided, in a line: how much of a graph went to lower precision, or away, and what of the
+    budget that takes.
+
+    Args:
+        details: Of its record.
+    """
+    text = next((words(details) for key, words in _WORDS.items() if key in details), None)
+    text = _lowered(details) if text is None else text
+    target = details.get("target", "")
+    text = " · ".join(filter(None, (text, f"for {target}" if target and not text else target)))
+    lost = _lost(details)
+    return f"{text}   {lost}" if lost else text
+
+
+def _lowered(details: Details) -> str:
+    products = [layer for layer in details.get("layers", []) if layer.get("op") in _PRODUCTS]
+    lowered = [layer for layer in products if layer.get("precision") not in (None, "float32")]
+    if not products:
+        return ""
+    kept = len(products) - len(lowered)
+    names = sorted({str(layer["precision"]) for layer in lowered}) or ["int8"]
+    text = f"{len(lowered)} of {len(products)} layers to {' and '.join(names)}"
+    return f"{text}, {kept} kept float" if kept else text
+
+
+def _pruned(details: Details) -> str:
+    layers: list[dict[str, Any]] = details["pruned"]
+    if details.get("macs_left") is None:
+        return f"none of {len(layers)} layers"
+    narrower = sum(layer["channels"][1] < layer["channels"][0] for layer in layers)
+    gone = 1 - details["macs_left"]
+    return f"{gone:.0%} of the multiplications gone, {narrower} of {len(layers)} layers narrower"
+
+
+def _factored(details: Details) -> str:
+    layers: list[dict[str, Any]] = details["factored"]
+    if details.get("macs_left") is None:
+        return f"none of {len(layers)} layers"
+    lower = sum(layer["rank"] is not None and layer["rank"][1] < layer["rank"][0] for layer in layers)
+    gone = 1 - details["macs_left"]
+    return f"{gone:.0%} of the multiplications gone, {lower} of {len(layers)} layers in two products"
+
+
+def _sparsified(details: Details) -> str:
+    layers: list[dict[str, Any]] = details["sparsified"]
+    if details.get("zeros") is None:
+        return f"none of {len(layers)} layers"
+    given = sum(bool(layer["criterion"]) for layer in layers)
+    sizes = details["size"]
+    change = sizes["deflated"] / max(sizes["deflated_before"], 1)
+    return (
+        f"zeros in {given} of {len(layers)} layers, {details['zeros']:.0%} of their weights, which deflate to "
+        f"{change:.0%} of what they did"
+    )
+
+
+def _distilled(details: Details) -> str:
+    told = details["distilled"]
+    before, after = told["loss"]
+    share = f", loss {after / before:.0%} of what it was" if before else ""
+    known = [f"{noise:.1f} dB" for noise in told["decibels"] if noise is not None]
+    noise = f", {known[0]}, then {known[1]}" if len(known) == 2 else ""
+    return f"{told['steps']} steps on {told['samples']} samples{share}{noise}"
+
+
+_WORDS: Mapping[str, Callable[[Details], str]] = {
+    "pruned": _pruned,
+    "factored": _factored,
+    "sparsified": _sparsified,
+    "distilled": _distilled,
+}
+"""By what the details hold."""
+
+
+def _lost(details: Details) -> str:
+    """What of the budget the fastest form takes that was judged to hold; empty where none did."""
+    judged = details.get("tried") or details.get("judged") or details.get("pareto") or []
+    held = [point for point in judged if point["held"] and point["drop"] is not None]
+    if not held or "allowed" not in details:
+        return ""
+    best = min(held, key=lambda point: point.get("macs_left", point.get("predicted_ms")) or 0.0)
+    return f"drop {percent(best['drop'])} of {percent(details['allowed'])}"
+
+
+def decided_layers(details: Details) -> list[dict[str, Any]]:
+    """What was decided of each layer, in the order of the graph, by whichever way of the pass."""
+    rows = next((details[key] for key in ("pruned", "factored", "sparsified") if key in details), None)
+    found: list[dict[str, Any]] = list(details.get("layers", []) if rows is None else rows)
+    for part in _PARTS:
+        inner = details.get(part)
+        if isinstance(inner, Mapping):
+            found += inner.get("layers", [])
+    return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt._version import __version__
 from graphopt.pipeline.record import PassRecord, PassStatus
-from graphopt.report import FormTiming, Report
+from graphopt.report import FormTiming, Report, decided
 from graphopt.rewrite import Numerics
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "size": _size, "ms": _milliseconds, "error": _error, "numbers": _numbers, "change": _change,
+        "decided": decided, "size": _size, "ms": _milliseconds, "error": _error, "numbers": _numbers, "change": _change,
     }  # fmt: skip
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 

@@ -106,7 +106,8 @@ class LowRank(LossyPass):
                 )
         return proposal_of(
             tried, factorizer.details,
-            nothing="no rank below the full one saves as much", warnings=warnings, recovers=context.recovers,
+            nothing="no rank below the full one saves as much", warnings=lambda chosen: [*warnings, *_hurried(chosen)],
+            recovers=context.recovers,
         )  # fmt: skip
 
     def _factorizer(self, model: ir.Model, context: Context) -> Factorizer:
@@ -129,6 +130,12 @@ class LowRank(LossyPass):
         # With the model itself, so that no other one gets its identity.
         context.shared[key] = (model, made)
         return made
+
+
+def _hurried(chosen: Factored | None) -> list[str]:
+    if chosen is None or not chosen.hurried:
+        return []
+    return [f"weights were refitted on {chosen.hurried} for lack of time (--tune gives more)"]
 
 
 __all__ = ["LowRank", "LowRankOptions"]

@@ -80,6 +80,10 @@ class Prune(LossyPass):
     name = "prune"
     Options = PruneOptions
     share = 0.5
+    precedes = (
+        "quantize", "quantize-dynamic", "quantize-weights", "float16",
+        "equalize", "smooth", "round-weights", "correct-bias",
+    )  # fmt: skip
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The model without what may be removed."""
@@ -95,9 +99,9 @@ class Prune(LossyPass):
                 reason=pruner.why_nothing, details=pruner.details(), warnings=self._unknown(pruner)
             )
         if options.ratio or options.macs:
-            found = pruner.pruned(ratio=options.ratio, macs=options.macs, uniform=options.spread == "uniform")
+            found = pruner.pruned(ratio=options.ratio, macs=options.macs)
             return self._proposal(pruner, [] if found is None else [found])
-        return self._proposal(pruner, pruner.search(uniform=options.spread == "uniform"))
+        return self._proposal(pruner, pruner.search())
 
     def _pruner(self, model: ir.Model, context: Context) -> Pruner:
         """One that ranked the channels for a target before this, where the widths are the same."""
@@ -110,7 +114,7 @@ class Prune(LossyPass):
         samples = samples_for(model, context, options.samples)
         made = Pruner(
             model, samples, context, criterion=options.criterion, recover=options.recover, multiple=multiple,
-            kept=self._keeps,
+            kept=self._keeps, uniform=options.spread == "uniform",
         )  # fmt: skip
         # With the model itself, so that no other one gets its identity.
         context.shared[key] = (model, made)
@@ -124,18 +128,31 @@ class Prune(LossyPass):
         options: PruneOptions = self.options
         return naming_nothing(options.keep, pruner.names)
 
-    def _proposal(self, pruner: Pruner, tried: list[Pruned]) -> Proposal:
+    def _notes(self, pruner: Pruner, taken: Pruned | None) -> list[str]:
+        """What the user is to know besides the numbers."""
         options: PruneOptions = self.options
         notes = []
+        if taken is not None and (missing := pruner.unreached(ratio=options.ratio, macs=options.macs)):
+            notes.append(missing)
         if pruner.notes:
             notes.append(
                 f"{len(pruner.notes)} of {len(pruner.names)} layers are not ranked by {options.criterion}; the first: "
                 f"{pruner.notes[0]}"
             )
+        if pruner.unmeasured:
+            notes.append(
+                f"there was no time to measure how much {pruner.unmeasured} matter: they count as the others do "
+                "(--tune gives more)"
+            )
+        if taken is not None and taken.hurried:
+            notes.append(f"weights were refitted on {taken.hurried} for lack of time (--tune gives more)")
+        return notes + self._unknown(pruner)
+
+    def _proposal(self, pruner: Pruner, tried: list[Pruned]) -> Proposal:
         return proposal_of(
             tried, pruner.details,
-            nothing="nothing could be removed at widths that kernels like", warnings=[*notes, *self._unknown(pruner)],
-            recovers=pruner.context.recovers,
+            nothing="nothing could be removed at widths that kernels like",
+            warnings=lambda taken: self._notes(pruner, taken), recovers=pruner.context.recovers,
         )  # fmt: skip
 
 

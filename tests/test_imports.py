@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("passes", "targets"),
     ("catalog",),
     ("artifact", "report_html", "tune", "zoo"),
-    ("runtime",),
+    ("runtime", "lineage"),
     ("selection", "proposals"),
     ("bundle",),
     ("compiler",),

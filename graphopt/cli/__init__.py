@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "graphopt.cli.verify:command",
     "bench": "graphopt.cli.bench:command",
     "inspect": "graphopt.cli.inspect:command",
+    "explain": "graphopt.cli.explain:command",
     "passes": "graphopt.cli.passes:command",
     "targets": "graphopt.cli.targets:command",
     "doctor": "graphopt.cli.doctor:command",

@@ -2,106 +2,156 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from graphopt.pipeline.record import PassRecord
+from graphopt.cli._console import dim, good, table
 
 _MOST_POINTS = 6
+_PRUNED = ("layer", "", "channels", "multiplications", "error", "refitted", "saves", "why it lost none")
+_FACTORED = ("layer", "", "rank", "multiplications", "error", "refitted", "saves", "reason")
+_SPARSE = ("layer", "", "zeros", "chosen by", "error", "made up for", "reason")
+_LOWERED = ("layer", "", "precision", "float ms", "int8 ms", "noise", "reason")
 
 
-def summary(record: PassRecord) -> str:
-    """One line: how much of a graph went to lower precision, or away."""
-    if "pruned" in record.details:
-        return _pruned(record.details)
-    if "distilled" in record.details:
-        return _distilled(record.details)
-    if "factored" in record.details:
-        return _factored(record.details)
-    if "sparsified" in record.details:
-        return _sparsified(record.details)
-    layers: list[dict[str, Any]] = record.details.get("layers", [])
-    products = [
-        layer for layer in layers if layer.get("op") in ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
-    ]
-    lowered = [layer for layer in products if layer.get("precision") not in (None, "float32")]
-    target = record.details.get("target", "")
-    if not products:
-        return f"for {target}" if target else ""
-    kept = len(products) - len(lowered)
-    names = sorted({str(layer["precision"]) for layer in lowered}) or ["int8"]
-    text = f"{len(lowered)} of {len(products)} layers to {' and '.join(names)}"
-    return f"{text}, {kept} kept float · {target}" if kept else f"{text} · {target}"
-
-
-def points(record: PassRecord) -> list[str]:
+def points(details: Mapping[str, Any]) -> list[str]:
     """What was judged, the fastest first, one line each."""
-    if "tried" in record.details:
-        return [_tried(point) for point in record.details["tried"]]
-    if "judged" in record.details:
-        return [f"{point['label']}  {_judged(point) or 'not judged'}" for point in record.details["judged"]]
-    found: list[dict[str, Any]] = record.details.get("pareto", [])
-    shown: list[str] = []
-    for point in sorted(found, key=lambda entry: entry.get("predicted_ms") or 0.0)[:_MOST_POINTS]:
-        shown.append(
-            f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {_judged(point)}"
-        )
-    return shown
+    if "tried" in details:
+        return [
+            f"{1 - point['macs_left']:4.0%} of the multiplications gone  {_judgement(point) or 'not judged'}"
+            for point in details["tried"]
+        ]
+    if "judged" in details:
+        return [f"{point['label']}  {_judgement(point) or 'not judged'}" for point in details["judged"]]
+    found = sorted(details.get("pareto", []), key=lambda point: point.get("predicted_ms") or 0.0)
+    return [
+        f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {_judgement(point)}"
+        for point in found[:_MOST_POINTS]
+    ]
 
 
-def _judged(point: dict[str, Any]) -> str:
+def _judgement(point: Mapping[str, Any]) -> str:
     """What a form lost; empty where it was not judged."""
     drop, decibels = point.get("drop"), point.get("decibels")
     mark = "within" if point.get("held") else "over"
     return "" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
 
 
-def _pruned(details: dict[str, Any]) -> str:
-    layers: list[dict[str, Any]] = details["pruned"]
-    narrower = sum(layer["channels"][1] < layer["channels"][0] for layer in layers)
-    target = details.get("target", "")
-    if details.get("macs_left") is None:
-        return f"none of {len(layers)} layers · {target}"
-    left: float = details["macs_left"]
-    return (
-        f"{narrower} of {len(layers)} layers narrower, {1 - left:.0%} of the multiplications gone · {target}"
-    )
+def layer_table(rows: Sequence[Mapping[str, Any]], indent: int = 0) -> str:
+    """Layers of one pass as a table; empty where there are none."""
+    parts = []
+    for key, (headings, cells, right) in _TABLES.items():
+        own = [row for row in rows if _kind(row) == key]
+        if own:
+            parts.append(table(headings, map(cells, own), right=right, indent=indent))
+    return "\n".join(parts)
 
 
-def _distilled(details: dict[str, Any]) -> str:
-    told = details["distilled"]
-    before, after = told["loss"]
-    share = f", loss {after / before:.0%} of what it was" if before else ""
-    noise = (
-        ""
-        if None in told["decibels"]
-        else " dB, then ".join(f"{one:.1f}" for one in told["decibels"]) + " dB"
-    )
-    return f"{told['steps']} steps on {told['samples']} samples{share}, {noise} · {details.get('target', '')}"
+def _kind(row: Mapping[str, Any]) -> str:
+    """What was decided of a layer, by what is told of it."""
+    return next((key for key in ("channels", "rank", "zeros") if key in row), "precision")
 
 
-def _factored(details: dict[str, Any]) -> str:
-    layers: list[dict[str, Any]] = details["factored"]
-    lower = sum(layer["rank"] is not None and layer["rank"][1] < layer["rank"][0] for layer in layers)
-    target = details.get("target", "")
-    if details.get("macs_left") is None:
-        return f"none of {len(layers)} layers · {target}"
-    left: float = details["macs_left"]
-    return f"{lower} of {len(layers)} layers in two products, {1 - left:.0%} of the multiplications gone · {target}"
+def layer_words(row: Mapping[str, Any]) -> str:
+    """One layer in a sentence."""
+    where = f" on {row['target']}" if row.get("target") else ""
+    reason = f": {row['reason']}" if row.get("reason") else ""
+    kind = _kind(row)
+    if kind == "precision":
+        return f"{row.get('precision', '')}{where}{reason}"
+    if kind == "zeros":
+        return f"{row['zeros']:.0%} of its weights are zero{where}{reason}"
+    if kind == "rank":
+        split = row["rank"] is not None and row["rank"][1] < row["rank"][0]
+        return (
+            (f"two products of rank {row['rank'][1]} of {row['rank'][0]}" if split else "as it was")
+            + where
+            + reason
+        )
+    before, after = row["channels"]
+    parts = [
+        f"{before} -> {after} channels{where}" if after != before else f"all {before} channels kept{where}"
+    ]
+    if row["reason"]:
+        parts[0] += f" ({row['reason']})"
+    macs, macs_after = row["macs"]
+    if macs:
+        parts.append(f"{macs_after / macs:.0%} of its multiplications left")
+    if row["error_before"] is not None:
+        parts.append(f"error {_small(row['error_before'])} -> {_small(row['error_after'])} by new weights")
+    if row.get("not_refitted"):
+        parts.append(f"not refitted: {row['not_refitted']}")
+    if row["saved_ms"] is not None:
+        parts.append(f"saves {row['saved_ms']:.3f} ms")
+    return ", ".join(parts)
 
 
-def _sparsified(details: dict[str, Any]) -> str:
-    layers: list[dict[str, Any]] = details["sparsified"]
-    target = details.get("target", "")
-    if details.get("zeros") is None:
-        return f"none of {len(layers)} layers · {target}"
-    given = sum(bool(layer["criterion"]) for layer in layers)
-    sizes = details["size"]
-    change = sizes["deflated"] / max(sizes["deflated_before"], 1)
-    return (
-        f"zeros in {given} of {len(layers)} layers, {details['zeros']:.0%} of their weights, which deflate to "
-        f"{change:.0%} of what they did · {target}"
-    )
+def _pruned_row(row: Mapping[str, Any]) -> list[str]:
+    before, after = row["channels"]
+    macs, macs_after = row["macs"]
+    saved = row["saved_ms"]
+    reason = row["reason"] or (f"not refitted: {row['not_refitted']}" if row.get("not_refitted") else "")
+    return [
+        row["node"],
+        row["op"],
+        f"{before} -> {good(str(after))}" if after != before else str(before),
+        "" if not macs else f"{macs_after / macs:.0%}",
+        _small(row["error_before"]),
+        _small(row["error_after"]),
+        "" if saved is None else f"{saved:.3f} ms",
+        dim(reason) if reason else "",
+    ]
 
 
-def _tried(point: dict[str, Any]) -> str:
-    return f"{1 - point['macs_left']:4.0%} of the multiplications gone  {_judged(point) or 'not judged'}"
+def _factored_row(row: Mapping[str, Any]) -> list[str]:
+    before, after = row["rank"] or (None, None)
+    macs, macs_after = row["macs"] or (None, None)
+    saved, rank = row["saved_ms"], "" if before is None else str(before)
+    return [
+        row["node"],
+        row["op"],
+        f"{rank} -> {good(str(after))}" if after != before else rank,
+        "" if not macs else f"{macs_after / macs:.0%}",
+        _small(row["error_after"]),
+        _small(row["error_refitted"]),
+        "" if saved is None else f"{saved:.3f} ms",
+        dim(row["reason"]) if row["reason"] else "",
+    ]
+
+
+def _sparse_row(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["node"],
+        row["op"],
+        f"{row['zeros']:.0%}",
+        row["criterion"],
+        _small(row["error_before"]),
+        _small(row["error_after"]),
+        dim(row["reason"]) if row["reason"] else "",
+    ]
+
+
+def _lowered_row(row: Mapping[str, Any]) -> list[str]:
+    reason = row.get("reason") or ""
+    times = [row.get(name) for name in ("float_ms", "int8_ms")]
+    return [
+        row["node"],
+        row.get("op", ""),
+        str(row.get("precision", "")),
+        *("" if value is None else f"{value:.3f}" for value in times),
+        _small(row.get("noise")),
+        dim(reason) if reason else "",
+    ]
+
+
+def _small(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+_TABLES: Mapping[str, tuple[Sequence[str], Callable[[Mapping[str, Any]], list[str]], Sequence[int]]] = {
+    "channels": (_PRUNED, _pruned_row, (2, 3, 4, 5, 6)),
+    "rank": (_FACTORED, _factored_row, (2, 3, 4, 5, 6)),
+    "zeros": (_SPARSE, _sparse_row, (2, 4, 5)),
+    "precision": (_LOWERED, _lowered_row, (3, 4, 5)),
+}
+"""Headings, cells and right-aligned columns, by what is told of a layer."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from graphopt.cli import _lossy
 from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, table
 from graphopt.pipeline.record import PassRecord, PassStatus
-from graphopt.report import NOT_RUN, FormTiming, Report, Verification
+from graphopt.report import NOT_RUN, FormTiming, Report, Verification, decided
 from graphopt.rewrite import Numerics
 from graphopt.target import Tuning
 from graphopt.verify.budget import percent
@@ -82,7 +82,9 @@ def pass_lines(record: PassRecord, report: Report) -> list[str]:
         shown = [_line(label, f"{nodes:<22} {record.seconds:5.1f} s   {numbers(record)}")]
     if record.details and record.numerics is Numerics.LOSSY:
         shown += [
-            _continued(part) for part in (_lossy.summary(record), *map(dim, _lossy.points(record))) if part
+            _continued(part)
+            for part in (decided(record.details), *map(dim, _lossy.points(record.details)))
+            if part
         ]
     words = [f"{name} x{count}" for name, count in sorted(record.rewrites.items(), key=lambda pair: -pair[1])]
     shown += [_continued(part) for part in _wrap("  ".join(words))] if words else []
@@ -92,7 +94,7 @@ def pass_lines(record: PassRecord, report: Report) -> list[str]:
         if entry.repro:
             shown.append(_continued(f"repro in {entry.repro}"))
     if record.refused:
-        where = f"graphopt inspect {report.output} --log" if report.output else "--json lists them"
+        where = f"graphopt explain {report.output}" if report.output else "--json lists them"
         shown.append(_continued(dim(f"{len(record.refused)} refused: {where}")))
     return shown
 

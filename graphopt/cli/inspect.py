@@ -81,7 +81,9 @@ def bundle_facts(manifest: Manifest) -> dict[str, Any]:
     import msgspec
 
     facts: dict[str, Any] = msgspec.to_builtins(manifest)
-    del facts["measurements"], facts["inputs"], facts["outputs"]
+    # Where nodes went is told by ``graphopt explain``.
+    for name in ("measurements", "inputs", "outputs", "origins", "nodes"):
+        del facts[name]
     return {
         **facts,
         "inputs": [_input(tensor.spec(), manifest.optional_inputs) for tensor in manifest.inputs],
@@ -174,8 +176,10 @@ def _show(facts: dict[str, Any], log: bool) -> None:
         for warning in facts["warnings"]:
             line(bad("warning"), warning)
     if log:
+        from graphopt.cli._log import lines
+
         write()
-        _show_log(facts["passes"])
+        write("\n".join(lines(facts["passes"])))
         return
     if graph:
         write()
@@ -250,33 +254,3 @@ def _show_evidence(facts: dict[str, Any], line: Any) -> None:
             "speed",
             f"{milliseconds(before)} -> {milliseconds(after)} ms   {report['speedup']:.2f}x{interval}",
         )
-
-
-def _show_log(passes: list[dict[str, Any]]) -> None:
-    from graphopt.cli._console import bad, bold, dim, write
-
-    idle: list[str] = []
-    for record in passes:
-        if record["status"] == "nothing to do" and not record["refused"]:
-            idle.append(record["name"])
-            continue
-        nodes = record["nodes"]
-        numbers = record["numerics"]
-        if record["identical"]:
-            numbers = "bit-identical"
-        elif record["error"] is not None:
-            numbers = f"{record['error']:.1e}, noise floor {record['noise_floor'] or 0:.1e}"
-        change = f"{nodes['before']} -> {nodes['after']} nodes" if nodes["before"] != nodes["after"] else ""
-        reason = f": {record['reason']}" if record["reason"] else ""
-        parts = (f"{record['status']}{reason}", change, f"{record['seconds']:.1f} s", numbers)
-        write(f"{bold(record['name'])}  " + "   ".join(filter(None, parts)))
-        for name, count in record["rewrites"].items():
-            write(f"  {name} x{count}")
-        for entry in record["undone"]:
-            repro = f" (repro: {entry['repro']})" if entry.get("repro") else ""
-            write(f"  {bad('undone')} {entry['what']}: {entry['reason']}{repro}")
-        for entry in record["refused"]:
-            write(dim(f"  refused {entry['rewrite']} at {entry['site']}: {entry['reason']}"))
-    if idle:
-        text = f"nothing to do: {', '.join(idle)}"
-        write("\n".join(dim(part) for part in textwrap.wrap(text, _WIDTH + 11, break_on_hyphens=False)))

@@ -178,6 +178,9 @@ class PassManager:
             record.error = attempt.comparison.relative_error
             record.noise_floor = attempt.comparison.noise_floor
             record.identical = attempt.comparison.identical
+        record.replaced = {
+            name: application.rewrite for application, names in attempt.log.replaced.items() for name in names
+        }
         self._accepted = attempt.results or self._accepted
         return attempt.model
 

@@ -53,6 +53,7 @@ class PassRecord:
         noise_floor: The model's noise floor on the same scale.
         identical: Whether all outputs were equal bit for bit.
         details: What else a pass has to say about what it decided; plain JSON.
+        replaced: The rewrite that took the place of a node, by the node's name; not part of the log.
     """
 
     name: str
@@ -71,6 +72,7 @@ class PassRecord:
     noise_floor: float | None = None
     identical: bool | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    replaced: dict[str, str] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, provenance
 from graphopt.ir.facts import Array
 from graphopt.ir.graphs import add_constant, free_name
 from graphopt.prune.structure import Layer
@@ -31,7 +31,7 @@ def can_shift(layer: Layer) -> bool:
     return facts.constant(bias) is not None and len(bias.uses()) == 1 and not unused and wide
 
 
-def add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
+def add_to_bias(graph: ir.Graph, layer: Layer, change: Array, maker: str) -> None:
     """Add to the bias of a layer, or to what is added behind a MatMul; one is made where there is none.
 
     Args:
@@ -56,6 +56,7 @@ def add_to_bias(graph: ir.Graph, layer: Layer, change: Array) -> None:
         return
     out = node.outputs[0]
     add = ir.node("Add", [out, value], name=name.replace("recovered_bias", "recovered"))
+    provenance.record(add, maker, ())
     made_value = add.outputs[0]
     made_value.type, made_value.shape = out.type, out.shape
     graph.insert_after(node, add)

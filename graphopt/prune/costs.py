@@ -13,7 +13,7 @@ from graphopt.errors import GraphoptError
 from graphopt.ir import facts
 from graphopt.lossy import Context
 from graphopt.prune.structure import Layer
-from graphopt.quant.attribution import attribute
+from graphopt.quant.attribution import attribute, is_activation
 from graphopt.quant.observe import leading_to
 from graphopt.quant.units import Unit
 from graphopt.verify.budget import noise_share
@@ -40,8 +40,12 @@ def times(
     except GraphoptError:
         return {}
     names = {own[0].name or "": name for name, own in nodes.items()}
-    found = attribute(kernels, [Unit(tuple(own), "compute") for own in nodes.values()], legal)
-    return {names[name]: milliseconds for name, milliseconds in found.milliseconds.items()}
+    taken = {node for own in nodes.values() for node in own}
+    # What is no layer has a time of its own, but for an activation, which is computed with the node before it.
+    others = [node for node in model.graph if node not in taken and not is_activation(node)]
+    units = [Unit(tuple(own), "compute") for own in (*nodes.values(), *((node,) for node in others))]
+    found = attribute(kernels, units, legal).milliseconds
+    return {names[name]: milliseconds for name, milliseconds in found.items() if name in names}
 
 
 def per_multiplication(measured: Mapping[str, float], macs: Mapping[str, float]) -> dict[str, float]:
@@ -75,17 +79,20 @@ def noises(
     samples: Sequence[Feeds],
     context: Context,
     what: str,
+    reserved: float = 0.0,
 ) -> list[float]:
     """Noise power over signal power of the worst output of each variant of a model; NaN where there was no time left.
 
     Args:
         what: Each variant changes one of, for the progress.
+        reserved: Seconds that are to be left for what follows.
     """
     session = Session(model, optimize="all", threads=context.threads)
     references = [session.run(feeds) for feeds in samples]
     found: list[float] = []
     started = time.monotonic()
-    limit = started + _SHARE_OF_TIME * max(context.deadline - started, 0.0)
+    left = max(context.deadline - started, 0.0)
+    limit = started + min(_SHARE_OF_TIME * left, max(left - reserved, 0.0))
     for index, variant in enumerate(variants):
         if time.monotonic() > limit:
             found.append(float("nan"))

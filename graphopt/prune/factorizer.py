@@ -43,6 +43,7 @@ class Factored(Reduced):
         ranks: Of these layers, by name.
         splits: What became of them.
         fits: What refitting did, by layer.
+        hurried: What refitting did on fewer samples for lack of time, in words; empty where there was enough.
         skipped: Layers that could not be refitted, with the reason.
     """
 
@@ -50,6 +51,7 @@ class Factored(Reduced):
     splits: Mapping[str, Split] = field(default_factory=dict)
     fits: Mapping[str, Fit] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    hurried: str = ""
 
 
 class Factorizer:
@@ -347,10 +349,10 @@ class Factorizer:
                 pairs.append(Pair(layer, twins[layer.name]))
         refit = Refit(
             self.model, made.model, self._samples, context.threads, context.deadline,
-            lambda text: context.progress(f"{made.label}: {text}"), shifts=factors.is_centred,
+            lambda text: context.progress(f"{made.label}: {text}"), shifts=factors.is_centred, maker=factors.MAKER,
         )  # fmt: skip
         refit.run(pairs)
-        made.fits, made.skipped = refit.fits, refit.skipped
+        made.fits, made.skipped, made.hurried = refit.fits, refit.skipped, refit.hurried
 
     def details(self, chosen: Factored | None = None, tried: Sequence[Factored] = ()) -> dict[str, Any]:
         """For the report: plain JSON."""

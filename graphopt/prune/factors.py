@@ -325,7 +325,7 @@ def split(graph: ir.Graph, layer: Layer, factors: Factors, rank: int) -> Split:
     out_axis, inner_axis = (0, 1) if node.op_type == "Conv" else (1, 0)
     made_layer = Layer(node, last, out_axis, inner_axis, between, layer.channel)
     if shift.any():
-        add_to_bias(graph, made_layer, shift)
+        add_to_bias(graph, made_layer, shift, MAKER)
     return Split(made, made_layer, shift)
 
 

@@ -18,7 +18,9 @@ from graphopt.verify.session import Session
 MOST_INPUTS = 4096
 """Numbers that go into one sum, beyond which second moments would take too much memory and time."""
 ROWS = 256
-"""Places of one sample."""
+"""Places of one sample, at most."""
+_ROWS_A_NUMBER = 12.0
+_LEAST_ROWS = 32
 
 
 def why_no_rows(layer: Layer) -> str:
@@ -39,6 +41,61 @@ def why_not(layer: Layer) -> str:
     """Why there are no second moments of what a layer reads; empty where there can be."""
     large = rounding.inputs_of(layer.node) > MOST_INPUTS
     return why_no_rows(layer) or (f"more than {MOST_INPUTS} numbers go into one sum" if large else "")
+
+
+def rows_a_sample(numbers: int, samples: int) -> int:
+    """Places of each sample, so that there are several for each number of a sum in all."""
+    wanted = _ROWS_A_NUMBER * numbers / max(samples, 1)
+    return int(min(max(wanted, _LEAST_ROWS), ROWS))
+
+
+class Batches:
+    """Rows of several samples, put together until they are as many as the numbers in a row.
+
+    A product of few rows takes less time than adding what comes of it to sums of numbers times numbers.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Array, ...]] = []
+        self._rows = 0
+
+    def add(self, *rows: Array) -> tuple[Array, ...] | None:
+        """Rows that belong together, each [groups, rows, numbers]; gives all that wait once they are enough."""
+        self._waiting.append(rows)
+        self._rows += rows[0].shape[1]
+        return self.rest() if self._rows >= rows[-1].shape[2] else None
+
+    def rest(self) -> tuple[Array, ...] | None:
+        """All that still wait; None where there are none."""
+        if not self._waiting:
+            return None
+        found = tuple(np.concatenate(parts, axis=1) for parts in zip(*self._waiting, strict=True))
+        self._waiting, self._rows = [], 0
+        return found
+
+
+class Squares:
+    """Second moments of rows, float64 [groups, numbers, numbers]."""
+
+    def __init__(self) -> None:
+        self._waiting = Batches()
+        self._sums: Array | float = 0.0
+        self._count = 0
+
+    def add(self, rows: Array) -> None:
+        """Rows [groups, rows, numbers]."""
+        self._enter(self._waiting.add(rows))
+
+    def mean(self) -> tuple[Array, int]:
+        """The mean over all rows, and how many they are."""
+        self._enter(self._waiting.rest())
+        return np.asarray(self._sums / self._count), self._count
+
+    def _enter(self, batch: tuple[Array, ...] | None) -> None:
+        if batch is not None:
+            (rows,) = batch
+            self._sums = self._sums + (rows.swapaxes(1, 2) @ rows).astype(np.float64)
+            self._count += rows.shape[1]
 
 
 def matrices(layer: Layer, weight: Array) -> Array:
@@ -85,4 +142,15 @@ def read_by(
         yield {**feeds, **({} if session is None else session.run(feeds, names))}
 
 
-__all__ = ["MOST_INPUTS", "matrices", "read_by", "restored", "rows_of", "why_no_rows", "why_not"]
+__all__ = [
+    "MOST_INPUTS",
+    "Batches",
+    "Squares",
+    "matrices",
+    "read_by",
+    "restored",
+    "rows_a_sample",
+    "rows_of",
+    "why_no_rows",
+    "why_not",
+]

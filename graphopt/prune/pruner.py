@@ -19,10 +19,11 @@ from graphopt.ir.facts import Array
 from graphopt.lossy import Context
 from graphopt.prune import choose, costs
 from graphopt.prune.cut import cut
+from graphopt.prune.details import Outcome, why_no_more
 from graphopt.prune.recover import Fit, Recovery, kept_apart
 from graphopt.prune.reduced import Reduced, search, tried_of
 from graphopt.prune.score import Criterion, scores
-from graphopt.prune.structure import Structure, analyse, separate
+from graphopt.prune.structure import Structure, analyse, layers_of, separate
 from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
@@ -34,6 +35,11 @@ _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 _PROBED = 0.25
 _CAP = 1.5
 """Times the share that all groups alike would lose, that one of them may: small losses say little of large ones."""
+_REFITTING = 2.0
+"""Times what ranking takes: two models are run where one was, and each layer is solved several times."""
+_REACHED = 0.005
+"""What may be missing of a share."""
+_WHY_NO_MORE_CHANNELS = "a tenth of each group stays, and widths that kernels like"
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 128, 512
 _SHARE_FOR_SAMPLES = 0.2
@@ -50,11 +56,13 @@ class Pruned(Reduced):
         removed: Classes.
         fits: What recovery did, by layer.
         skipped: Layers that could not be refitted, with the reason.
+        hurried: What refitting did on fewer samples for lack of time, in words; empty where there was enough.
     """
 
     removed: frozenset[int] = frozenset()
     fits: Mapping[str, Fit] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    hurried: str = ""
 
 
 class Pruner:
@@ -68,6 +76,13 @@ class Pruner:
         recover: Whether weights are refitted.
         multiple: Widths that kernels like.
         kept: From a layer's name, whether its outputs stay.
+        uniform: Whether every group loses the same share, so that nothing need be known of their sensitivity.
+
+    Attributes:
+        choices: What may be removed of each group; none where nothing may be.
+        times: Milliseconds of each layer on the target.
+        notes: Layers that are ranked by another criterion, with the reason.
+        unmeasured: Groups whose sensitivity was not measured, in words; empty where there was time for all.
     """
 
     def __init__(
@@ -80,6 +95,7 @@ class Pruner:
         recover: bool,
         multiple: int,
         kept: Callable[[str], bool],
+        uniform: bool = False,
     ) -> None:
         self.model = separate(model)
         self.context = context
@@ -88,10 +104,16 @@ class Pruner:
         self.structure: Structure = analyse(self.model)
         self.notes: list[str] = []
         self.names = [node.name or node.op_type for node in self.model.graph]
+        self.unmeasured = ""
         self._recover = recover
+        self._uniform = uniform
         self._samples = samples
-        named = [node for node in self.model.graph if kept(node.name or node.op_type)]
-        self._kept = frozenset(one for node in named for one in self.structure.outputs_of(node))
+        self._named = {
+            name: self.structure.outputs_of(node)
+            for name, node in zip(self.names, self.model.graph, strict=True)
+            if kept(name)
+        }
+        self._kept = frozenset(one for classes in self._named.values() for one in classes)
         groups = [group for group in self.structure.groups if not self._kept.issuperset(group.classes)]
         self.choices: list[choose.Choice] = []
         self.times: dict[str, float] = {}
@@ -99,44 +121,54 @@ class Pruner:
             return
         self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
         context.progress("ranking channels")
+        started = time.monotonic()
         self._ranking = scores(
             self.model, self.structure, samples, criterion, memory=self._memory, threads=context.threads,
             seed=context.seed, seconds=_SHARE_FOR_GRADIENTS * max(context.deadline - time.monotonic(), 0.0),
             progress=context.progress,
         )  # fmt: skip
         self.notes += self._ranking.notes
+        ranking = time.monotonic() - started
         self.places = costs.places(self.model, self.structure.layers, samples[0], context.threads)
         self._macs = choose.macs(self.structure, self.places)
         self._whole = sum(self._macs.values()) or 1.0
         self.times = self._times(self.model)
         found = choose.choices(self.structure, self._ranking.scores, multiple, groups, self._kept)
-        self.choices = self._weighed(found)
+        self.choices = found if uniform else self._weighed(found, _REFITTING * ranking if recover else 0.0)
 
-    def _weighed(self, found: Sequence[choose.Choice]) -> list[choose.Choice]:
+    def _weighed(self, found: Sequence[choose.Choice], reserved: float) -> list[choose.Choice]:
         """With the noise that is expected in the model's outputs for each number of units.
 
         A share of each group alone is removed and refitted to see what its loss does to the outputs; what other shares
-        lose is known from second moments.
+        lose is known from second moments. Groups that would save most come first, in case the time ends.
+
+        Args:
+            reserved: Seconds that are to be left.
         """
-        curves: list[Array] = []
-        probed: list[tuple[choose.Choice, int]] = []
-        for choice in found:
-            ends = sorted({choice.rounded(share) or choice.step for share in _SHARES} | {choice.most})
-            losses = [self._ranking.loss(choice.removed(end), choice.group.readers) for end in ends]
-            curves.append(np.interp(np.arange(len(choice.units) + 1), [0, *ends], [0.0, *losses]))
-            probed.append((choice, choice.rounded(_PROBED) or choice.step))
+        each = costs.per_multiplication(self.times, self._macs)
+        gains = [self._saved(choice.removed(len(choice.units)), each) for choice in found]
+        order = sorted(range(len(found)), key=lambda index: -gains[index])
+        curves = [self._curve(choice) for choice in found]
+        ends = [choice.rounded(_PROBED) or choice.step for choice in found]
         noises = costs.noises(
-            self.model, [functools.partial(self._alone, choice, end) for choice, end in probed],
-            self._samples[:_SENSITIVITY_SAMPLES], self.context, "group",
+            self.model, [functools.partial(self._alone, found[index], ends[index]) for index in order],
+            self._samples[:_SENSITIVITY_SAMPLES], self.context, "group", reserved,
         )  # fmt: skip
-        ratios = [
-            noise / max(curve[end], 1e-12)
-            for noise, curve, (_, end) in zip(noises, curves, probed, strict=True)
-        ]
+        ratios = [float("nan")] * len(found)
+        for index, noise in zip(order, noises, strict=True):
+            ratios[index] = noise / max(curves[index][ends[index]], 1e-12)
+        unseen = sum(np.isnan(noise) for noise in noises)
+        self.unmeasured = f"{unseen} of {len(found)} groups" if unseen else ""
         return [
             replace(choice, loss=curve * ratio)
             for choice, curve, ratio in zip(found, curves, costs.known_or_usual(ratios), strict=True)
         ]
+
+    def _curve(self, choice: choose.Choice) -> Array:
+        """What the layers that read a group lose without the first so many units, by second moments."""
+        ends = sorted({choice.rounded(share) or choice.step for share in _SHARES} | {choice.most})
+        losses = self._ranking.losses([unit.classes for unit in choice.units], choice.group.readers)
+        return np.interp(np.arange(len(losses)), [0, *ends], losses[[0, *ends]])
 
     def _alone(self, choice: choose.Choice, count: int) -> ir.Model:
         """The model without so many units of one group, what reads them refitted."""
@@ -182,21 +214,36 @@ class Pruner:
             return f"none of its layers can lose channels; {name!r}: {reason}"
         return "its layers are too narrow to lose channels"
 
-    def pruned(self, *, ratio: float = 0.0, macs: float = 0.0, uniform: bool) -> Pruned | None:
+    def pruned(self, *, ratio: float = 0.0, macs: float = 0.0) -> Pruned | None:
         """The model without a share of its channels, or of its multiplications; None where that is nothing at all."""
-        removed = self._removed(ratio, macs, uniform=uniform)
+        removed = self._removed(ratio, macs)
         return self._made(removed) if removed else None
 
-    def _removed(self, ratio: float, macs: float, *, uniform: bool) -> frozenset[int]:
-        wanted = self._uniform(ratio, macs) if uniform else self._by_loss(ratio, macs)
+    def unreached(self, *, ratio: float = 0.0, macs: float = 0.0) -> str:
+        """What cannot be had of the share that is asked for, and why; empty where all of it can."""
+        every = choose.uniform(self.choices, 1.0)
+        if macs:
+            most, what = 1 - self._left(every), "the multiplications"
+        else:
+            taken = sum(int(choice.taken[choice.most]) for choice in self.choices)
+            most = taken / sum(len(choice.group.classes) for choice in self.choices)
+            what = "the channels of each group"
+        if most > max(macs, ratio) - _REACHED:
+            return ""
+        left = choose.macs(self.structure, self.places, every)
+        why = why_no_more(self.structure, self._named, left) if macs else _WHY_NO_MORE_CHANNELS
+        return f"asked for {max(macs, ratio):.0%} of {what}, {most:.0%} is the most: {why}"
+
+    def _removed(self, ratio: float, macs: float) -> frozenset[int]:
+        wanted = self._alike(ratio, macs) if self._uniform else self._by_loss(ratio, macs)
         return choose.spared(self.structure, self._ranking.scores, self.choices, wanted)
 
-    def search(self, *, uniform: bool) -> list[Pruned]:
+    def search(self) -> list[Pruned]:
         """As much as the budget allows: by bisection, as long as there is time, and until something holds."""
         seen: set[frozenset[int]] = set()
 
         def attempt(share: float) -> Pruned | None:
-            removed = self._removed(0.0, share, uniform=uniform)
+            removed = self._removed(0.0, share)
             if not removed or removed in seen:
                 return None
             seen.add(removed)
@@ -204,7 +251,7 @@ class Pruner:
 
         return search(attempt, self.context.deadline, recovers=self.context.recovers)
 
-    def _uniform(self, ratio: float, macs: float) -> set[int]:
+    def _alike(self, ratio: float, macs: float) -> set[int]:
         """The same share of every group."""
         return choose.uniform(self.choices, self._share(macs) if macs else ratio)
 
@@ -260,6 +307,7 @@ class Pruner:
         check.check(model)
         fits: dict[str, Fit] = {}
         skipped: dict[str, str] = {}
+        hurried = ""
         if self._recover:
             plain = ir_model.clone(model)
             recovery = Recovery(
@@ -267,12 +315,12 @@ class Pruner:
                 context.deadline, lambda text: context.progress(f"{label}: {text}"),
             )  # fmt: skip
             recovery.run()
-            fits, skipped = recovery.fits, recovery.skipped
+            fits, skipped, hurried = recovery.fits, recovery.skipped, recovery.hurried
             check.check(model)
             if not self._is_nearer(model, plain):
                 reason = "refitted layers together bring the outputs no nearer to the original's"
-                model, fits, skipped = plain, {}, dict.fromkeys(fits, reason) | skipped
-        return Pruned(label, model, left, context.judged(model), removed, fits, skipped)
+                model, fits, skipped, hurried = plain, {}, dict.fromkeys(fits, reason) | skipped, ""
+        return Pruned(label, model, left, context.judged(model), removed, fits, skipped, hurried)
 
     def _is_nearer(self, refitted: ir.Model, plain: ir.Model) -> bool:
         """Whether refitting does good at the outputs too, on samples that were kept apart from it."""
@@ -287,44 +335,32 @@ class Pruner:
         return noise_share(after, wanted) <= noise_share(before, wanted)
 
     def _times(self, model: ir.Model) -> dict[str, float]:
-        nodes = {layer.name: (layer.node,) for layer in self.structure.layers}
+        nodes = {layer.name: (layer.node,) for layer in layers_of(model.graph)}
         return costs.times(self.context, model, nodes, "pruned")
 
-    def details(self, chosen: Pruned | None = None, tried: Sequence[Pruned] = ()) -> dict[str, Any]:
+    def details(self, chosen: Pruned | None = None, judged: Sequence[Pruned] = ()) -> dict[str, Any]:
         """For the report: plain JSON."""
         removed = frozenset() if chosen is None else chosen.removed
-        keep = self.structure.keeper(removed)
-        layers = []
-        later = self._times(chosen.model) if chosen is not None else {}
-        before = self._macs if self.choices else {}
-        after = choose.macs(self.structure, self.places, removed) if self.choices else {}
-        for layer in self.structure.layers:
-            dims = facts.static_dims(layer.weight) or ()
-            mask = keep(layer.weight, layer.out)
-            fit = None if chosen is None else chosen.fits.get(layer.name)
-            width = dims[layer.out] if dims else 0
-            layers.append(
-                {
-                    "node": layer.name,
-                    "op": layer.node.op_type,
-                    "channels": [width, width if mask is None else int(mask.sum())],
-                    "macs": [before.get(layer.name), after.get(layer.name)],
-                    "saved_ms": self.times[layer.name] - later[layer.name]
-                    if layer.name in later and layer.name in self.times
-                    else None,
-                    "error_before": None if fit is None else fit.before,
-                    "error_after": None if fit is None else fit.after,
-                    "reason": self.structure.refused.get(layer.name, "")
-                    or ("" if chosen is None else chosen.skipped.get(layer.name, "")),
-                }
-            )
+        outcome = Outcome(
+            self.structure,
+            self.choices,
+            removed,
+            self._named,
+            self._uniform,
+            (self._macs, choose.macs(self.structure, self.places, removed)) if self.choices else ({}, {}),
+            (self.times, self._times(chosen.model)) if chosen is not None else ({}, {}),
+            {} if chosen is None else chosen.fits,
+            {} if chosen is None else chosen.skipped,
+        )
         return {
             "criterion": self.criterion,
             "multiple": self.multiple,
             "notes": self.notes,
+            "unmeasured": self.unmeasured,
+            "hurried": "" if chosen is None else chosen.hurried,
             "macs_left": None if chosen is None else chosen.macs,
-            "pruned": layers,
-            "tried": tried_of(tried),
+            "pruned": outcome.rows(),
+            "tried": tried_of(judged),
         }
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 
+from graphopt.errors import did_you_mean, nearest
 from graphopt.lossy import Candidate, Proposal
 from graphopt.verify.budget import Judgement
 
@@ -106,7 +107,7 @@ def proposal_of(
     details: Callable[[R | None, Sequence[R]], dict[str, Any]],
     *,
     nothing: str,
-    warnings: Sequence[str] = (),
+    warnings: Callable[[R | None], Sequence[str]] = lambda chosen: (),
     recovers: bool = False,
 ) -> Proposal:
     """The one with fewest multiplications that holds, or what came nearest.
@@ -114,6 +115,7 @@ def proposal_of(
     Args:
         details: For the report, of the one that is chosen and of all that were tried.
         nothing: The reason where none was tried.
+        warnings: For the user, of the one that is chosen.
         recovers: Whether a pass follows that wins accuracy back: it is given one besides that is over the budget by
             little.
     """
@@ -125,18 +127,18 @@ def proposal_of(
         chosen = min([best, *further], key=lambda found: found.macs)
         if chosen is not best:
             candidates.append(replace(chosen.candidate(), prepares=True))
-        return Proposal(candidates, details(chosen, tried), warnings=warnings)
+        return Proposal(candidates, details(chosen, tried), warnings=warnings(chosen))
     if not tried:
-        return Proposal(reason=nothing, details=details(None, tried), warnings=warnings)
-    nearest = (
+        return Proposal(reason=nothing, details=details(None, tried), warnings=warnings(None))
+    closest = (
         min(further, key=lambda found: found.macs) if further else min(tried, key=lambda found: found.drop)
     )
-    words = "" if nearest.judgement is None else f": {nearest.judgement.describe()}"
+    words = "" if closest.judgement is None else f": {closest.judgement.describe()}"
     return Proposal(
-        details=details(nearest, tried),
-        reason=f"{nearest.label}: over the budget{words}",
-        warnings=warnings,
-        best_effort=nearest.candidate(),
+        details=details(closest, tried),
+        reason=f"{closest.label}: over the budget{words}",
+        warnings=warnings(closest),
+        best_effort=closest.candidate(),
     )
 
 
@@ -148,7 +150,8 @@ def is_named(name: str, patterns: Iterable[str]) -> bool:
 def naming_nothing(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     """Warnings of patterns of the option ``keep`` that fit none of the names."""
     return [
-        f"the option 'keep' names no layer: {pattern!r} (names are in the report)"
+        f"the option 'keep' names no layer: {pattern!r} "
+        f"({did_you_mean(nearest(pattern, names)) or 'names are in the report'})"
         for pattern in patterns
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
     ]

@@ -53,52 +53,70 @@ class Ranking:
     moments: dict[str, Array]
     recurrent: Array
 
-    def loss(self, removed: Sequence[int], readers: Sequence[Layer]) -> float:
-        """What layers lose without some classes, relative to what they give, after other weights have made up for it.
+    def losses(self, units: Sequence[Sequence[int]], readers: Sequence[Layer]) -> Array:
+        """What layers lose without the first so many units, relative to what they give, after other weights have made
+        up for it: [units + 1], 0 first.
 
-        By the Schur complement of what is left in the second moments; where there are none, the sum of the scores.
+        Args:
+            units: Classes that go together, in the order in which they go.
         """
-        of_recurrent = float(self.recurrent[list(removed)].sum())
-        return of_recurrent + sum(self._lost(frozenset(removed), layer) for layer in readers)
+        scores = np.array([float(self.scores[list(unit)].sum()) for unit in units])
+        added = np.array([float(self.recurrent[list(unit)].sum()) for unit in units])
+        for layer in readers:
+            found = self._lost(units, layer)
+            # Without second moments the scores stand in.
+            added += scores if found is None else found
+        return np.concatenate([[0.0], np.cumsum(added)])
 
-    def _lost(self, removed: frozenset[int], layer: Layer) -> float:
-        found = self._refit(removed, layer)
-        if found is None:
-            return float(self.scores[list(removed)].sum())
-        return found[1]
+    def _lost(self, units: Sequence[Sequence[int]], layer: Layer) -> Array | None:
+        """What each unit adds to the loss of those before it; None without second moments.
 
-    def refitted(self, removed: Sequence[int], layer: Layer) -> Array | None:
-        """The weight that a layer is given for what is left of what it reads; None without second moments."""
-        found = self._refit(frozenset(removed), layer)
-        weight = facts.constant(layer.weight)
-        return None if found is None or weight is None else moments.restored(layer, found[0], weight)
-
-    def _refit(self, removed: frozenset[int], layer: Layer) -> tuple[Array, float] | None:
-        """Weights of the shape of the old ones, zero where nothing is read any more, and what is lost."""
+        Let H be the second moments with the numbers in the order in which they go, and H = U U' with U upper
+        triangular. Then U' is the inverse of the Cholesky factor of the inverse of H, and what is lost without the
+        first k numbers (Optimal Brain Surgeon) is the sum of squares of the first k rows of U' w': one factorization
+        tells all k.
+        """
         moment, weight = self.moments.get(layer.name), facts.constant(layer.weight)
         classes = _read(self.structure, layer)
         if moment is None or weight is None or classes is None:
             return None
         matrix = moments.matrices(layer, weight).astype(np.float64)
-        made = matrix.copy()
-        lost = whole = 0.0
-        gone = np.isin(classes, list(removed)).reshape(layer.groups, -1)
-        for group, mask in enumerate(gone):
-            out = np.repeat(mask, matrix.shape[2] // len(mask))
+        turn = np.full(len(self.structure.classes), len(units))
+        for number, unit in enumerate(units):
+            turn[list(unit)] = number
+        # What is pinned stays, as what is in no unit does.
+        turns = np.where(classes == PINNED, len(units), turn[classes]).reshape(layer.groups, -1)
+        lost, whole = np.zeros(len(units) + 1), 0.0
+        for group, of_channels in enumerate(turns):
             w, h = matrix[group], moment[group].astype(np.float64)
-            whole += float(np.einsum("oi,ij,oj->", w, h, w, optimize=True))
-            if not out.any():
+            whole += float(np.sum((w @ h) * w))
+            own = np.repeat(of_channels, w.shape[1] // len(of_channels))
+            if (own == len(units)).all():
                 continue
+            # NumPy's factor is lower triangular: that of the reversed matrix, reversed, is the upper one.
+            order = np.argsort(own, kind="stable")[::-1]
+            factor = np.linalg.cholesky(_damped(h)[np.ix_(order, order)])
+            np.add.at(lost, own[order], np.square(factor.T @ w[:, order].T).sum(axis=1))
+        return np.asarray(lost[:-1] / (whole or 1.0))
+
+    def refitted(self, removed: Sequence[int], layer: Layer) -> Array | None:
+        """The weight that a layer is given for what is left of what it reads: of the shape of the old one, zero where
+        nothing is read any more; None without second moments."""
+        moment, weight = self.moments.get(layer.name), facts.constant(layer.weight)
+        classes = _read(self.structure, layer)
+        if moment is None or weight is None or classes is None:
+            return None
+        made = moments.matrices(layer, weight).astype(np.float64)
+        gone = np.isin(classes, removed).reshape(layer.groups, -1)
+        for w, h, mask in zip(made, moment, gone, strict=True):
+            out = np.repeat(mask, w.shape[1] // len(mask))
             left = ~out
-            inner = h[np.ix_(left, left)]
-            inner[np.diag_indices_from(inner)] += _DAMPING * max(float(np.diag(h).mean()), 1e-12)
-            part = w[:, out]
-            cross = h[np.ix_(left, out)] @ part.T
-            change = np.linalg.solve(inner, cross)
-            lost += float(np.sum((part @ h[np.ix_(out, out)]) * part) - np.sum(change * cross))
-            made[group][:, left] += change.T
-            made[group][:, out] = 0.0
-        return made, max(lost, 0.0) / (whole or 1.0)
+            damped = _damped(h.astype(np.float64))
+            w[:, left] += np.linalg.solve(
+                damped[np.ix_(left, left)], damped[np.ix_(left, out)] @ w[:, out].T
+            ).T
+            w[:, out] = 0.0
+        return moments.restored(layer, made, weight)
 
 
 def scores(
@@ -140,20 +158,19 @@ def scores(
             _add_magnitude(found, structure, layer)
     for turn in in_turns(plain, lambda layer: 8 * layer.groups * inputs_of(layer.node) ** 2, memory):
         progress(f"what {len(turn)} layers read")
-        sums: dict[str, Array] = {}
-        counts: dict[str, int] = {}
+        squares = {layer.name: moments.Squares() for layer in turn}
         for number, seen in enumerate(moments.read_by(model, turn, samples, threads)):
             for layer in turn:
-                rows = moments.rows_of(layer, seen[layer.data.name or ""], number)
-                sums[layer.name] = sums.get(layer.name, 0.0) + (rows.swapaxes(1, 2) @ rows).astype(np.float64)
-                counts[layer.name] = counts.get(layer.name, 0) + rows.shape[1]
+                most = moments.rows_a_sample(inputs_of(layer.node), len(samples))
+                rows = moments.rows_of(layer, seen[layer.data.name or ""], number, most)
+                squares[layer.name].add(rows)
         for layer in turn:
-            enough = counts[layer.name] >= _LEAST_ROWS * inputs_of(layer.node)
+            moment, count = squares.pop(layer.name).mean()
+            enough = count >= _LEAST_ROWS * inputs_of(layer.node)
             if criterion in ("hessian", "taylor") and not enough:
                 notes.append(
                     f"{layer.name}: ranked by activation: too few inputs were seen for second moments"
                 )
-            moment = sums.pop(layer.name) / counts[layer.name]
             if not np.isfinite(moment).all():
                 notes.append(f"{layer.name}: ranked by magnitude: what it reads is not finite on the data")
                 _add_magnitude(found, structure, layer)
@@ -208,7 +225,7 @@ def _add_losses(found: Array, structure: Structure, layer: Layer, moment: Array,
         w, h = matrix[group], moment[group]
         energy = float(np.einsum("oi,ij,oj->", w, h, w)) or 1.0
         block = w.shape[1] // len(own)
-        inverse = _inverse(h) if invert else None
+        inverse = np.linalg.inv(_damped(h)) if invert else None
         for channel, label in enumerate(own.tolist()):
             if label == PINNED:
                 continue
@@ -222,9 +239,8 @@ def _add_losses(found: Array, structure: Structure, layer: Layer, moment: Array,
             found[label] += max(loss, 0.0) / energy / layer.groups
 
 
-def _inverse(moment: Array) -> Array:
-    damped = moment + _DAMPING * max(float(np.diag(moment).mean()), 1e-12) * np.eye(len(moment))
-    return np.linalg.inv(damped)
+def _damped(moment: Array) -> Array:
+    return np.asarray(moment + _DAMPING * max(float(np.diag(moment).mean()), 1e-12) * np.eye(len(moment)))
 
 
 def _add_magnitude(found: Array, structure: Structure, layer: Layer) -> None:

@@ -345,7 +345,7 @@ class Sparsifier:
         value.metadata_props[facts.SPARSITY] = str(self.pattern)
         if solution.shift.any():
             twin = next(layer for layer in layers_of(model.graph) if layer.name == part.name)
-            add_to_bias(model.graph, twin, solution.shift)
+            add_to_bias(model.graph, twin, solution.shift, "sparsify")
         return solution
 
     def _labelled(self, model: ir.Model, outcomes: Mapping[str, Outcome]) -> Sparse:

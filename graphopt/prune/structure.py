@@ -236,8 +236,8 @@ def _groups(structure: Structure) -> list[Group]:
         if len(made):
             makers.append((layer, made))
             networkx.add_path(together, dict.fromkeys(made.tolist()))
-    recurrent = _recurrent_units(structure)
-    for made in recurrent.values():
+    recurrent = recurrent_units(structure)
+    for _, made in recurrent.values():
         networkx.add_path(together, dict.fromkeys(made.tolist()))
     number: dict[int, int] = {}
     for index, component in enumerate(networkx.connected_components(together)):
@@ -256,7 +256,7 @@ def _groups(structure: Structure) -> list[Group]:
     members: dict[int, list[int]] = {}
     for one, index in number.items():
         members.setdefault(index, []).append(one)
-    names = {number[int(made[0])]: name for name, made in recurrent.items()}
+    names = {number[int(made[0])]: name for name, (_, made) in recurrent.items()}
     found = []
     for index, classes in members.items():
         layers = own.get(index, [])
@@ -274,14 +274,14 @@ def _groups(structure: Structure) -> list[Group]:
     return found
 
 
-def _recurrent_units(structure: Structure) -> dict[str, Indices]:
-    """Classes of hidden units, by the node of the layer."""
+def recurrent_units(structure: Structure) -> dict[str, tuple[str, Indices]]:
+    """The operator and the classes of hidden units that may be removed, by the name of the node."""
     found = {}
     for value, classes in structure.read_by_recurrent():
         for use in value.uses():
             # W reads the data, R the units themselves.
             if use.idx == _R and (classes != PINNED).any():
-                found[use.node.name or use.node.op_type] = classes[classes != PINNED]
+                found[use.node.name or use.node.op_type] = use.node.op_type, classes[classes != PINNED]
     return found
 
 
@@ -295,7 +295,7 @@ def _refused(structure: Structure) -> dict[str, str]:
     ties = _near_pins(structure, pinned_by)
     for layer in structure.layers:
         labels = structure.labels.of(layer.weight, layer.out)
-        if labels is None or layer.is_depthwise or (structure.classes[labels] != PINNED).any():
+        if labels is None or (structure.classes[labels] != PINNED).any():
             continue
         index = next((int(ties[label]) for label in labels.tolist() if ties[label] >= 0), -1)
         if index < 0:
@@ -325,4 +325,4 @@ def _near_pins(structure: Structure, pinned_by: Indices) -> Indices:
     return near
 
 
-__all__ = ["Group", "Layer", "Mask", "Structure", "analyse", "layers_of", "separate"]
+__all__ = ["Group", "Layer", "Mask", "Structure", "analyse", "layers_of", "recurrent_units", "separate"]

@@ -31,6 +31,10 @@ class Walk:
         self._values: list[dict[str, Array]] = [dict(feeds) for feeds in samples]
         self._done: set[str] = set()
 
+    def keep(self, count: int) -> None:
+        """Go on with the first so many samples."""
+        del self._values[count:]
+
     def to(self, name: str) -> Iterator[Array]:
         """Run all nodes up to the one that makes this tensor; gives it for each sample, which may be read once."""
         known = self._values[0] if self._values else {}

@@ -93,7 +93,7 @@ def _owners(units: Sequence[Unit], model: ir.Model) -> tuple[dict[str, str], dic
             enter(node, unit.name)
     for unit in units:
         last = unit.nodes[-1]
-        while (follower := facts.sole_consumer(last.outputs[0])) is not None and _is_activation(follower):
+        while (follower := facts.sole_consumer(last.outputs[0])) is not None and is_activation(follower):
             if follower.name in by_node:
                 break
             enter(follower, unit.name)
@@ -107,7 +107,7 @@ def _owners(units: Sequence[Unit], model: ir.Model) -> tuple[dict[str, str], dic
     return by_value, by_node
 
 
-def _is_activation(node: ir.Node) -> bool:
+def is_activation(node: ir.Node) -> bool:
     """Whether it computes each element from one element."""
     return (
         len(node.outputs) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -396,6 +397,25 @@ def test_verify_wants_a_bundle_and_the_right_model(
     fails("verify", "nowhere.gopt", "model.onnx", code=1, says="no bundle at nowhere.gopt")
 
 
+def test_explain_wants_a_bundle_and_names_that_exist(fails: Any, bundle: Path, tmp_path: Path) -> None:
+    fails("explain", "model.onnx", code=1, says=("model.onnx is a file, not a bundle", "compile writes"))
+    fails("explain", "nowhere.gopt", code=1, says="no bundle at nowhere.gopt")
+    fails(
+        "explain", "model.gopt", "matmull", code=2, says=("unknown node 'matmull'", "did you mean 'matmul'")
+    )
+    fails("explain", "model.gopt", "zz*zz", code=2, says=("unknown node 'zz*zz'", "explain model.gopt '*'"))
+    fails("explain", "model.gopt", "--pass", "hardswich", code=2, says=("'hardswich'", "'hardswish'"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "origins": []}))
+    fails(
+        "explain",
+        "model.gopt",
+        "add",
+        code=1,
+        says=("does not say where nodes went", "compile the model again"),
+    )
+
+
 @pytest.mark.parametrize(
     ("inputs", "dtype", "says"),
     [
@@ -600,3 +620,106 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
     assert running.returncode == 1
     assert f"onnxruntime is not installed: {install.command('cpu')}" in out
     assert err == ""
+
+
+# -- pruning --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    """A convolution net, and data for it."""
+    import onnx
+
+    from graphopt.models import builders
+
+    onnx.save(builders.conv_net(channels=32, blocks=2, size=8), tmp_path / "net.onnx")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((12, 1, 3, 8, 8)).astype(np.float32))
+    return tmp_path / "net.onnx"
+
+
+PRUNE = ("compile", "net.onnx", "--target", "ort-cpu", "--threads", "1", "--tune", "10s", "--max-drop", "90%")
+DATA = ("--data", "data.npz")
+
+
+@pytest.mark.parametrize(
+    ("passes", "says"),
+    [
+        ("fuse,prune{ratio=1.5}", ("the ratio of prune is 1.5", "prune{ratio=0.3}")),
+        ("fuse,prune{ratio=-0.1}", ("the ratio of prune is -0.1",)),
+        ("fuse,prune{macs=1}", ("the macs of prune is 1", "prune{macs=0.3}")),
+        ("fuse,prune{share=0.5}", ("'share'", "spread")),
+        ("fuse,prune{criterion=hesian}", ("hesian", "hessian")),
+        (
+            "fuse,quantize,prune{ratio=0.3}",
+            ("prune cannot come after quantize", "--passes fuse,prune,quantize"),
+        ),
+        ("fuse,smooth,prune{ratio=0.3}", ("prune cannot come after smooth",)),
+    ],
+)
+def test_prune_that_makes_no_sense(fails: Any, net: Path, passes: str, says: tuple[str, ...]) -> None:
+    fails(*PRUNE, *DATA, "--passes", passes, code=2, says=says)
+
+
+def test_prune_without_data(fails: Any, net: Path) -> None:
+    fails(
+        *PRUNE, "--passes", "fuse,prune{ratio=0.3}", code=1,
+        says=("calibrated and judged on data, and there are none", "--data", "--synthetic-calibration"),
+    )  # fmt: skip
+
+
+def test_prune_with_layers_to_keep_that_are_not_there(cli: Any, net: Path) -> None:
+    done = cli(*PRUNE, *DATA, "--passes", "fuse,prune{ratio=0.3}", "--dry-run", "--json")
+    name = next(
+        row["node"]
+        for record in done.json["passes"]
+        for row in record["details"].get("pruned", [])
+        if row["channels"][1] < row["channels"][0]
+    )
+    done = cli(
+        *PRUNE,
+        *DATA,
+        "--passes",
+        f'fuse,prune{{ratio=0.3,keep=["{name}x", "?????"]}}',
+        "--dry-run",
+        "--json",
+    )
+    warnings = " ".join(done.json["warnings"])
+    assert f"the option 'keep' names no layer: '{name}x' (did you mean '{name}'" in warnings
+    assert "'?????' (names are in the report)" in warnings
+
+
+def test_prune_with_little_data_says_what_it_falls_back_to(cli: Any, net: Path, tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "data.npz", x=np.random.default_rng(1).standard_normal((2, 1, 3, 8, 8)).astype(np.float32)
+    )
+    done = cli(
+        *PRUNE, *DATA, "--passes", "fuse,prune{ratio=0.3,samples=1}", "--best-effort", "--json", "--dry-run"
+    )
+    assert done.code == 0, done.err
+    (warning,) = [text for text in done.json["warnings"] if "not ranked by hessian" in text]
+    assert "ranked by activation: too few inputs were seen for second moments" in warning
+
+
+def test_prune_of_what_cannot_be_pruned_leaves_the_float_result(cli: Any, make: Make, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        helper.make_node("Softmax", ["a"], ["y"], name="probabilities"),
+    ]
+    rng = np.random.default_rng(0)
+    make(nodes, tmp_path / "net.onnx", weights={"w": rng.standard_normal((8, 8)).astype(np.float32)})
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((12, 4, 8)).astype(np.float32))
+    done = cli(*PRUNE, *DATA, "--passes", "fuse,prune{ratio=0.5}")
+    assert done.code == 0, done.err
+    assert "prune is not part of the result" in done.out and "'probabilities'" in done.out
+    assert cli("verify", "net.gopt", "net.onnx").code == 0, "the float result, whole"
+
+
+def test_more_than_can_be_removed_is_said(cli: Any, net: Path) -> None:
+    done = cli(*PRUNE, *DATA, "--passes", "fuse,prune{macs=0.99}", "--best-effort", "--json", "--dry-run")
+    assert done.code == 0, done.err
+    (warning,) = [text for text in done.json["warnings"] if "asked for 99% of the multiplications" in text]
+    left = next(record["details"]["macs_left"] for record in done.json["passes"] if record["name"] == "prune")
+    assert f"{1 - left:.0%} is the most: " in warning
+    done = cli(*PRUNE, *DATA, "--passes", "fuse,prune{ratio=0.95}", "--best-effort", "--json", "--dry-run")
+    assert any("asked for 95% of the channels of each group" in text for text in done.json["warnings"])

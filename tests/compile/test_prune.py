@@ -176,3 +176,39 @@ def test_little_data_is_said(net: Path) -> None:
         net, passes="fuse,prune{ratio=0.25,samples=1}", data=samples(5), best_effort=True, **QUICK
     )
     assert any("not ranked by hessian" in text and "too few inputs" in text for text in made.report.warnings)
+
+
+def test_every_layer_that_lost_nothing_says_why(net: Path, compiled: graphopt.CompiledModel) -> None:
+    first = record(compiled)["details"]["pruned"][0]["node"]
+    for options in ("ratio=0.3", "ratio=0.1,spread=uniform", f'ratio=0.3,keep=["{first}"]'):
+        made = graphopt.compile(
+            net, passes=f"fuse,prune{{{options}}}", data=samples(24), best_effort=True, **QUICK
+        )
+        rows = record(made)["details"]["pruned"]
+        for row in rows:
+            before, after = row["channels"]
+            assert bool(row["reason"]) == (after == before), row
+        if "keep" in options:
+            assert rows[0]["reason"] == "the option 'keep' names it"
+
+
+def test_too_little_time_is_said_and_every_layer_is_refitted(net: Path) -> None:
+    made = graphopt.compile(
+        net, passes="fuse,prune{ratio=0.3}", data=samples(160), best_effort=True, **{**QUICK, "tune": "0.01s"}
+    )
+    details = record(made)["details"]
+    assert all(not row["not_refitted"] for row in details["pruned"])
+    assert any(row["error_after"] is not None for row in details["pruned"])
+    assert any("there was no time to measure" in text for text in made.report.warnings)
+    assert any("weights were refitted on" in text for text in made.report.warnings)
+
+
+def test_what_was_over_the_budget_is_said_where_another_pass_held(net: Path) -> None:
+    made = graphopt.compile(
+        net,
+        passes="fuse,prune{macs=0.8,recover=false},quantize{cache=none}",
+        data=samples(24),
+        **{**QUICK, "max_drop": 0.01},
+    )
+    assert any(text.startswith("prune on ort-cpu was left out: pruned") for text in made.report.warnings)
+    assert record(made)["reason"] and record(made, "quantize")["details"]["layers"]

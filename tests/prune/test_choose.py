@@ -116,19 +116,28 @@ def test_channels_that_do_nothing_are_ranked_last(criterion: str) -> None:
     assert set(np.argsort(ranking.scores[of_channel])[:2].tolist()) == {2, 5}
 
 
-def test_the_loss_of_a_set_is_what_least_squares_leaves() -> None:
-    """The Schur complement against NumPy's own least squares."""
+def test_the_loss_of_so_many_units_is_what_least_squares_leaves() -> None:
+    """One factorization for all numbers of units, in any order, against NumPy's own least squares for each."""
     model = chain([8, 4])
     structure = analyse(model)
     rows = RNG.standard_normal((2000, 3)).astype(np.float32)
     samples = [{"x": part.reshape(-1, 3, 1, 1).repeat(4, 2).repeat(4, 3)} for part in np.split(rows, 10)]
     ranking = scores(model, structure, samples, "hessian", memory=1 << 28)
     layer = structure.layers[1]
-    removed = list(structure.groups[0].classes[:3])
+    classes = np.array(structure.groups[0].classes)
+    channel_of = {one: index for index, one in enumerate(structure.class_of(layer.data, 1))}  # type: ignore[arg-type]
     first, second = (node.inputs[1].const_value.numpy() for node in model.graph if node.op_type == "Conv")  # type: ignore[union-attr]
     read = np.maximum(rows @ first[:, :, 0, 0].T, 0).astype(np.float64)
     wanted = read @ second[:, :, 0, 0].T
-    solution = np.linalg.lstsq(read[:, 3:], wanted, rcond=None)[0]
-    left = np.square(wanted - read[:, 3:] @ solution).sum() / np.square(wanted).sum()
-    # The ridge of the ranking makes it a little larger.
-    assert left * 0.9 < ranking.loss(removed, [layer]) < left * 1.3 + 0.02
+    order = RNG.permutation(classes)
+    units = [order[:1].tolist(), order[1:3].tolist(), *([one] for one in order[3:7].tolist())]
+    losses = ranking.losses(units, [layer])
+    assert losses[0] == 0 and len(losses) == len(units) + 1
+    gone: list[int] = []
+    for unit, loss in zip(units, losses[1:], strict=True):
+        gone += [channel_of[one] for one in unit]
+        kept = np.delete(read, gone, axis=1)
+        solution = np.linalg.lstsq(kept, wanted, rcond=None)[0]
+        left = np.square(wanted - kept @ solution).sum() / np.square(wanted).sum()
+        # The ridge of the ranking makes it a little larger.
+        assert left * 0.9 < loss < left * 1.3 + 0.02

@@ -10,7 +10,7 @@ import pytest
 from graphopt.ir import check, shapes
 from graphopt.models import builders
 from graphopt.prune.cut import cut
-from graphopt.prune.recover import Recovery
+from graphopt.prune.recover import Recovery, _Pace
 from graphopt.prune.structure import analyse, separate
 from graphopt.prune.walk import Walk
 from graphopt.testing import model_from_text, run
@@ -204,3 +204,35 @@ def test_a_bias_of_its_own_gets_a_name_of_its_own() -> None:
     assert noise(whole, pruned, {"x": RNG.standard_normal((50, 6)).astype(np.float32)}) < 1
     names = [value.name for node in pruned.graph for value in node.outputs] + list(pruned.graph.initializers)
     assert len(names) == len(set(names)) and recovery.fits
+
+
+def test_no_layer_is_left_out_for_lack_of_time() -> None:
+    """With the deadline gone from the start every layer is refitted all the same, on fewer samples."""
+    from graphopt.capture import capture
+
+    model = separate(capture(builders.conv_net(channels=16, blocks=3, size=16)).model)
+    shapes.infer(model)
+    structure = analyse(model)
+    removed = frozenset(one for group in structure.groups for one in group.classes[::4])
+    samples = [{"x": RNG.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(128)]
+    graphs = {name: cut(model, structure, removed) for name in ("plain", "timely", "late")}
+    timely = Recovery(model, structure, removed, graphs["timely"], samples)
+    late = Recovery(model, structure, removed, graphs["late"], samples, deadline=0.0)
+    timely.run()
+    late.run()
+    assert late.fits.keys() == timely.fits.keys() and not late.skipped
+    assert timely.hurried == "" and late.hurried == "64 of 128 samples from layer 1 of 4 on", late.hurried
+    fresh = {"x": RNG.standard_normal((4, 3, 16, 16)).astype(np.float32)}
+    lost = {name: noise(model, graph, fresh) for name, graph in graphs.items()}
+    assert lost["timely"] < lost["plain"] and lost["late"] < lost["plain"]
+
+
+@pytest.mark.parametrize(("seconds", "samples"), [(1000.0, 64), (0.0, 32)])
+def test_the_pace_of_the_first_layers_decides(seconds: float, samples: int) -> None:
+    import time
+
+    pace = _Pace(time.monotonic() + seconds, 40, 64)
+    assert pace.samples(0) == (64 if seconds else 32)
+    for number in range(1, 12):
+        found = pace.samples(number)
+    assert found == samples
