@@ -262,8 +262,8 @@ class Selection:
     def _wanted_instead(self, best: Form, candidates: Sequence[Form]) -> Form | None:
         """The fastest form that was asked for although it buys no time, where it is as fast as ``best``, within noise.
 
-        These alone are measured. As fast is what is not shown to be slower; where noise would hide much, it is measured
-        once more.
+        These alone are measured. As fast is what ties, or is not shown to be slower; where noise would hide much, it is
+        measured once more.
         """
         asked = [form for form in candidates if form.label in self.wanted and self._may_choose(form)]
         if not asked or best in asked:
@@ -274,7 +274,7 @@ class Selection:
             {timing.form.label: timing for timing in self._time([best, *doubtful])[1:]} if doubtful else {}
         )
         timings = [again.get(timing.form.label, timing) for timing in timings]
-        as_fast = [timing for timing in timings if timing.high >= 1]
+        as_fast = [timing for timing in timings if timing.high >= 1 or timing.speedup >= 1 - _TIE]
         for timing in timings:
             entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
             held = timing in as_fast

@@ -27,6 +27,7 @@ import onnx_ir as ir
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.prune.sparse import Pattern
+from graphopt.prune.sparse_report import details
 from graphopt.prune.sparse_search import Shares, largest_share, most_layers
 from graphopt.prune.sparsifier import Sparse, Sparsifier
 from graphopt.quant.units import integer_nodes
@@ -92,7 +93,7 @@ class Sparsify(LossyPass):
         if not sparsifier.parts:
             return Proposal(
                 reason=sparsifier.why_nothing,
-                details=sparsifier.details(),
+                details=details(sparsifier),
                 warnings=self._unknown(sparsifier),
             )
         uniform = options.spread == "uniform"
@@ -159,14 +160,14 @@ class Sparsify(LossyPass):
                 f"the first: {name}: {why}"
             )
         notes += self._unknown(sparsifier)
-        details = {**sparsifier.details(chosen, tried), "speed": speed}
+        told = {**details(sparsifier, chosen, tried), "speed": speed}
         if held:
-            return Proposal([chosen.candidate()], details, warnings=notes)
+            return Proposal([chosen.candidate()], told, warnings=notes)
         if context.recovers:
-            return Proposal([chosen.candidate(prepares=True)], details, warnings=notes)
+            return Proposal([chosen.candidate(prepares=True)], told, warnings=notes)
         words = "" if chosen.judgement is None else f": {chosen.judgement.describe()}"
         return Proposal(
-            details=details,
+            details=told,
             reason=f"{chosen.label}: over the budget{words}",
             warnings=notes,
             best_effort=chosen.candidate(),

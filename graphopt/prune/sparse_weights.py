@@ -12,7 +12,7 @@ from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.prune import sparse
 from graphopt.prune.sparse import Pattern
-from graphopt.prune.structure import Layer
+from graphopt.prune.structure import Layer, layers_of
 from graphopt.quant.rounding import inputs_of
 
 _LEAST_ROWS, _LEAST_ROWS_ALONE = 0.25, 2.0
@@ -277,4 +277,10 @@ class _Best:
             self.weight, self.bias, self.lost = weight, bias, lost
 
 
-__all__ = ["Outcome", "Part", "Solution", "Sums", "parts_of", "solved"]
+def contents_of(model: ir.Model) -> dict[str, Array]:
+    """The weights of all layers of a model, each once, by the name of the weight."""
+    found = {layer.weight.name or "": facts.constant(layer.weight) for layer in layers_of(model.graph)}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+__all__ = ["Outcome", "Part", "Solution", "Sums", "contents_of", "parts_of", "solved"]

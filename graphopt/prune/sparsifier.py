@@ -8,10 +8,8 @@ already in place, where the samples' tensors fit into memory; else from the mode
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +23,7 @@ from graphopt.prune import moments, sparse
 from graphopt.prune.bias import add_to_bias, bias_behind, can_shift
 from graphopt.prune.score import Criterion
 from graphopt.prune.sparse import Pattern
-from graphopt.prune.sparse_weights import Outcome, Part, Solution, Sums, parts_of, solved
+from graphopt.prune.sparse_weights import Outcome, Part, Solution, Sums, contents_of, parts_of, solved
 from graphopt.prune.structure import Layer, layers_of
 from graphopt.prune.walk import Walk, most_kept
 from graphopt.quant import layers as lossy_layers
@@ -47,8 +45,6 @@ _TEST = 4
 """One sample in so many is kept apart."""
 _ROWS_A_NUMBER = 12.0
 _LEAST_ROWS_OF_SAMPLE = 32
-_DEFLATED_BYTES = 1 << 20
-"""Of each weight, to see what it deflates to."""
 
 
 @dataclass
@@ -349,7 +345,7 @@ class Sparsifier:
         return solution
 
     def _labelled(self, model: ir.Model, outcomes: Mapping[str, Outcome]) -> Sparse:
-        contents = _contents(model).values()
+        contents = contents_of(model).values()
         zeros = sum(content.size - np.count_nonzero(content) for content in contents)
         share = float(zeros / max(sum(content.size for content in contents), 1))
         readers = sum(len(part.readers) for part in self.parts if part.name in outcomes)
@@ -357,85 +353,10 @@ class Sparsifier:
         where = "" if readers == len(self.layers) else f" in {readers} of {len(self.layers)} layers"
         return Sparse(f"{kind}{where}, {share:.0%} zeros", model, share, outcomes)
 
-    # -- the report ------------------------------------------------------------------------------------------
-
-    def details(self, chosen: Sparse | None = None, tried: Sequence[Sparse] = ()) -> dict[str, Any]:
-        """For the report: plain JSON."""
-        contents = _contents(self.model if chosen is None else chosen.model)
-        outcomes = {} if chosen is None else chosen.outcomes
-        of = {layer.name: outcomes.get(part.name) for part in self.parts for layer in part.readers}
-        left = "its zeros would break the budget" if self.pattern.block else "those of others cost less"
-        rows = []
-        for layer in self.layers:
-            content = contents[layer.weight.name or ""]
-            outcome = of.get(layer.name)
-            rows.append(
-                {
-                    "node": layer.name,
-                    "op": layer.node.op_type,
-                    "weights": content.size,
-                    "zeros": float(np.mean(content == 0)) if content.size else 0.0,
-                    "criterion": "" if outcome is None else outcome.criterion,
-                    "error_before": None if outcome is None else outcome.before,
-                    "error_after": None if outcome is None else outcome.after,
-                    "reason": outcome.note
-                    if outcome
-                    else self.refused.get(layer.name, left if chosen else ""),
-                }
-            )
-        return {
-            "pattern": str(self.pattern),
-            "criterion": self.criterion,
-            "zeros": None if chosen is None else chosen.zeros,
-            "size": None if chosen is None else self._sizes(chosen),
-            "sparsified": rows,
-            "judged": [
-                {
-                    "label": one.label,
-                    "value": None if one.judgement is None else one.judgement.value,
-                    "drop": None if one.judgement is None else one.judgement.drop,
-                    "decibels": None if one.judgement is None else one.judgement.decibels,
-                    "held": one.holds,
-                }
-                for one in tried
-            ],
-        }
-
-    def _sizes(self, chosen: Sparse) -> dict[str, int | None]:
-        """Bytes of the weights of all layers: as they are, deflated before and after, and in the form of 2:4."""
-        before, after = _contents(self.model), _contents(chosen.model)
-        given = {part.layer.weight.name for part in self.parts if part.name in chosen.outcomes}
-        compressed = sum(
-            # Half of the numbers, and four bits for each four.
-            content.nbytes // 2 + content.size // 8 if name in given else content.nbytes
-            for name, content in after.items()
-        )
-        return {
-            "bytes": sum(content.nbytes for content in before.values()),
-            "deflated_before": sum(map(_deflated, before.values())),
-            "deflated": sum(map(_deflated, after.values())),
-            "compressed": compressed if self.pattern == Pattern(2, 4) else None,
-        }
-
 
 def _shifts(layer: Layer) -> bool:
     """Whether a layer's bias may change; one behind a MatMul that has none would be a node more."""
     return can_shift(layer) and (layer.node.op_type != "MatMul" or bias_behind(layer) is not None)
-
-
-def _contents(model: ir.Model) -> dict[str, Array]:
-    """The weights of all layers of a model, each once, by the name of the weight."""
-    found = {layer.weight.name or "": facts.constant(layer.weight) for layer in layers_of(model.graph)}
-    return {name: content for name, content in found.items() if content is not None}
-
-
-def _deflated(content: Array) -> int:
-    """Bytes that a weight deflates to (RFC 1951, zlib's default effort), by its first megabyte."""
-    flat = content.reshape(-1)
-    part = flat[: max(_DEFLATED_BYTES // max(content.itemsize, 1), 1)]
-    if not part.nbytes:
-        return 0
-    return round(len(zlib.compress(np.ascontiguousarray(part).tobytes())) / part.nbytes * content.nbytes)
 
 
 __all__ = ["Sparse", "Sparsifier"]

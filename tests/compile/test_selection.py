@@ -109,6 +109,17 @@ def test_a_form_that_is_wanted_though_it_buys_no_time_is_handed_out_where_it_is_
     assert "as fast as 'optimized'" in next(entry for entry in report.forms if entry.label == "sparse").note
 
 
+def test_a_form_that_is_wanted_may_tie() -> None:
+    chosen, _, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.2, "sparse": 1.2},
+        {"optimized": 1.0, "sparse": 0.99},
+        lossy="sparse",
+        wanted=True,
+        noise=0.001,
+    )
+    assert chosen == "sparse" and not bench.rounds
+
+
 def test_a_form_that_is_wanted_is_left_where_it_is_slower() -> None:
     chosen, report, bench = choose(
         {ORIGINAL: 1.0, "optimized": 1.2, "sparse": 1.3},
