@@ -106,7 +106,7 @@ class LowRank(LossyPass):
                 )
         return proposal_of(
             tried, factorizer.details,
-            nothing="no rank below the full one saves as much", warnings=warnings,
+            nothing="no rank below the full one saves time", warnings=warnings,
             hand_on=asked and context.recovers,
         )  # fmt: skip
 
