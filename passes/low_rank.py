@@ -106,8 +106,8 @@ class LowRank(LossyPass):
                 )
         return proposal_of(
             tried, factorizer.details,
-            nothing="no rank below the full one saves as much", warnings=lambda chosen: [*warnings, *_hurried(chosen)],
-            recovers=context.recovers,
+            nothing="no rank below the full one saves time",
+            warnings=lambda chosen: [*warnings, *_hurried(chosen)], recovers=context.recovers,
         )  # fmt: skip
 
     def _factorizer(self, model: ir.Model, context: Context) -> Factorizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from graphopt.prune.structure import Layer
 
 SEEN = 1e-8
 """Relative power: what is less is lost in rounding."""
+_CAPS = (1.0, 2.0, 4.0, 8.0)
+_SPARE = 1.5
+"""More than is wanted that must be there to choose from."""
 _LEAST_SLOPE = 0.1
 """Of a time that is proportional to the rank: what is measured is noisy, and a lower rank is never slower."""
 
@@ -58,6 +61,12 @@ class Choice:
         rank = self.ranks[len(self.ranks) // 2]
         return rank if self.factors.lost[rank] > SEEN else self.ranks[0]
 
+    def capped(self, times: float) -> Choice:
+        """Without the ranks that lose more than so many times what :attr:`middle` does."""
+        most = times * self.factors.lost[self.middle]
+        first = next((place for place, rank in enumerate(self.ranks) if self.factors.lost[rank] <= most), 0)
+        return replace(self, ranks=self.ranks[first:], saved=self.saved[first:], loss=self.loss[first:])
+
     def steps(self) -> list[tuple[float, int]]:
         """Ranks on the lower convex hull of what is lost over what is saved, the largest first.
 
@@ -78,9 +87,20 @@ class Choice:
 def cheapest(choices: Sequence[Choice], wanted: float) -> dict[str, int]:
     """Ranks by layer that remove so many multiplications, as far as there are any, where least is lost for the time.
 
+    No layer loses much more than where its loss was looked at in the outputs, as long as enough can be removed so: what
+    is known of small losses says little of large ones.
+
     Args:
         wanted: Multiplications.
     """
+    for times in _CAPS:
+        capped = [choice.capped(times) for choice in choices]
+        if sum(choice.gone(choice.ranks[0]) for choice in capped) >= _SPARE * wanted:
+            return _cheapest(capped, wanted)
+    return _cheapest(choices, wanted)
+
+
+def _cheapest(choices: Sequence[Choice], wanted: float) -> dict[str, int]:
     by_name = {choice.name: choice for choice in choices}
     steps = sorted(
         (slope, place, name, rank)

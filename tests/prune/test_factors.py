@@ -268,17 +268,22 @@ def test_a_weight_that_is_not_finite_stays() -> None:
 # --- Which ranks ---------------------------------------------------------------------------------------------------
 
 
-def choice(name: str, loss: list[float], saved: list[float]) -> Choice:
-    """A layer of 64 numbers to 64, at ranks of 4, 8, 12, ...; most is lost and saved at the smallest."""
+def choice(name: str, loss: list[float], saved: list[float], steep: float = 1.0) -> Choice:
+    """A layer of 64 numbers to 64, at ranks of 4, 8, 12, ...; most is lost and saved at the smallest.
+
+    Args:
+        steep: Times as much of its own outputs as at the next rank, that it loses at the smallest.
+    """
     text = "g (float[N,64] x) => (float[N,64] y) <float[64,64] w = {0}> { y = MatMul(x, w) }"
     model = model_from_text(text)
     model.graph.initializers["w"].const_value = ir.tensor(np.ones((64, 64), np.float32), name="w")
     (node,) = model.graph
     node.name = name
     ranks = tuple(4 * (place + 1) for place in range(len(loss)))
-    nothing = np.zeros(0)
+    nothing, lost = np.zeros(0), np.full(65, 0.1)
+    lost[:5] *= steep
     return Choice(
-        only_layer(model), Factors(nothing, nothing, nothing, nothing, nothing, nothing), ranks, 4096.0,
+        only_layer(model), Factors(nothing, nothing, lost, lost, nothing, nothing), ranks, 4096.0,
         np.asarray(saved), np.asarray(loss),
     )  # fmt: skip
 
@@ -305,6 +310,15 @@ def test_ranks_that_save_no_time_are_left_out() -> None:
     only = choice("only", [0.3, 0.2, 0.1], [1.0, -0.5, -1.0])
     assert [rank for _, rank in only.steps()] == [4]
     assert cheapest([only], 1.0) == {"only": 4}
+
+
+def test_what_is_known_of_small_losses_says_little_of_large_ones() -> None:
+    """The smallest rank is the best bargain, and taken only where its loss is near to what was looked at."""
+    for steep, smallest in ((1.0, 4), (20.0, 8)):
+        both = [choice(name, [0.3, 0.28, 0.27], [3.0, 1.2, 1.0], steep) for name in ("a", "b")]
+        assert min(cheapest(both, 4000.0).values()) == smallest
+        # Unless so much is wanted.
+        assert cheapest(both, 7000.0) == {"a": 4, "b": 4}
 
 
 def test_times_between_two_that_were_measured() -> None:
