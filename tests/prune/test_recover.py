@@ -204,3 +204,16 @@ def test_a_bias_of_its_own_gets_a_name_of_its_own() -> None:
     assert noise(whole, pruned, {"x": RNG.standard_normal((50, 6)).astype(np.float32)}) < 1
     names = [value.name for node in pruned.graph for value in node.outputs] + list(pruned.graph.initializers)
     assert len(names) == len(set(names)) and recovery.fits
+
+
+@pytest.mark.parametrize("name", ["heads of all samples in one axis", "heads of keys and values repeated"])
+def test_heads_that_lie_in_one_axis_with_the_samples(name: str) -> None:
+    from tests.prune.test_cut import SEQUENCES, body
+
+    text, weights, more, _ = SEQUENCES[name]
+    model = body("float[N,S,8] x", "float[N,T,8] y", weights, text, more)
+    samples = [{"x": RNG.standard_normal((3, 7, 8)).astype(np.float32)} for _ in range(24)]
+    whole, pruned, recovery = fitted(model, 1, samples)
+    fresh = {"x": RNG.standard_normal((5, 9, 8)).astype(np.float32)}
+    assert recovery.fits and all(fit.after <= fit.before for fit in recovery.fits.values())
+    assert noise(whole, pruned, fresh) < 1
