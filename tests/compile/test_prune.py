@@ -132,7 +132,7 @@ def test_layers_can_be_kept(net: Path, compiled: graphopt.CompiledModel) -> None
         ("ratio=-0.1", "the ratio of prune is -0.1"),
         ("macs=1", "the macs of prune is 1"),
         ("ratio=0.1,macs=0.1", "of the channels or of the multiplications"),
-        ("samples=0", "0 is no number of samples"),
+        ("samples=-1", "-1 is no number of samples"),
         ("multiple=-1", "-1 is no width"),
     ],
 )
@@ -212,3 +212,30 @@ def test_what_was_over_the_budget_is_said_where_another_pass_held(net: Path) -> 
     )
     assert any(text.startswith("prune on ort-cpu was left out: pruned") for text in made.report.warnings)
     assert record(made)["reason"] and record(made, "quantize")["details"]["layers"]
+
+
+def test_more_samples_are_taken_where_there_is_time() -> None:
+    import time
+
+    from graphopt.capture import capture
+    from graphopt.data.dataset import Dataset
+    from graphopt.data.interface import inputs_of
+    from graphopt.lossy import Context
+    from graphopt.prune.pruner import samples_for
+    from graphopt.testing import run
+    from graphopt.verify.budget import Evaluation, find_metric
+
+    model = capture(builders.conv_net(channels=8, blocks=1, size=16)).model
+    (one,) = samples(1)
+    evaluation = Evaluation([one], [run(model, one)], [{}], find_metric(None), 0.1, True)
+
+    def taken(wanted: int, deadline: float) -> int:
+        dataset = Dataset(list(samples(900)), inputs_of(model))
+        context = Context(
+            dataset, evaluation, "ort-cpu", None, lambda graph, label: [], threads=1, deadline=deadline
+        )
+        return len(samples_for(model, context, wanted))
+
+    assert taken(7, float("inf")) == 7
+    assert taken(0, time.monotonic()) == 128
+    assert taken(0, float("inf")) == 512

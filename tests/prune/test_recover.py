@@ -236,3 +236,16 @@ def test_the_pace_of_the_first_layers_decides(seconds: float, samples: int) -> N
     for number in range(1, 12):
         found = pace.samples(number)
     assert found == samples
+
+
+@pytest.mark.parametrize("name", ["heads of all samples in one axis", "heads of keys and values repeated"])
+def test_heads_that_lie_in_one_axis_with_the_samples(name: str) -> None:
+    from tests.prune.test_cut import SEQUENCES, body
+
+    text, weights, more, _ = SEQUENCES[name]
+    model = body("float[N,S,8] x", "float[N,T,8] y", weights, text, more)
+    samples = [{"x": RNG.standard_normal((3, 7, 8)).astype(np.float32)} for _ in range(24)]
+    whole, pruned, recovery = fitted(model, 1, samples)
+    fresh = {"x": RNG.standard_normal((5, 9, 8)).astype(np.float32)}
+    assert recovery.fits and all(fit.after <= fit.before for fit in recovery.fits.values())
+    assert noise(whole, pruned, fresh) < 1
