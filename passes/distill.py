@@ -23,6 +23,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.errors import MissingExtraError, UsageError
+from graphopt.ir.hash import content_hash
 from graphopt.lossy import Candidate, Context, Judgement, LossyPass, Proposal
 from graphopt.quant.observe import data_key, graph_key
 from graphopt.train.checkpoint import Checkpoint, default_folder, key_of
@@ -91,7 +92,7 @@ class Distill(LossyPass):
         return Proposal(reason="; ".join(refused))
 
     def _trained(self, given: Candidate, context: Context) -> Proposal:
-        from graphopt.train.distill import Distillation
+        from graphopt.train.distill import STOPPED, Distillation, Trained
 
         options: DistillOptions = self.options
         assert context.original is not None
@@ -114,7 +115,10 @@ class Distill(LossyPass):
             checkpoint=self._checkpoint(given.model, samples, context, min(deadline - now, 1e9)),
             progress=lambda text: context.progress(f"training, {text}"),
         )  # fmt: skip
-        trained = training.run()
+        # Another target may have been given the very same graph.
+        key = ("distill", content_hash(given.model), options)
+        found: Trained | None = context.shared.get(key)
+        trained = context.shared[key] = found or training.run()
         after = context.judged(trained.model)
         details = {
             "distilled": {
@@ -133,10 +137,15 @@ class Distill(LossyPass):
             }
         }
         warnings = []
-        if trained.note.startswith("stopped"):
+        if trained.note == STOPPED:
             warnings.append(f"training was {trained.note}")
         if not trained.steps:
-            return Proposal(reason="no time was left for training: --tune gives more", details=details)
+            why = "training was stopped" if trained.note == STOPPED else "no time was left for training"
+            return Proposal(
+                reason=why if trained.note == STOPPED else f"{why}: --tune gives more",
+                details=details,
+                warnings=warnings,
+            )
         if after is None or (before is not None and _loss(before) <= _loss(after)):
             kept = "" if before is None else f": {before.describe()}"
             return Proposal(

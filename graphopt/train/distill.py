@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import interrupt
-from graphopt.data.interface import Feeds
+from graphopt.data.interface import Array, Feeds
+from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.train.checkpoint import Checkpoint, State
 from graphopt.train.losses import Kind, distance, kinds_of
@@ -39,6 +40,9 @@ _LEAST_SECONDS_BETWEEN = 10.0
 """Between checkpoints."""
 _CLIP = 1.0
 _TINY = 1e-12
+
+STOPPED = "stopped; the same command goes on with it"
+"""How it ended, where the user ended it."""
 
 
 @dataclass
@@ -123,18 +127,30 @@ class Distillation:
         )
         self._train, self._apart = _split(len(samples))
         self._stacks = _can_stack(self._module, samples)
+        self._mixes = self._can_mix()
         self._batch = self.recipe.batch or max(1, _ROWS // _rows_of(samples[0]))
         self._scales = [1.0] * len(self._kinds)
+        self._check()
         self._scales = [max(loss, _TINY) for loss in self._losses(self._apart)]
+        if not np.isfinite(self._scales).all():
+            raise NotTrainableError(
+                "there is nothing to train towards: the loss is no finite number on the samples"
+            )
         self._initial = {
             name: weight.parameter.detach().clone() for name, weight in self._module.weights.items()
         }
         state = self.checkpoint.load(self._module)
+        note = ""
         if state is None:
-            state = State(best_loss=1.0, best={name: array.numpy() for name, array in self._initial.items()})
-            state.rate = self.recipe.rate or self._rate(started)
+            state = State(best={name: array.numpy() for name, array in self._initial.items()})
+            try:
+                state.rate = self.recipe.rate or self._rate(started)
+            except KeyboardInterrupt:
+                interrupt.taken()
+                note = STOPPED
             self._reset()
-        note = "taken from an earlier run" if state.finished else self._loop(state)
+        if not note:
+            note = "taken from an earlier run" if state.finished else self._loop(state)
         state.put_best(self._module)
         model = ir_model.clone(self.student)
         self._module.write(model)
@@ -143,6 +159,17 @@ class Distillation:
             model, self._mean_scale, state.best_loss * self._mean_scale, state.step, state.rate, self._batch,
             hidden, state.history, note,
         )  # fmt: skip
+
+    def _check(self) -> None:
+        """Raise where there is nothing to train, or nothing that training could change."""
+        import torch
+
+        if not self._module.weights:
+            raise NotTrainableError("it has no weights to train")
+        with torch.no_grad():
+            outputs = self._module(self.samples[0])
+        if not any(tensor.is_floating_point() for tensor in outputs):
+            raise NotTrainableError("none of its outputs is of floating point")
 
     @property
     def _mean_scale(self) -> float:
@@ -157,7 +184,8 @@ class Distillation:
         started, first = time.monotonic(), state.step
         seconds = min(max(self.deadline - started, 0.0), 1e9)
         begun, kept_at = state.fraction, started
-        checked, since = begun, 0
+        fraction = checked = begun
+        since = 0
         note = "all the time was used"
         order = self._batches(state.step)
         try:
@@ -186,22 +214,33 @@ class Distillation:
                         self.checkpoint.save(state, self._module, optimizer)
                 for group in optimizer.param_groups:
                     group["lr"] = state.rate * recipe.rate_at(fraction)
-                self._step(next(order), optimizer)
+                self._step(next(order), state.step, optimizer)
                 state.step += 1
         except KeyboardInterrupt:
             interrupt.taken()
-            note = "stopped; the same command goes on with it"
+            note = STOPPED
             state.fraction = min(fraction, 0.99)
         if state.step > first:
             self.checkpoint.save(state, self._module, optimizer)
         return note
 
-    def _step(self, batch: Sequence[int], optimizer: optim.Optimizer) -> None:
+    def _step(self, batch: Sequence[int], number: int, optimizer: optim.Optimizer) -> None:
+        """One step.
+
+        Args:
+            number: Of the step: what is mixed follows from it.
+        """
         import torch
 
         optimizer.zero_grad()
         for part, share in self._parts(batch):
-            losses = torch.stack(self._compared(part))
+            feeds = self._feeds(part)
+            mixed = self._mixed(feeds, len(part), number)
+            losses = torch.stack(
+                self._distances(feeds, self._wanted(part))
+                if mixed is None
+                else self._distances(mixed, self._teacher.on(mixed))
+            )
             count = len(self._outputs)
             loss = losses[:count].mean()
             if self._hidden:
@@ -231,7 +270,7 @@ class Distillation:
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = rate * self.recipe.rate_at(fraction)
-                self._step(next(order), optimizer)
+                self._step(next(order), step, optimizer)
             tried.append((self._validated(), rate))
         return min(tried)[1]
 
@@ -261,17 +300,53 @@ class Distillation:
         for part in groups.values():
             yield part, len(part) / len(batch)
 
-    def _compared(self, part: Sequence[int]) -> list[Tensor]:
+    def _feeds(self, part: Sequence[int]) -> dict[str, Array]:
+        return {name: _joined([self.samples[index][name] for index in part]) for name in self._module.inputs}
+
+    def _wanted(self, part: Sequence[int]) -> dict[str, Array]:
+        wanted = [self._teacher.of(index) for index in part]
+        return {name: _joined([sample[name] for sample in wanted]) for name in self._module.outputs}
+
+    def _mixed(self, feeds: Feeds, count: int, number: int) -> Feeds | None:
+        """Samples mixed with one another, where this step is on mixtures; else None."""
+        generator = np.random.default_rng((self.recipe.seed, 1, number))
+        if not self._mixes or count < 2 or generator.random() >= self.recipe.mix:
+            return None
+        share = np.float32(generator.random())
+        rows = {name: len(array) // count for name, array in feeds.items()}
+        # Each sample with the one that lies some places behind it.
+        behind = int(generator.integers(1, count))
+        return {
+            name: (share * array + (1 - share) * np.roll(array, behind * rows[name], axis=0)).astype(
+                array.dtype
+            )
+            for name, array in feeds.items()
+        }
+
+    def _can_mix(self) -> bool:
+        """Whether mixtures of samples are inputs, and the teacher runs on several at a time."""
+        if not self.recipe.mix or not self._stacks:
+            return False
+        shapes = {name: np.shape(array) for name, array in self.samples[0].items()}
+        alike = [
+            index
+            for index, sample in enumerate(self.samples)
+            if {name: np.shape(array) for name, array in sample.items()} == shapes
+        ][:2]
+        feeds = self._feeds(alike)
+        if len(alike) < 2 or any(array.dtype.kind != "f" for array in feeds.values()):
+            return False
+        try:
+            found = self._teacher.on(feeds)
+        except TargetError:
+            return False
+        wanted = self._wanted(alike)
+        return all(found[name].shape == wanted[name].shape for name in wanted)
+
+    def _distances(self, feeds: Feeds, wanted: Feeds) -> list[Tensor]:
         """How far each value is from the teacher's, in units of what it was before training."""
         import torch
 
-        wanted = [self._teacher.of(index) for index in part]
-        feeds = {
-            name: np.concatenate([np.asarray(self.samples[index][name]) for index in part])
-            if len(part) > 1
-            else np.asarray(self.samples[part[0]][name])
-            for name in self._module.inputs
-        }
         found: list[Tensor] = []
         for name, got, kind, scale in zip(
             self._module.outputs, self._module(feeds), self._kinds, self._scales, strict=True
@@ -279,11 +354,7 @@ class Distillation:
             if not got.is_floating_point():
                 found.append(torch.zeros(()))
                 continue
-            theirs = torch.from_numpy(
-                np.concatenate([sample[name] for sample in wanted])
-                if len(part) > 1
-                else np.array(wanted[0][name])
-            )
+            theirs = torch.from_numpy(np.array(wanted[name]))
             found.append(distance(got, theirs, kind, self.recipe.temperature) / scale)
         return found
 
@@ -296,7 +367,11 @@ class Distillation:
             for start in range(0, len(indices), self._batch):
                 batch = indices[start : start + self._batch]
                 for part, share in self._parts(batch):
-                    total += torch.stack(self._compared(part)).double().numpy() * share * len(batch)
+                    total += (
+                        torch.stack(self._distances(self._feeds(part), self._wanted(part))).double().numpy()
+                        * share
+                        * len(batch)
+                    )
         return [float(loss) for loss in total / max(len(indices), 1)]
 
     def _validated(self) -> float:
@@ -304,6 +379,10 @@ class Distillation:
         losses = self._losses(self._apart)[: len(self._outputs)]
         loss = float(np.mean(losses)) if losses else float("inf")
         return loss if np.isfinite(loss) else float("inf")
+
+
+def _joined(arrays: Sequence[object]) -> Array:
+    return np.concatenate(list(map(np.asarray, arrays))) if len(arrays) > 1 else np.asarray(arrays[0])
 
 
 def _split(count: int) -> tuple[list[int], list[int]]:
@@ -334,7 +413,7 @@ def _can_stack(module: Module, samples: Sequence[Feeds]) -> bool:
     )
     if second is None or any(not np.ndim(array) for array in first.values()):
         return False
-    joined = {name: np.concatenate([np.asarray(first[name]), np.asarray(second[name])]) for name in first}
+    joined = {name: _joined([first[name], second[name]]) for name in first}
     with torch.no_grad():
         try:
             together, alone = module(joined), [module(first), module(second)]
@@ -354,4 +433,4 @@ def _can_stack(module: Module, samples: Sequence[Feeds]) -> bool:
     return True
 
 
-__all__ = ["Distillation", "Trained"]
+__all__ = ["STOPPED", "Distillation", "Trained"]

@@ -35,6 +35,9 @@ class Recipe:
         batch: Samples of a step; 0 takes as many as give 32 rows.
         steps: At most; 0 for as many as there is time for.
         hidden: Weight of hidden values beside the outputs; 0 leaves them out.
+        mix: Share of the steps on mixtures of samples (mixup, Zhang et al., ICLR 2018), which learn what the teacher
+            gives for these (Beyer et al., Knowledge Distillation: A Good Teacher Is Patient and Consistent, CVPR 2022);
+            none where an input is not of floating point, or samples cannot be run together.
         loss: How outputs are compared: see :func:`graphopt.train.losses.kinds_of`.
         temperature: Of ``kl``.
         patience: Validations without a better one after which training ends.
@@ -48,6 +51,7 @@ class Recipe:
     batch: int = 0
     steps: int = 0
     hidden: float = 1.0
+    mix: float = 0.5
     loss: Loss = "auto"
     temperature: float = 2.0
     patience: int = 10
@@ -59,6 +63,8 @@ class Recipe:
                 raise UsageError(
                     f"{name}={getattr(self, name):g} cannot be", hint=f"write {name} as 0 or more"
                 )
+        if not 0 <= self.mix <= 1:
+            raise UsageError(f"mix={self.mix:g} is no share", hint="write mix as 0 to 1")
         for name in ("temperature", "patience"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name):g} cannot be", hint=f"write {name} above 0")

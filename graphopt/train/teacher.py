@@ -45,6 +45,14 @@ class Teacher:
         self._kept: dict[int, Feeds] = {}
         self._session = Session(leading_to(model, list(names)), optimize="all", threads=threads)
 
+    def on(self, feeds: Feeds) -> Feeds:
+        """The values for inputs that are no sample, by name.
+
+        Raises:
+            TargetError: It does not run on them.
+        """
+        return self._session.run(feeds, self.names)
+
     def of(self, index: int) -> Feeds:
         """The values for one sample, by name."""
         if index in self._kept:

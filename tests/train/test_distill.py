@@ -19,8 +19,8 @@ from graphopt.prune.cut import cut
 from graphopt.prune.structure import analyse, separate
 from graphopt.testing import model_from_text, run
 from graphopt.train.checkpoint import Checkpoint
-from graphopt.train.distill import Distillation, Trained
-from graphopt.train.module import weights_of
+from graphopt.train.distill import STOPPED, Distillation, Trained
+from graphopt.train.module import NotTrainableError, weights_of
 from graphopt.train.recipe import Recipe
 
 pytest.importorskip("torch")
@@ -127,6 +127,31 @@ def test_a_stopped_training_goes_on_and_an_ended_one_is_not_run_again(
     assert third.steps == 60 and third.note == "taken from an earlier run"
     assert third.after == second.after
     assert noise(teacher, third.model, data(4, seed=9)) == noise(teacher, second.model, data(4, seed=9))
+
+
+def test_one_that_is_stopped_while_rates_are_tried_leaves_the_weights(
+    teacher: ir.Model, student: ir.Model
+) -> None:
+    def progress(text: str) -> None:
+        if text.startswith("trying"):
+            raise KeyboardInterrupt
+
+    trained = Distillation(teacher, student, data(24), Recipe(steps=40, batch=8), progress=progress).run()
+    assert trained.note == STOPPED and trained.steps == 0
+    fresh = data(2, seed=9)
+    assert noise(teacher, trained.model, fresh) == noise(teacher, student, fresh)
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    plain = model_from_text("g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }")
+    with pytest.raises(NotTrainableError, match="no weights"):
+        Distillation(plain, plain, data(4, (1, 4)), QUICK).run()
+    indices = model_from_text(
+        "g (float[1,4] x) => (int64[1] y) <float[4,4] w = {0}> { p = MatMul(x, w) y = ArgMax <axis=1, keepdims=0> (p) }"
+    )
+    indices.graph.initializers["w"].const_value = ir.tensor(np.eye(4, dtype=np.float32), name="w")
+    with pytest.raises(NotTrainableError, match="floating point"):
+        Distillation(indices, indices, data(4, (1, 4)), QUICK).run()
 
 
 def test_going_on_is_as_good_as_not_having_been_stopped(
