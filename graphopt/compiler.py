@@ -361,7 +361,7 @@ class Compilation:
         seconds = budget.seconds
         if seconds is None:
             # A pass that takes a share of the time for itself brings as much for those that follow.
-            whole = _WHOLE_SECONDS * (1 + sum(1 / pass_.share - 1 for pass_ in lossy[:-1]))
+            whole = _WHOLE_SECONDS * (1 + sum(1 / pass_.share - 1 for pass_ in lossy[:-1] if pass_.searches))
             seconds = max(_LEAST_SEARCH_SECONDS, whole - (time.monotonic() - self._started))
         proposals = Proposals(
             lossy, budget, dataset, evaluation, seconds, len(targets),

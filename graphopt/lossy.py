@@ -109,6 +109,11 @@ class Candidate:
     replaces: str = ""
     wanted: bool = False
 
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether it lost more than it may, for a pass that wins it back; not known of one that was not judged."""
+        return self.judgement is not None and not self.judgement.ok
+
 
 @dataclass
 class Proposal:
@@ -143,6 +148,13 @@ class LossyPass(Pass):
     numerics = Numerics.LOSSY
     share: ClassVar[float] = 1.0
     recovers: ClassVar[bool] = False
+
+    @property
+    def searches(self) -> bool:
+        """Whether it looks for the best that there is time for; else it does what its options say, however long that
+        takes, and the passes behind it have as much time as without it."""
+        return True
+
     precedes: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod

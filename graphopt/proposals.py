@@ -123,7 +123,8 @@ class Proposals:
         for place, pass_ in enumerate(self.passes):
             started = time.monotonic()
             is_last = place == len(self.passes) - 1
-            until = deadline if is_last else started + max(deadline - started, 0.0) * pass_.share
+            part = 1.0 if is_last or not pass_.searches else pass_.share
+            until = started + max(deadline - started, 0.0) * part
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             follows = any(later.recovers for later in self.passes[place + 1 :])
             records.append(record)
@@ -132,6 +133,9 @@ class Proposals:
             else:
                 proposal = self._run(pass_, kept, follows, target, folder, legalize, record, until)
             record.seconds = time.monotonic() - started
+            if not pass_.searches:
+                deadline += record.seconds
+                self._deadline += record.seconds
             self._fastest = min(self._fastest, proposal.milliseconds)
             record.details = {
                 "target": target.name, "allowed": self.budget.max_drop, **proposal.details,
@@ -322,24 +326,25 @@ def _followed(kept: Sequence[Candidate], proposed: Sequence[Candidate], recovers
     """
     if not proposed:
         return [entry for entry in kept if not (recovers and _is_handed_over(entry))]
-    given = kept[-1]
+    by_label = {entry.label: entry for entry in kept}
     named: list[Candidate] = []
     for entry in proposed:
-        before = entry.replaces or given.label
-        label = f"{before}, {entry.label}" if before else entry.label
+        given = by_label.get(entry.replaces, kept[-1]) if entry.replaces else kept[-1]
+        label = f"{given.label}, {entry.label}" if given.label else entry.label
         named.append(replace(entry, label=label, wanted=entry.wanted or given.wanted))
     if recovers:
         replaced = {entry.replaces for entry in proposed}
         beside = [entry for entry in kept if not _is_handed_over(entry) and entry.label not in replaced]
     else:
-        # What is handed on over the budget leaves what held before it in the running.
-        beside = list(kept) if all(map(_is_handed_over, named)) else []
+        # What only prepares, or is handed on over the budget, leaves what held before it in the running.
+        beside = [entry for entry in kept if not entry.prepares or entry.is_over_budget]
+        beside = beside if all(entry.prepares for entry in named) else []
     return [*beside, *named]
 
 
 def _is_handed_over(candidate: Candidate) -> bool:
     """Whether a form is over the budget, for a pass that may win it back."""
-    return candidate.prepares and candidate.judgement is not None and not candidate.judgement.ok
+    return candidate.prepares and candidate.is_over_budget
 
 
 def _is_nearer(candidate: Candidate, before: Candidate) -> bool:
@@ -347,7 +352,8 @@ def _is_nearer(candidate: Candidate, before: Candidate) -> bool:
     drops = [
         float("inf") if entry.judgement is None else entry.judgement.drop for entry in (candidate, before)
     ]
-    return not before.label or before.judgement is None or before.judgement.ok or drops[0] <= drops[1]
+    held = before.judgement is not None and before.judgement.ok
+    return not before.label or (not held and (before.judgement is None or drops[0] <= drops[1]))
 
 
 def dataset_for(

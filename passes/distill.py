@@ -26,8 +26,9 @@ from graphopt.errors import MissingExtraError, UsageError
 from graphopt.ir.hash import content_hash
 from graphopt.lossy import Candidate, Context, Judgement, LossyPass, Proposal
 from graphopt.quant.observe import data_key, graph_key
+from graphopt.quant.place import Weights
 from graphopt.train.checkpoint import Checkpoint, default_folder, key_of
-from graphopt.train.module import NotTrainableError
+from graphopt.train.module import NotTrainableError, zeros_of
 from graphopt.train.recipe import Recipe
 
 _MOST_BYTES = 0.25
@@ -71,6 +72,12 @@ class Distill(LossyPass):
     share = 0.5
     recovers = True
 
+    @property
+    def searches(self) -> bool:
+        """Not where it is told how much."""
+        options: DistillOptions = self.options
+        return not (options.steps or options.seconds)
+
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """What earlier passes proposed, with trained weights where these lose less."""
         if context.original is None or not context.candidates:
@@ -82,14 +89,25 @@ class Distill(LossyPass):
             import torch  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("torch", "torch") from error
-        # The last one first: where it cannot be trained (integer products), an earlier one may.
-        refused = []
-        for given in reversed(context.candidates):
+        # What is over the budget first, the last of it before what it was made of: that has most to win. Then what
+        # holds, the fastest first. Where one cannot be trained (integer products) or stays over the budget, the next
+        # one may do.
+        over = [entry for entry in context.candidates if entry.is_over_budget]
+        order = [*reversed(over), *(entry for entry in context.candidates if not entry.is_over_budget)]
+        refused: list[str] = []
+        nearest: Proposal | None = None
+        for given in order:
+            if nearest is not None and time.monotonic() > context.deadline:
+                break
             try:
-                return self._trained(given, context)
+                found = self._trained(given, context)
             except NotTrainableError as error:
                 refused.append(f"{given.label}: {error.message}")
-        return Proposal(reason="; ".join(refused))
+                continue
+            if found.candidates or not given.is_over_budget:
+                return found if found.candidates or nearest is None else nearest
+            nearest = nearest or found
+        return nearest or Proposal(reason="; ".join(refused))
 
     def _trained(self, given: Candidate, context: Context) -> Proposal:
         from graphopt.train.distill import STOPPED, Distillation, Trained
@@ -118,7 +136,9 @@ class Distill(LossyPass):
         # Another target may have been given the very same graph.
         key = ("distill", content_hash(given.model), options)
         found: Trained | None = context.shared.get(key)
-        trained = context.shared[key] = found or training.run()
+        trained = found or training.run()
+        if trained.steps and trained.note != STOPPED:
+            context.shared[key] = trained
         after = context.judged(trained.model)
         details = {
             "distilled": {
@@ -153,7 +173,10 @@ class Distill(LossyPass):
                 details=details,
                 warnings=warnings,
             )
-        made = replace(given, label="distilled", model=trained.model, judgement=after, prepares=False)
+        made = replace(
+            given, label="distilled", model=trained.model, judgement=after, prepares=False, weights=Weights(),
+            replaces=given.label,
+        )  # fmt: skip
         if after.ok:
             return Proposal([made], details, warnings=warnings)
         return Proposal(
@@ -169,6 +192,7 @@ class Distill(LossyPass):
         options: DistillOptions = self.options
         if options.cache == "none" or context.original is None:
             return Checkpoint()
+        # Of the student only what its weights may not change: the same command may refit them to other last digits.
         shape = [
             (
                 node.op_type,
@@ -177,9 +201,10 @@ class Distill(LossyPass):
             )
             for node in student.graph
         ]
-        own = [str(value.shape) for value in student.graph.initializers.values()]
+        own = [(str(value.shape), zeros_of(value)) for value in student.graph.initializers.values()]
+        recipe = replace(options, seconds=0.0, cache="")
         key = key_of(
-            graph_key(context.original), shape, own, data_key(samples), options, context.seed, context.target
+            graph_key(context.original), shape, own, data_key(samples), recipe, context.seed, context.target
         )
         return Checkpoint(Path(options.cache) if options.cache else default_folder(), key, seconds)
 

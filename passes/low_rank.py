@@ -80,6 +80,16 @@ class LowRank(LossyPass):
     name = "low-rank"
     Options = LowRankOptions
     share = 0.5
+    precedes = (
+        "quantize", "quantize-dynamic", "quantize-weights", "float16",
+        "equalize", "smooth", "round-weights", "correct-bias", "sparsify",
+    )  # fmt: skip
+
+    @property
+    def searches(self) -> bool:
+        """Not where it is told how much."""
+        options: LowRankOptions = self.options
+        return not (options.ratio or options.macs)
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The model with as few multiplications as was asked for, or as the budget allows."""

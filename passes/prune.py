@@ -7,7 +7,7 @@ fewer channels get new weights in closed form, so that their outputs are nearest
 
 Refuses (in the report, layer by layer, with the node that prevents it):
 - channels that are outputs of the model, or that a softmax, a normalization or a mean runs over;
-- channels that meet others which may not be removed, or a shape that is computed;
+- channels that meet others which may not be removed, or a size that is used for anything but a shape;
 - a model that computes on integers already: prune before quantizing.
 """
 
@@ -82,8 +82,14 @@ class Prune(LossyPass):
     share = 0.5
     precedes = (
         "quantize", "quantize-dynamic", "quantize-weights", "float16",
-        "equalize", "smooth", "round-weights", "correct-bias",
+        "equalize", "smooth", "round-weights", "correct-bias", "sparsify",
     )  # fmt: skip
+
+    @property
+    def searches(self) -> bool:
+        """Not where it is told how much."""
+        options: PruneOptions = self.options
+        return not (options.ratio or options.macs)
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The model without what may be removed."""

@@ -80,6 +80,16 @@ class Sparsify(LossyPass):
     name = "sparsify"
     Options = SparsifyOptions
     share = 0.5
+    precedes = (
+        "quantize", "quantize-dynamic", "quantize-weights", "float16",
+        "equalize", "smooth", "round-weights", "correct-bias",
+    )  # fmt: skip
+
+    @property
+    def searches(self) -> bool:
+        """Not where it is told how much."""
+        options: SparsifyOptions = self.options
+        return not options.sparsity
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The model with as many zeros as were asked for, or as the budget allows."""
@@ -102,9 +112,6 @@ class Sparsify(LossyPass):
             tried = [sparsifier.judged(sparsifier.made(shares=shares))]
         elif not sparsifier.pattern.block:
             tried = largest_share(sparsifier, uniform=uniform)
-        elif context.recovers:
-            # All of it: what is lost is for the pass that follows to win back.
-            tried = [sparsifier.judged(sparsifier.made())]
         else:
             tried = most_layers(sparsifier)
         return self._proposal(sparsifier, tried)
@@ -143,9 +150,10 @@ class Sparsify(LossyPass):
         options: SparsifyOptions = self.options
         context = sparsifier.context
         held = [found for found in tried if found.holds]
-        chosen = (
-            max(held, key=lambda found: found.zeros) if held else min(tried, key=lambda found: found.drop)
-        )
+        best = max(held, key=lambda found: found.zeros, default=None)
+        # Where a pass follows that wins accuracy back, it is given all of it besides.
+        most = max(tried, key=lambda found: found.zeros) if context.recovers else None
+        chosen = most or best or min(tried, key=lambda found: found.drop)
         speed = _speed(context.target, sparsifier.pattern)
         notes = [speed]
         others = {
@@ -161,10 +169,9 @@ class Sparsify(LossyPass):
             )
         notes += self._unknown(sparsifier)
         told = {**details(sparsifier, chosen, tried), "speed": speed}
-        if held:
-            return Proposal([chosen.candidate()], told, warnings=notes)
-        if context.recovers:
-            return Proposal([chosen.candidate(prepares=True)], told, warnings=notes)
+        if best is not None:
+            further = [] if chosen is best or chosen.holds else [chosen.candidate(prepares=True)]
+            return Proposal([best.candidate(), *further], told, warnings=notes)
         words = "" if chosen.judgement is None else f": {chosen.judgement.describe()}"
         return Proposal(
             details=told,

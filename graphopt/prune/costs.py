@@ -19,6 +19,7 @@ from graphopt.quant.units import Unit
 from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session
 
+_RUINED = 1e6
 _SHARE_OF_TIME = 0.4
 """Of what is left, for running each change alone."""
 
@@ -99,15 +100,19 @@ def noises(
             continue
         context.progress(f"sensitivity of {what} {index + 1} of {len(variants)}")
         alone = Session(variant(), optimize="all", threads=context.threads)
-        found.append(noise_share([alone.run(feeds) for feeds in samples], references))
+        noise = noise_share([alone.run(feeds) for feeds in samples], references)
+        found.append(float("inf") if np.isnan(noise) else noise)
     return found
 
 
 def known_or_usual(ratios: Sequence[float]) -> list[float]:
-    """The ratios, with the median of the finite ones in place of the others; 1 where there are none."""
+    """The ratios, with the median of the known ones in place of those that are not (NaN); 1 where none is.
+
+    What is infinite ruins the outputs, and counts as much more than all others.
+    """
     known = [ratio for ratio in ratios if np.isfinite(ratio)]
-    usual = float(np.median(known)) if known else 1.0
-    return [ratio if np.isfinite(ratio) else usual for ratio in ratios]
+    usual, ruined = (float(np.median(known)), _RUINED * max(known)) if known else (1.0, _RUINED)
+    return [usual if np.isnan(ratio) else min(ratio, ruined) for ratio in ratios]
 
 
 __all__ = ["known_or_usual", "noises", "per_multiplication", "places", "times"]

@@ -71,20 +71,31 @@ def search(
         recovers: Whether a pass follows that wins accuracy back: then somewhat more may be lost than the budget allows.
     """
     found: list[R] = []
-    low, high, seconds = 0.0, min(most, _MOST), 0.0
-    share = min(_FIRST, high / 2)
-    for _ in range(_TRIES):
-        started = time.monotonic()
-        if started + seconds > deadline and (low > 0 or len(found) >= _TRIES_WITHOUT_TIME):
-            break
-        made = attempt(share)
-        if made is None:
-            break
-        found.append(made)
-        seconds = max(seconds, time.monotonic() - started)
-        enough = made.recoverable if recovers else made.held
-        low, high = (share, high) if enough else (low, share)
-        share = (low + high) / 2
+    longest = 0.0
+
+    def bisect(high: float, share: float, enough: Callable[[R], bool]) -> float:
+        """The smallest share that was too much."""
+        nonlocal longest
+        low = 0.0
+        for _ in range(_TRIES):
+            started = time.monotonic()
+            if started + longest > deadline and (low > 0 or len(found) >= _TRIES_WITHOUT_TIME):
+                break
+            made = attempt(share)
+            if made is None:
+                break
+            found.append(made)
+            longest = max(longest, time.monotonic() - started)
+            low, high = (share, high) if enough(made) else (low, share)
+            share = (low + high) / 2
+        return high
+
+    high = min(most, _MOST)
+    bisect(high, min(_FIRST, high / 2), lambda made: made.recoverable if recovers else made.held)
+    if recovers and found and not any(made.held for made in found):
+        # Training may win nothing back: then what holds by itself is what is left.
+        least = 1 - max(made.macs for made in found)
+        bisect(least, least / 2, lambda made: made.held)
     return found
 
 

@@ -201,6 +201,9 @@ def _by_gradients(
     except NotTrainableError as error:
         ranking.notes.append(f"all layers: ranked by hessian: {error.message}")
         return
+    if not np.isfinite(gradients).all() or not gradients.any():
+        ranking.notes.append("all layers: ranked by hessian: the gradients are zero, or no finite numbers")
+        return
     found[:] = gradients
 
 

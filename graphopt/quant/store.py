@@ -132,12 +132,12 @@ def _unpack(archive: Mapping[str, Any]) -> Seen:
 
 
 def _prune(folder: Path) -> None:
-    """Leave the files of a folder that were used last, as far as they take 500 MB together."""
+    """Leave the files of a folder that were used last, as far as they take 500 MB together; the very last one stays."""
     files = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
-    for file in files:
+    for place, file in enumerate(files):
         total += file.stat().st_size
-        if total > _MOST_BYTES:
+        if place and total > _MOST_BYTES:
             file.unlink(missing_ok=True)
 
 

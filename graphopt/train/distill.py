@@ -40,6 +40,11 @@ _LEAST_SECONDS_BETWEEN = 10.0
 """Between checkpoints."""
 _CLIP = 1.0
 _TINY = 1e-12
+_LEAST_SCALE = 1e-3
+_MOST_SPOILED = 8
+"""Steps whose gradients are no finite numbers."""
+_ANEW = 0.5
+"""Fraction of the schedule at most that a resumed training begins at: its time is to serve more than the end of it."""
 
 STOPPED = "stopped; the same command goes on with it"
 """How it ended, where the user ended it."""
@@ -130,8 +135,9 @@ class Distillation:
         self._mixes = self._can_mix()
         self._batch = self.recipe.batch or max(1, _ROWS // _rows_of(samples[0]))
         self._scales = [1.0] * len(self._kinds)
+        self._spoiled = 0
         self._check()
-        self._scales = [max(loss, _TINY) for loss in self._losses(self._apart)]
+        self._scales = self._scales_of(self._losses(self._apart))
         if not np.isfinite(self._scales).all():
             raise NotTrainableError(
                 "there is nothing to train towards: the loss is no finite number on the samples"
@@ -139,10 +145,13 @@ class Distillation:
         self._initial = {
             name: weight.parameter.detach().clone() for name, weight in self._module.weights.items()
         }
-        state = self.checkpoint.load(self._module)
+        begun = self._begun = self._validated()
+        state = self._resumed(begun)
         note = ""
         if state is None:
-            state = State(best={name: array.numpy() for name, array in self._initial.items()})
+            state = State(
+                best_loss=begun, best={name: array.numpy() for name, array in self._initial.items()}
+            )
             try:
                 state.rate = self.recipe.rate or self._rate(started)
             except KeyboardInterrupt:
@@ -152,13 +161,36 @@ class Distillation:
         if not note:
             note = "taken from an earlier run" if state.finished else self._loop(state)
         state.put_best(self._module)
+        self._module.mask()
         model = ir_model.clone(self.student)
         self._module.write(model)
-        # Each output is one unit before; so is their mean.
         return Trained(
-            model, self._mean_scale, state.best_loss * self._mean_scale, state.step, state.rate, self._batch,
+            model, begun * self._mean_scale, state.best_loss * self._mean_scale, state.step, state.rate, self._batch,
             hidden, state.history, note,
         )  # fmt: skip
+
+    def _resumed(self, begun: float) -> State | None:
+        """Where an earlier run stopped; None where there is none, or its weights serve this student worse than its own.
+
+        Args:
+            begun: Loss of the student as it came in.
+        """
+        state = self.checkpoint.load(self._module)
+        if state is None:
+            return None
+        state.put_best(self._module)
+        self._module.mask()
+        state.best_loss = self._validated()
+        self._reset()
+        return state if state.best_loss < begun else None
+
+    def _scales_of(self, losses: Sequence[float]) -> list[float]:
+        """What one unit is of each loss; of one that is all but zero, a share of the largest."""
+        found = list(losses)
+        for own in (slice(0, len(self._outputs)), slice(len(self._outputs), None)):
+            least = _LEAST_SCALE * max((loss for loss in losses[own] if np.isfinite(loss)), default=0.0)
+            found[own] = [max(loss, least, _TINY) for loss in losses[own]]
+        return found
 
     def _check(self) -> None:
         """Raise where there is nothing to train, or nothing that training could change."""
@@ -168,12 +200,15 @@ class Distillation:
             raise NotTrainableError("it has no weights to train")
         with torch.no_grad():
             outputs = self._module(self.samples[0])
-        if not any(tensor.is_floating_point() for tensor in outputs):
+        floats = [tensor.is_floating_point() for tensor in outputs]
+        self._compared = [place for place, real in enumerate(floats[: len(self._outputs)]) if real]
+        self._compared_hidden = [place for place in range(len(self._outputs), len(floats)) if floats[place]]
+        if not self._compared:
             raise NotTrainableError("none of its outputs is of floating point")
 
     @property
     def _mean_scale(self) -> float:
-        return float(np.mean(self._scales[: len(self._outputs)])) if self._outputs else 1.0
+        return float(np.mean([self._scales[place] for place in self._compared]))
 
     def _loop(self, state: State) -> str:
         """Train until the end of the time or the steps, or no further gain; says how it ended."""
@@ -183,7 +218,7 @@ class Distillation:
         state.put(self._module, optimizer)
         started, first = time.monotonic(), state.step
         seconds = min(max(self.deadline - started, 0.0), 1e9)
-        begun, kept_at = state.fraction, started
+        begun, kept_at = state.fraction if recipe.steps else min(state.fraction, _ANEW), started
         fraction = checked = begun
         since = 0
         note = "all the time was used"
@@ -198,11 +233,11 @@ class Distillation:
                     checked = fraction
                     loss = self._validated()
                     state.history.append((state.step, loss * self._mean_scale))
-                    self.progress(f"step {state.step}, loss {loss:.1%} of what it was")
+                    self.progress(f"step {state.step}, loss {loss / self._begun:.1%} of what it was")
                     since += 1
                     if loss < state.best_loss:
-                        state.best_loss, since = loss, 0
                         state.take_best(self._module)
+                        state.best_loss, since = loss, 0
                     if is_over or since >= recipe.patience:
                         note = note if is_over else f"no gain in {since} validations"
                         if recipe.steps and state.step >= recipe.steps:
@@ -220,8 +255,12 @@ class Distillation:
             interrupt.taken()
             note = STOPPED
             state.fraction = min(fraction, 0.99)
-        if state.step > first:
-            self.checkpoint.save(state, self._module, optimizer)
+        try:
+            if state.step > first:
+                self.checkpoint.save(state, self._module, optimizer)
+        except KeyboardInterrupt:
+            # Not kept, but here.
+            interrupt.taken()
         return note
 
     def _step(self, batch: Sequence[int], number: int, optimizer: optim.Optimizer) -> None:
@@ -241,16 +280,19 @@ class Distillation:
                 if mixed is None
                 else self._distances(mixed, self._teacher.on(mixed))
             )
-            count = len(self._outputs)
-            loss = losses[:count].mean()
-            if self._hidden:
-                loss = loss + self.recipe.hidden * losses[count:].mean()
+            loss = losses[self._compared].mean()
+            if self._compared_hidden:
+                loss = loss + self.recipe.hidden * losses[self._compared_hidden].mean()
             torch.autograd.backward(loss * share)
         parameters = [weight.parameter for weight in self._module.weights.values()]
         norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
-        if bool(torch.isfinite(norm)):
-            optimizer.step()
-            self._module.mask()
+        if not bool(torch.isfinite(norm)):
+            self._spoiled += 1
+            if self._spoiled > _MOST_SPOILED and self._spoiled > number // 2:
+                raise NotTrainableError("its gradients are no finite numbers")
+            return
+        optimizer.step()
+        self._module.mask()
 
     def _rate(self, started: float) -> float:
         """The learning rate with which a few steps come farthest."""
@@ -376,8 +418,8 @@ class Distillation:
 
     def _validated(self) -> float:
         """Loss of the outputs on the samples kept apart, where 1 is what it was before."""
-        losses = self._losses(self._apart)[: len(self._outputs)]
-        loss = float(np.mean(losses)) if losses else float("inf")
+        losses = self._losses(self._apart)
+        loss = float(np.mean([losses[place] for place in self._compared]))
         return loss if np.isfinite(loss) else float("inf")
 
 
@@ -412,6 +454,8 @@ def _can_stack(module: Module, samples: Sequence[Feeds]) -> bool:
         None,
     )
     if second is None or any(not np.ndim(array) for array in first.values()):
+        return False
+    if len({dims[0] for dims in shapes.values()}) > 1:
         return False
     joined = {name: _joined([first[name], second[name]]) for name in first}
     with torch.no_grad():

@@ -9,6 +9,7 @@ go back as integers.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,7 +44,19 @@ _WEIGHTS: Mapping[str, tuple[int, ...]] = {
 }
 """Operands that are weights where they are constant."""
 _BESIDE = frozenset({"Add", "Div", "Mul", "Sub"})
-"""Arithmetic whose constant is a weight where it holds one number a channel."""
+"""Arithmetic whose constant is a weight where it holds one number for each channel of a layer."""
+_IMAGES = frozenset(
+    {
+        "AveragePool",
+        "BatchNormalization",
+        "Conv",
+        "ConvTranspose",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "MaxPool",
+    }
+)
+_GIVE_CHANNELS = _IMAGES | {"Add", "Gemm", "LayerNormalization", "MatMul", "Mul", "RMSNormalization"}
 _LARGEST = 1e4
 """Beyond which a constant is a mask and no weight."""
 
@@ -137,7 +150,14 @@ class Module:
         given = [torch.from_numpy(np.array(feeds[name], order="C")) for name in self.inputs]
         try:
             found: tuple[Tensor, ...] = self.module(*given)
-        except (NotImplementedError, RuntimeError, IndexError, ValueError) as error:
+        except (
+            NotImplementedError,
+            RuntimeError,
+            IndexError,
+            ValueError,
+            TypeError,
+            AssertionError,
+        ) as error:
             raise NotTrainableError(f"there is no differentiable form of {error}") from error
         return found
 
@@ -179,6 +199,12 @@ def to_module(
     return _Builder(model, trained).build(outputs or [value.name or "" for value in model.graph.outputs])
 
 
+def zeros_of(value: ir.Value) -> str:
+    """Hexadecimal digits of where the zeros of a constant are that are to stay; empty where none are."""
+    content = facts.constant(value) if facts.SPARSITY in value.metadata_props else None
+    return "" if content is None else hashlib.sha256(np.packbits(content == 0).tobytes()).hexdigest()
+
+
 def weights_of(graph: ir.Graph) -> list[ir.Value]:
     """Constants that are weights, float or integer ones behind a DequantizeLinear, in the order of their first use."""
     found: dict[ir.Value, None] = {}
@@ -204,14 +230,30 @@ def _integers_of(value: ir.Value | None) -> ir.Value | None:
 
 def _is_weight(node: ir.Node, place: int, value: ir.Value) -> bool:
     dims = facts.static_dims(value)
-    if dims is None or not (facts.is_float(value) or _integers_of(node.inputs[place]) is value):
+    integers = _integers_of(node.inputs[place]) is value
+    if dims is None or not (facts.is_float(value) or integers):
         return False
-    if place in _WEIGHTS.get(node.op_type, ()):
-        return True
-    if node.op_type not in _BESIDE or max(dims, default=1) == 1 or sum(size != 1 for size in dims) != 1:
+    beside = node.op_type in _BESIDE and _is_by_channel(node, place, dims)
+    if not beside and (
+        place not in _WEIGHTS.get(node.op_type, ()) or (node.op_type == "Gather" and len(dims) != 2)
+    ):
         return False
     content = facts.constant(value)
-    return content is not None and bool(np.abs(content).max(initial=0.0) < _LARGEST)
+    # Masks and tables of positions are no weights.
+    return content is not None and (integers or bool(np.abs(content).max(initial=0.0) < _LARGEST))
+
+
+def _is_by_channel(node: ir.Node, place: int, dims: tuple[int, ...]) -> bool:
+    """Whether what is added or multiplied is one number for each channel of what a layer gives."""
+    if sum(size != 1 for size in dims) != 1:
+        return False
+    other = node.inputs[1 - place]
+    maker = None if other is None else other.producer()
+    if maker is None or maker.op_type not in _GIVE_CHANNELS:
+        return False
+    axis = next(index for index, size in enumerate(dims) if size != 1) - len(dims)
+    rank = facts.rank(other) or 0
+    return axis == (1 - rank if maker.op_type in _IMAGES else -1)
 
 
 class _Builder:
@@ -342,8 +384,12 @@ class _Builder:
         if content is None or scale is None or facts.attribute(node, "block_size", 0):
             raise NotTrainableError(f"the scales of {node.name!r} are computed, or in blocks")
         axis = int(facts.attribute(node, "axis", 1))
-        info = np.iinfo(content.dtype)
-        rounding = Rounding(scale, zero_point, axis, int(info.min), int(info.max), content.dtype)
+        if content.dtype.kind not in "iu":
+            raise NotTrainableError(f"{node.name!r} dequantizes {content.dtype}")
+        if len(source.uses()) > 1:
+            raise NotTrainableError(f"the integers {source.name!r} are read by more than one node")
+        low, high = _range_of(content, zero_point)
+        rounding = Rounding(scale, zero_point, axis, low, high, content.dtype)
         weight = self._known.get(source)
         if weight is None:
             weight = self._known[source] = self._parameter(source, content, rounding)
@@ -353,6 +399,16 @@ class _Builder:
             (weight, self._buffer(scale), zero),
             {"axis": axis, "low": rounding.low, "high": rounding.high},
         )
+
+
+def _range_of(content: Array, zero_point: Array | None) -> tuple[int, int]:
+    """What integers of a weight may be: those of their type; symmetric ones no larger than they are, since kernels
+    without room for more were given fewer bits (AVX2 adds products of bytes in 16 bits)."""
+    info = np.iinfo(content.dtype)
+    if info.min == 0 or info.bits > 8 or (zero_point is not None and zero_point.any()):
+        return int(info.min), int(info.max)
+    most = max(int(np.abs(content.astype(np.int64)).max(initial=0)), 1)
+    return -most, min(most, int(info.max))
 
 
 def _leading_to(graph: ir.Graph, names: Iterable[str]) -> list[ir.Node]:
@@ -366,4 +422,4 @@ def _leading_to(graph: ir.Graph, names: Iterable[str]) -> list[ir.Node]:
     return found[::-1]
 
 
-__all__ = ["Module", "NotTrainableError", "Rounding", "Weight", "to_module", "weights_of"]
+__all__ = ["Module", "NotTrainableError", "Rounding", "Weight", "to_module", "weights_of", "zeros_of"]

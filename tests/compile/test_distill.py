@@ -145,6 +145,8 @@ OVER = form("pruned, 20%", drop=0.02, prepares=True)
         ([FLOAT, OVER], [form("distilled", drop=0.001, replaces="pruned, 20%")], True, ["", "pruned, 20%, distilled"]),
         ([HELD, OVER], [form("distilled", drop=0.001, replaces="pruned, 20%")], True, ["pruned, 10%", "pruned, 20%, distilled"]),
         ([HELD], [form("distilled", drop=0.001, replaces="pruned, 10%")], True, ["pruned, 10%, distilled"]),
+        # What only prepares leaves what held before it in the running.
+        ([HELD], [form("equalized", prepares=True)], False, ["pruned, 10%", "pruned, 10%, equalized"]),
         # What is not ends there.
         ([HELD, OVER], [], True, ["pruned, 10%"]),
         ([FLOAT, OVER], [], True, [""]),

@@ -12,7 +12,7 @@ import pytest
 
 from graphopt.capture import capture
 from graphopt.errors import UsageError
-from graphopt.ir import check, shapes
+from graphopt.ir import check, facts, shapes
 from graphopt.ir import model as ir_model
 from graphopt.models import builders
 from graphopt.prune.cut import cut
@@ -20,7 +20,7 @@ from graphopt.prune.structure import analyse, separate
 from graphopt.testing import model_from_text, run
 from graphopt.train.checkpoint import Checkpoint
 from graphopt.train.distill import STOPPED, Distillation, Trained
-from graphopt.train.module import NotTrainableError, weights_of
+from graphopt.train.module import NotTrainableError, weights_of, zeros_of
 from graphopt.train.recipe import Recipe
 
 pytest.importorskip("torch")
@@ -235,3 +235,72 @@ def test_a_rate_is_found(teacher: ir.Model, student: ir.Model) -> None:
 def test_impossible_recipes_are_refused(given: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         Recipe(**given)
+
+
+def test_a_student_of_other_zeros_is_not_given_them_from_an_earlier_run(
+    teacher: ir.Model, student: ir.Model
+) -> None:
+    """Two graphs of the same shapes, whose zeros lie elsewhere, have checkpoints of their own."""
+    keys = set()
+    for seed in (0, 1):
+        copy = ir_model.clone(student)
+        for value in weights_of(copy.graph):
+            assert value.const_value is not None
+            array = value.const_value.numpy() * (
+                np.random.default_rng(seed).random(value.const_value.shape.numpy()) < 0.5
+            )
+            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+            value.metadata_props[facts.SPARSITY] = "unstructured"
+        keys.add(tuple(zeros_of(value) for value in copy.graph.initializers.values()))
+    assert len(keys) == 2 and all(any(key) for key in keys)
+
+
+def test_a_checkpoint_of_a_better_student_does_not_stand_for_this_one(
+    teacher: ir.Model, student: ir.Model, tmp_path: Path
+) -> None:
+    """What was kept is measured on this student's graph: where it serves worse, it is left."""
+    place = Checkpoint(tmp_path, "key", 9.0)
+    samples = data(24)
+    Distillation(teacher, student, samples, Recipe(steps=5, rate=1e-3), checkpoint=place).run()
+    good = Distillation(teacher, student, samples, Recipe(steps=80, rate=1e-3)).run()
+    again = Distillation(teacher, good.model, samples, Recipe(steps=5, rate=1e-4), checkpoint=place).run()
+    assert again.note != "taken from an earlier run"
+    assert noise(teacher, again.model, data(4, seed=9)) < noise(teacher, student, data(4, seed=9))
+
+
+TWO = """
+g (float[N,4] x) => (float[N,3] y, int64[N] z, float[N,3] r) <float[4,3] w = {0}, float[4,3] v = {0}>
+{ y = MatMul(x, w) z = ArgMax <axis=1, keepdims=0> (y) r = MatMul(x, v) }
+"""
+
+
+def test_outputs_that_are_indices_or_right_already_do_not_stand_in_the_way() -> None:
+    rng = np.random.default_rng(4)
+
+    def made(seed: int) -> ir.Model:
+        model = model_from_text(TWO)
+        for name, own in (("w", np.random.default_rng(seed)), ("v", np.random.default_rng(7))):
+            value = model.graph.initializers[name]
+            value.const_value = ir.tensor(own.standard_normal((4, 3)).astype(np.float32), name=name)
+        shapes.infer(model)
+        return model
+
+    samples = [{"x": rng.standard_normal((2, 4)).astype(np.float32)} for _ in range(40)]
+    trained = Distillation(made(0), made(1), samples, Recipe(steps=300, rate=3e-2, batch=8)).run()
+    assert trained.after < 0.01 * trained.before
+
+
+def test_rows_that_see_nothing_do_not_spoil_the_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    from graphopt.train.operators.elementwise import reduce_l2
+    from graphopt.train.operators.products import attention
+
+    query = torch.randn(1, 2, 3, 4, requires_grad=True)
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    mask[1] = False
+    made, *_ = attention(query, torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), mask)
+    made.sum().backward()
+    assert bool((made[:, :, 1] == 0).all()) and bool(torch.isfinite(query.grad).all())
+    rows = torch.zeros(2, 3, requires_grad=True)
+    reduce_l2(rows, torch.tensor([1])).sum().backward()
+    assert bool(torch.isfinite(rows.grad).all())

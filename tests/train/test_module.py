@@ -157,10 +157,10 @@ def test_zeros_that_are_to_stay_stay() -> None:
 def test_numbers_that_are_no_weights_are_not_trained() -> None:
     text = """
     g (float[2,4,3] x) => (float[2,4,3] y)
-    <float c = {0.5}, float[1,1,4,3] mask = {0,0,-1e30,0,0,0,0,0,0,0,0,0}, float[3] bias = {1,2,3}, int64[4] to = {1,2,4,3}, int64[3] back = {2,4,3}>
-    { a = Mul(x, c) b = Reshape(a, to) d = Add(b, mask) e = Reshape(d, back) y = Add(e, bias) }
+    <float c = {0.5}, float[1,1,4,3] mask = {0,0,-1e30,0,0,0,0,0,0,0,0,0}, float[3] bias = {1,2,3}, float[3] grid = {1,2,3}, float[3,3] w = {1,0,0,0,1,0,0,0,1}, int64[4] to = {1,2,4,3}, int64[3] back = {2,4,3}>
+    { a = Mul(x, c) b = Reshape(a, to) d = Add(b, mask) e = Reshape(d, back) f = Mul(e, grid) h = MatMul(f, w) y = Add(h, bias) }
     """
-    assert [value.name for value in weights_of(model_from_text(text).graph)] == ["bias"]
+    assert [value.name for value in weights_of(model_from_text(text).graph)] == ["w", "bias"]
 
 
 @pytest.mark.parametrize(

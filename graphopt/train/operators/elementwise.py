@@ -146,7 +146,9 @@ def cum_sum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) ->
     turned = torch.flip(x, [place]) if reverse else x
     found = torch.cumsum(turned, place).to(x.dtype)
     if exclusive:
-        found = found - turned
+        found = torch.cat(
+            [torch.zeros_like(found.narrow(place, 0, 1)), found.narrow(place, 0, x.shape[place] - 1)], place
+        )
     return torch.flip(found, [place]) if reverse else found
 
 
@@ -228,8 +230,17 @@ def reduce_l2(
     x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Tensor:
     """Root of the sum of squares."""
-    found = reduce_sum_square(x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
-    return torch.sqrt(found.to(torch.float64)).to(x.dtype) if not x.is_floating_point() else torch.sqrt(found)
+    if not x.is_floating_point():
+        found = reduce_sum_square(x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
+        return torch.sqrt(found.to(torch.float64)).to(x.dtype)
+    # The gradient of a row of zeros is zero.
+    return _reduced(
+        x,
+        axes,
+        keepdims,
+        noop_with_empty_axes,
+        lambda x, at, keep: torch.linalg.vector_norm(x, 2, list(at), keep),
+    )
 
 
 def reduce_log_sum(
@@ -256,7 +267,9 @@ def arg_max(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: i
 
 def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     """Where the smallest is."""
-    return arg_max(-x, axis=axis, keepdims=keepdims, select_last_index=select_last_index)
+    if select_last_index:
+        return x.shape[axis] - 1 - torch.argmin(torch.flip(x, [axis]), axis, bool(keepdims))
+    return torch.argmin(x, axis, bool(keepdims))
 
 
 def softplus(x: Tensor) -> Tensor:

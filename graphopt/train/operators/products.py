@@ -185,12 +185,12 @@ def _outside(around: Pairs, inner: Pairs) -> Pairs:
 
 def global_average_pool(x: Tensor) -> Tensor:
     """Mean over all places."""
-    return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+    return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True) if x.ndim > 2 else x
 
 
 def global_max_pool(x: Tensor) -> Tensor:
     """Largest over all places."""
-    return x.amax(dim=tuple(range(2, x.ndim)), keepdim=True)
+    return x.amax(dim=tuple(range(2, x.ndim)), keepdim=True) if x.ndim > 2 else x
 
 
 def _heads(x: Tensor, count: int | None) -> Tensor:
@@ -226,9 +226,10 @@ def attention(
         scores = softcap * torch.tanh(scores / softcap)
     bias = _bias(mask, bool(is_causal), scores, 0 if past_key is None else past_key.shape[2])
     if bias is not None:
-        scores = scores + bias
-        # A row that sees nothing is zero.
-        weights = torch.softmax(scores, -1).masked_fill(torch.isneginf(bias).all(-1, keepdim=True), 0.0)
+        # A row that sees nothing is zero; it is left out before the softmax, since its gradient would be no number.
+        blind = torch.isneginf(bias).all(-1, keepdim=True)
+        scores = scores + torch.where(blind, torch.zeros_like(bias), bias)
+        weights = torch.softmax(scores, -1).masked_fill(blind, 0.0)
     else:
         weights = torch.softmax(scores, -1)
     made = torch.matmul(weights, v)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_WHOLE = 1e-6
+"""Relative difference up to which a scale gives a whole size."""
 
 
 def resize(
@@ -27,7 +31,12 @@ def resize(
     else:
         assert scales is not None
         factors = [float(entry) for entry in scales]
-        wanted = [int(x.shape[axis] * factor) for factor, axis in zip(factors, places, strict=True)]
+        # In float32, as the specification's own arithmetic.
+        exact = [
+            np.float32(x.shape[axis]) * np.float32(factor)
+            for factor, axis in zip(factors, places, strict=True)
+        ]
+        wanted = [int(size) for size in exact]
     if mode == "cubic":
         return _cubic(x, places, wanted, factors, coordinate_transformation_mode, cubic_coeff_a)
     for axis, size, factor in zip(places, wanted, factors, strict=True):
@@ -48,7 +57,7 @@ def _coordinates(before: int, after: int, scale: float, mode: str) -> Tensor:
     if mode == "asymmetric":
         return at / scale
     if mode == "align_corners":
-        if after != scale * before:
+        if abs(after - scale * before) > _WHOLE * after:
             raise NotImplementedError("a Resize that aligns corners, by a scale that gives no whole size")
         return at * (before - 1) / (after - 1) if after > 1 else at * 0
     if mode == "half_pixel_symmetric":
@@ -94,7 +103,10 @@ def _cubic(
         sizes[axis], scales[axis] = size, factor
     if x.ndim != 4 or sizes[:2] != list(x.shape[:2]) or coefficient != -0.75:
         raise NotImplementedError("a cubic Resize of other axes than an image's, or another coefficient")
-    whole = all(size == before * scale for size, before, scale in zip(sizes, x.shape, scales, strict=True))
+    whole = all(
+        abs(size - before * scale) <= _WHOLE * size
+        for size, before, scale in zip(sizes, x.shape, scales, strict=True)
+    )
     if whole and mode in ("align_corners", "half_pixel", "pytorch_half_pixel"):
         return F.interpolate(x, sizes[2:], mode="bicubic", align_corners=mode == "align_corners")
     raise NotImplementedError(f"a cubic Resize with {mode!r}")

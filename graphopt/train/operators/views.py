@@ -253,6 +253,8 @@ def constant_of_shape(sizes: Tensor, *, value: Tensor | None = None) -> Tensor:
 
 def range_(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     """Numbers from ``start`` up to ``limit``."""
+    if (limit.item() - start.item()) * delta.item() <= 0:
+        return torch.zeros(0, dtype=start.dtype)
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
