@@ -17,7 +17,6 @@ Refuses (in the report, layer by layer):
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +25,7 @@ import onnx_ir as ir
 
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
+from graphopt.prune.reduced import is_named, naming_nothing
 from graphopt.prune.sparse import Pattern
 from graphopt.prune.sparse_report import details
 from graphopt.prune.sparse_search import Shares, largest_share, most_layers
@@ -134,16 +134,11 @@ class Sparsify(LossyPass):
 
     def _keeps(self, name: str) -> bool:
         options: SparsifyOptions = self.options
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in options.keep)
+        return is_named(name, options.keep)
 
     def _unknown(self, sparsifier: Sparsifier) -> list[str]:
         options: SparsifyOptions = self.options
-        names = [layer.name for layer in sparsifier.layers]
-        return [
-            f"the option 'keep' names no layer: {pattern!r} (names are in the report)"
-            for pattern in options.keep
-            if not fnmatch.filter(names, pattern)
-        ]
+        return naming_nothing(options.keep, [layer.name for layer in sparsifier.layers])
 
     def _proposal(self, sparsifier: Sparsifier, tried: list[Sparse]) -> Proposal:
         """The one with most zeros that holds, or what came nearest."""

@@ -31,6 +31,11 @@ def can_shift(layer: Layer) -> bool:
     return facts.constant(bias) is not None and len(bias.uses()) == 1 and not unused and wide
 
 
+def can_be_centred(layer: Layer) -> bool:
+    """Whether the mean of what is lost goes into a bias. A MatMul is given no Add of its own for that."""
+    return can_shift(layer) and (layer.node.op_type != "MatMul" or bias_behind(layer) is not None)
+
+
 def add_to_bias(graph: ir.Graph, layer: Layer, change: Array, maker: str) -> None:
     """Add to the bias of a layer, or to what is added behind a MatMul; one is made where there is none.
 
@@ -75,4 +80,4 @@ def _addend(node: ir.Node, value: ir.Value) -> ir.Value | None:
     return other if facts.is_constant(other) and dims and len(dims) == 1 and dims[0] != 1 else None
 
 
-__all__ = ["add_to_bias", "bias_behind", "can_shift"]
+__all__ = ["add_to_bias", "bias_behind", "can_be_centred", "can_shift"]

@@ -14,6 +14,8 @@ from graphopt.prune.labels import PINNED
 from graphopt.prune.recover import Fit
 from graphopt.prune.structure import Layer, Structure, recurrent_units
 
+WIDTHS_STAY = "a tenth of each group of channels stays, and widths that kernels like"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -133,10 +135,10 @@ def why_no_more(structure: Structure, named: Mapping[str, frozenset[int]], left:
     }
     share = sum(fixed.values()) / whole
     if share < 0.5:
-        return "a tenth of each group of channels stays, and widths that kernels like"
+        return WIDTHS_STAY
     first = max(fixed, key=lambda name: fixed[name])
     why = structure.refused.get(first) or "the option 'keep' names it"
     return f"{share:.0%} of what is left are layers that cannot lose channels, most of it {first!r} ({why})"
 
 
-__all__ = ["Outcome", "why_no_more"]
+__all__ = ["WIDTHS_STAY", "Outcome", "why_no_more"]

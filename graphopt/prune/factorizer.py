@@ -16,6 +16,7 @@ from graphopt.ir import check, facts, shapes
 from graphopt.ir import model as ir_model
 from graphopt.lossy import Context
 from graphopt.prune import costs, factors, moments
+from graphopt.prune.bias import can_be_centred
 from graphopt.prune.factors import Factors, Moments, Split
 from graphopt.prune.ranks import SEEN, Choice, cheapest, milliseconds_at
 from graphopt.prune.recover import Fit, Pair, Refit, behind
@@ -179,7 +180,7 @@ class Factorizer:
                     continue
                 self.context.progress(f"factors of layer {len(found) + 1} of {len(layers)}")
                 made = factors.factorize(
-                    sums.pop(layer.name), ranks[layer.name][-1], centred=factors.is_centred(layer)
+                    sums.pop(layer.name), ranks[layer.name][-1], centred=can_be_centred(layer)
                 )
                 found[layer.name] = made
                 if made.note:
@@ -349,7 +350,7 @@ class Factorizer:
                 pairs.append(Pair(layer, twins[layer.name]))
         refit = Refit(
             self.model, made.model, self._samples, context.threads, context.deadline,
-            lambda text: context.progress(f"{made.label}: {text}"), shifts=factors.is_centred, maker=factors.MAKER,
+            lambda text: context.progress(f"{made.label}: {text}"), shifts=can_be_centred, maker=factors.MAKER,
         )  # fmt: skip
         refit.run(pairs)
         made.fits, made.skipped, made.hurried = refit.fits, refit.skipped, refit.hurried

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from graphopt.ir import facts, provenance
 from graphopt.ir.facts import Array
 from graphopt.ir.graphs import add_constant, free_name
-from graphopt.prune.bias import add_to_bias, bias_behind, can_shift
+from graphopt.prune.bias import add_to_bias
 from graphopt.prune.moments import MOST_INPUTS, matrices, why_no_rows
 from graphopt.prune.structure import Layer
 
@@ -73,11 +73,6 @@ def nbytes(layer: Layer) -> int:
     """Of what :class:`Moments` holds."""
     outputs, numbers = sizes(layer)
     return 8 * (outputs * numbers + side(layer) ** 2)
-
-
-def is_centred(layer: Layer) -> bool:
-    """Whether the mean of what is lost goes into a bias. A MatMul is given no Add of its own for that."""
-    return can_shift(layer) and (layer.node.op_type != "MatMul" or bias_behind(layer) is not None)
 
 
 @dataclass
@@ -344,7 +339,6 @@ __all__ = [
     "Moments",
     "Split",
     "factorize",
-    "is_centred",
     "nbytes",
     "side",
     "sizes",

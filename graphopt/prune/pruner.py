@@ -19,7 +19,7 @@ from graphopt.ir.facts import Array
 from graphopt.lossy import Context
 from graphopt.prune import choose, costs
 from graphopt.prune.cut import cut
-from graphopt.prune.details import Outcome, why_no_more
+from graphopt.prune.details import WIDTHS_STAY, Outcome, why_no_more
 from graphopt.prune.recover import Fit, Recovery, kept_apart
 from graphopt.prune.reduced import Reduced, search, tried_of
 from graphopt.prune.score import Criterion, scores
@@ -39,7 +39,6 @@ _REFITTING = 2.0
 """Times what ranking takes: two models are run where one was, and each layer is solved several times."""
 _REACHED = 0.005
 """What may be missing of a share."""
-_WHY_NO_MORE_CHANNELS = "a tenth of each group stays, and widths that kernels like"
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 128, 512
 _SHARE_FOR_SAMPLES = 0.2
@@ -231,7 +230,7 @@ class Pruner:
         if most > max(macs, ratio) - _REACHED:
             return ""
         left = choose.macs(self.structure, self.places, every)
-        why = why_no_more(self.structure, self._named, left) if macs else _WHY_NO_MORE_CHANNELS
+        why = why_no_more(self.structure, self._named, left) if macs else WIDTHS_STAY
         return f"asked for {max(macs, ratio):.0%} of {what}, {most:.0%} is the most: {why}"
 
     def _removed(self, ratio: float, macs: float) -> frozenset[int]:

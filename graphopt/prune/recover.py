@@ -40,6 +40,11 @@ _LEAST_SHARE = 0.5
 known of the sensitivity of groups 0.7."""
 
 
+def is_kept_apart(index: int) -> bool:
+    """Whether nothing is fitted on the sample of this number."""
+    return index % _TEST == _TEST - 1
+
+
 def kept_apart(samples: Sequence[Feeds]) -> Sequence[Feeds]:
     """The samples that nothing is fitted on."""
     return samples[_TEST - 1 :: _TEST]
@@ -233,7 +238,7 @@ class Refit:
                 old = moments.rows_of(layer, before, index, rows)
                 new = moments.rows_of(twin, after, index, rows)
                 kept = self.keep(layer.data, layer.channel) if layer.is_depthwise else None
-                (test if index % _TEST == _TEST - 1 else train).add(old if kept is None else old[kept], new)
+                (test if is_kept_apart(index) else train).add(old if kept is None else old[kept], new)
             train, test = train.whole(), test.whole()
             self._solve(train, test if test.rows else train, layer, twin)
         if self.hurried:
@@ -355,4 +360,4 @@ def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
     return ridges, change, missed
 
 
-__all__ = ["Fit", "Pair", "Recovery", "Refit", "behind", "kept_apart"]
+__all__ = ["Fit", "Pair", "Recovery", "Refit", "behind", "is_kept_apart", "kept_apart"]

@@ -20,11 +20,12 @@ from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.lossy import Candidate, Context
 from graphopt.prune import moments, sparse
-from graphopt.prune.bias import add_to_bias, bias_behind, can_shift
+from graphopt.prune.bias import add_to_bias, can_be_centred
+from graphopt.prune.recover import is_kept_apart
 from graphopt.prune.score import Criterion
 from graphopt.prune.sparse import Pattern
 from graphopt.prune.sparse_weights import Outcome, Part, Solution, Sums, contents_of, parts_of, solved
-from graphopt.prune.structure import Layer, layers_of
+from graphopt.prune.structure import layers_of
 from graphopt.prune.walk import Walk, most_kept
 from graphopt.quant import layers as lossy_layers
 from graphopt.quant.observe import activation_bytes, in_turns
@@ -41,10 +42,6 @@ _SHARE_OF_LOOKING = 0.1
 _LEAST_SAMPLES = 16
 _LEAST_WALKED = 4
 """Samples, below which walking is not worth what it costs."""
-_TEST = 4
-"""One sample in so many is kept apart."""
-_ROWS_A_NUMBER = 12.0
-_LEAST_ROWS_OF_SAMPLE = 32
 
 
 @dataclass
@@ -176,7 +173,7 @@ class Sparsifier:
             self.context.progress(f"zeros in layer {count - len(todo) + 1} of {count}")
             del todo[part.name]
             share = shares.get(part.name, 0.0)
-            solution = solved(part, self.pattern, share, train, test, shifts=_shifts(part.layer))
+            solution = solved(part, self.pattern, share, train, test, shifts=can_be_centred(part.layer))
             if isinstance(solution, str):
                 solution = self._masked(part, share, solution)
             yield part, self._give(model, part, solution)
@@ -260,7 +257,8 @@ class Sparsifier:
                     self._samples = self._samples[:number]
                     break
                 for layer in turn:
-                    array, most = seen[layer.data.name or ""], self._rows(layer, len(self._samples))
+                    array = seen[layer.data.name or ""]
+                    most = moments.rows_a_sample(inputs_of(layer.node), len(self._samples))
                     rows = moments.rows_of(layer, array, number, most)
                     own = np.square(rows, dtype=np.float64).sum(axis=1)
                     sums[layer.name] = sums.get(layer.name, 0.0) + own
@@ -270,12 +268,6 @@ class Sparsifier:
                 if np.isfinite(total).all():
                     self._squares[name] = total / rows_seen[name]
         self._walked = min(len(self._samples), self._memory // max(most_kept(self.model, sizes), 1))
-
-    @staticmethod
-    def _rows(layer: Layer, samples: int) -> int:
-        """Rows of each sample: several for each number that goes into a sum."""
-        wanted = _ROWS_A_NUMBER * inputs_of(layer.node) / max(samples, 1)
-        return int(min(max(wanted, _LEAST_ROWS_OF_SAMPLE), moments.ROWS))
 
     def _mean_squares(self, part: Part) -> Array | None:
         """Of what all readers of a weight multiply with it, [groups, 1, K] in order; None where it was not seen."""
@@ -330,8 +322,10 @@ class Sparsifier:
                 yield part, train, test if test.rows else train
 
     def _add(self, part: Part, array: Array, index: int, count: int, train: Sums, test: Sums) -> None:
-        rows = moments.rows_of(part.layer, array, index, self._rows(part.layer, count))
-        (test if index % _TEST == _TEST - 1 else train).add(rows)
+        rows = moments.rows_of(
+            part.layer, array, index, moments.rows_a_sample(inputs_of(part.layer.node), count)
+        )
+        (test if is_kept_apart(index) else train).add(rows)
 
     # -- what they are given ---------------------------------------------------------------------------------
 
@@ -352,11 +346,6 @@ class Sparsifier:
         kind = f"sparse {self.pattern}" if self.pattern.block else "sparse"
         where = "" if readers == len(self.layers) else f" in {readers} of {len(self.layers)} layers"
         return Sparse(f"{kind}{where}, {share:.0%} zeros", model, share, outcomes)
-
-
-def _shifts(layer: Layer) -> bool:
-    """Whether a layer's bias may change; one behind a MatMul that has none would be a node more."""
-    return can_shift(layer) and (layer.node.op_type != "MatMul" or bias_behind(layer) is not None)
 
 
 __all__ = ["Sparse", "Sparsifier"]

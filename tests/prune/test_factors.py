@@ -10,7 +10,8 @@ import pytest
 
 from graphopt.ir import check, provenance, shapes
 from graphopt.ir import model as ir_model
-from graphopt.prune import factors, moments
+from graphopt.prune import factors
+from graphopt.prune.bias import can_be_centred, moments
 from graphopt.prune.factors import Factors, Moments
 from graphopt.prune.ranks import Choice, cheapest, milliseconds_at
 from graphopt.prune.structure import Layer, layers_of
@@ -93,7 +94,7 @@ def factors_of(model: ir.Model, samples: list[dict[str, np.ndarray]], damping: f
     sums = Moments.of(layer)
     for rows in rows_of(layer, samples):
         sums.add(rows)
-    return factors.factorize(sums, factors.side(layer), centred=factors.is_centred(layer), damping=damping)
+    return factors.factorize(sums, factors.side(layer), centred=can_be_centred(layer), damping=damping)
 
 
 def split(model: ir.Model, made: Factors, rank: int) -> ir.Model:
@@ -144,7 +145,7 @@ def test_no_product_of_a_rank_is_nearer_on_the_data(name: str, seed: int) -> Non
     content = layer.weight.const_value
     assert content is not None
     weight = moments.matrices(layer, content.numpy())[0].astype(np.float64)
-    centre = rows.mean(axis=0) if factors.is_centred(layer) else 0.0
+    centre = rows.mean(axis=0) if can_be_centred(layer) else 0.0
     # The singular values of what the weight makes of all rows: those of W L, where L L' are the second moments.
     values = np.linalg.svd((rows - centre) @ weight.T, compute_uv=False)
     power = np.square(rows @ weight.T).sum()
@@ -164,7 +165,7 @@ def test_no_product_of_a_rank_is_nearer_on_the_data(name: str, seed: int) -> Non
             wrong = outputs(split(model, damped, rank), samples) - wanted
             whole = np.square(without_bias(model, wanted)).sum()
             assert np.square(wrong).sum() / whole == pytest.approx(damped.lost[rank], rel=1e-3, abs=1e-8)
-            if factors.is_centred(layer):
+            if can_be_centred(layer):
                 assert np.abs(wrong.mean(axis=1)).max() < 1e-4 * np.abs(wanted).max()
 
 
