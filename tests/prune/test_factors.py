@@ -10,8 +10,8 @@ import pytest
 
 from graphopt.ir import check, provenance, shapes
 from graphopt.ir import model as ir_model
-from graphopt.prune import factors
-from graphopt.prune.bias import can_be_centred, moments
+from graphopt.prune import factors, moments
+from graphopt.prune.bias import can_be_centred
 from graphopt.prune.factors import Factors, Moments
 from graphopt.prune.ranks import Choice, cheapest, milliseconds_at
 from graphopt.prune.structure import Layer, layers_of
