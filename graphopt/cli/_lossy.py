@@ -21,12 +21,26 @@ def points(details: Mapping[str, Any]) -> list[str]:
             f"{1 - point['macs_left']:4.0%} of the multiplications gone  {_judgement(point) or 'not judged'}"
             for point in details["tried"]
         ]
+    if "distilled" in details:
+        return _training(details["distilled"])
     if "judged" in details:
         return [f"{point['label']}  {_judgement(point) or 'not judged'}" for point in details["judged"]]
     found = sorted(details.get("pareto", []), key=lambda point: point.get("predicted_ms") or 0.0)
     return [
         f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {_judgement(point)}"
         for point in found[:_MOST_POINTS]
+    ]
+
+
+def _training(told: Mapping[str, Any]) -> list[str]:
+    """How the loss fell, and how the training ended."""
+    history: list[tuple[int, float]] = told["history"]
+    every = max(len(history) // _MOST_POINTS, 1)
+    shown = [f"step {step:5d}  loss {loss:.2e}" for step, loss in history[every - 1 :: every]]
+    return [
+        f"{told['optimizer']} at {told['rate']:g}, {told['batch']} samples a step, {len(told['hidden'])} hidden values",
+        *shown,
+        told["end"],
     ]
 
 
