@@ -32,6 +32,7 @@ _APART = 8
 """One sample in so many is kept apart."""
 _MOST_APART = 64
 _ROWS = 32
+_LEAST_BATCH, _WANTED_STEPS = 4, 300
 _VALIDATIONS = 20
 """In a whole training."""
 _TRYING = 0.06
@@ -145,6 +146,8 @@ class Distillation:
         self._initial = {
             name: weight.parameter.detach().clone() for name, weight in self._module.weights.items()
         }
+        if not self.recipe.batch and not self.recipe.steps:
+            self._batch = self._affordable(self._batch)
         begun = self._begun = self._validated()
         state = self._resumed(begun)
         note = ""
@@ -168,6 +171,22 @@ class Distillation:
             model, begun * self._mean_scale, state.best_loss * self._mean_scale, state.step, state.rate, self._batch,
             hidden, state.history, note,
         )  # fmt: skip
+
+    def _affordable(self, most: int) -> int:
+        """As many samples a step as leave time for many steps; a few at least."""
+        if most <= _LEAST_BATCH:
+            return most
+        batch = self._train[:_LEAST_BATCH]
+        optimizer = self.recipe.make_optimizer([weight.parameter for weight in self._module.weights.values()])
+        seconds = []
+        for _ in range(2):
+            started = time.monotonic()
+            # At a rate of zero nothing changes.
+            self._step(batch, 0, optimizer)
+            seconds.append(time.monotonic() - started)
+        each = min(seconds) / len(batch)
+        left = max(self.deadline - time.monotonic(), 0.0)
+        return int(min(max(left / (_WANTED_STEPS * each), _LEAST_BATCH), most))
 
     def _resumed(self, begun: float) -> State | None:
         """Where an earlier run stopped; None where there is none, or its weights serve this student worse than its own.
@@ -297,8 +316,9 @@ class Distillation:
     def _rate(self, started: float) -> float:
         """The learning rate with which a few steps come farthest."""
         tried: list[tuple[float, float]] = []
+        rates = RATES[self.recipe.optimizer]
         whole = min(self.deadline - started, 1e9)
-        for rate in RATES[self.recipe.optimizer]:
+        for rate in rates:
             self.progress(f"trying a learning rate of {rate:g}")
             self._reset()
             optimizer = self.recipe.make_optimizer(

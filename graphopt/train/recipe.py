@@ -32,7 +32,7 @@ class Recipe:
         schedule: What the rate does after a linear warm-up: ``cosine`` (Loshchilov & Hutter 2017), ``linear`` or
             ``constant``.
         decay: Weight decay.
-        batch: Samples of a step; 0 takes as many as give 32 rows.
+        batch: Samples of a step; 0 takes as many as give 32 rows, or fewer where there is not time for many steps.
         steps: At most; 0 for as many as there is time for.
         hidden: Weight of hidden values beside the outputs; 0 leaves them out.
         mix: Share of the steps on mixtures of samples (mixup, Zhang et al., ICLR 2018), which learn what the teacher
