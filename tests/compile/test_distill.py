@@ -13,9 +13,11 @@ import onnx
 import pytest
 
 import graphopt
+from graphopt import catalog
 from graphopt.errors import UsageError, VerificationError
-from graphopt.lossy import Candidate, Judgement
+from graphopt.lossy import Candidate, Judgement, LossyPass
 from graphopt.models import builders
+from graphopt.pipeline.spec import parse
 from graphopt.proposals import _followed
 from graphopt.testing import model_from_text
 
@@ -157,3 +159,16 @@ def test_what_goes_on_after_a_pass(
     kept: list[Candidate], proposed: list[Candidate], recovers: bool, labels: list[str]
 ) -> None:
     assert [entry.label for entry in _followed(kept, proposed, recovers)] == labels
+
+
+@pytest.mark.parametrize(
+    ("spec", "searches"),
+    [
+        ("prune", True), ("prune{ratio=0.3}", False), ("prune{macs=0.3}", False), ("low-rank{ratio=0.2}", False), ("low-rank", True),
+        ("sparsify", True), ("sparsify{pattern=unstructured,sparsity=0.5}", False), ("distill", True), ("distill{steps=9}", False),
+        ("distill{seconds=9}", False), ("quantize", True),
+    ],
+)  # fmt: skip
+def test_what_is_told_how_much_takes_no_time_from_the_search(spec: str, searches: bool) -> None:
+    (pass_,) = catalog.expand(tuple(parse(spec)))
+    assert isinstance(pass_, LossyPass) and pass_.searches is searches
