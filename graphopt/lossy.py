@@ -151,8 +151,8 @@ class LossyPass(Pass):
 
     @property
     def searches(self) -> bool:
-        """Whether it looks for the best that there is time for; else it does what its options say, however long that
-        takes, and the passes behind it have as much time as without it."""
+        """Whether it looks for the best that there is time for; else it does what its options say, at its own pace, and
+        the passes behind it have as much time as without it."""
         return True
 
     precedes: ClassVar[tuple[str, ...]] = ()

@@ -39,6 +39,8 @@ _SECONDS_TO_COUNT = 5.0
 _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
 _LEAST_TURN = 1.0
+_UNHURRIED = 90.0
+"""Seconds at least for a pass that is told how much: it does not search, and what it hurries it does worse."""
 _LEAST_SHARED = 1024
 """Bytes of constants that are looked for again: where passes look at layers one by one, each has a copy of its own."""
 _SHARE_OF_FIRST = 0.6
@@ -123,8 +125,11 @@ class Proposals:
         for place, pass_ in enumerate(self.passes):
             started = time.monotonic()
             is_last = place == len(self.passes) - 1
-            part = 1.0 if is_last or not pass_.searches else pass_.share
-            until = started + max(deadline - started, 0.0) * part
+            left = max(deadline - started, 0.0)
+            if pass_.searches:
+                until = started + (left if is_last else left * pass_.share)
+            else:
+                until = started + max(left, _UNHURRIED)
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             follows = any(later.recovers for later in self.passes[place + 1 :])
             records.append(record)

@@ -35,6 +35,8 @@ _ROWS = 32
 _LEAST_BATCH, _WANTED_STEPS = 4, 300
 _VALIDATIONS = 20
 """In a whole training."""
+_VALIDATING, _LEAST_APART = 0.15, 8
+"""Share of the time for them, and samples of each at least."""
 _TRYING = 0.06
 """Share of the time for each learning rate that is tried."""
 _LEAST_SECONDS_BETWEEN = 10.0
@@ -186,6 +188,9 @@ class Distillation:
             seconds.append(time.monotonic() - started)
         each = min(seconds) / len(batch)
         left = max(self.deadline - time.monotonic(), 0.0)
+        # A validation is a third of a step's work for each of its samples.
+        affordable = _VALIDATING * left / (_VALIDATIONS * each / 3)
+        self._apart = self._apart[: int(max(affordable, _LEAST_APART))]
         return int(min(max(left / (_WANTED_STEPS * each), _LEAST_BATCH), most))
 
     def _resumed(self, begun: float) -> State | None:
