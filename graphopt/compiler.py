@@ -307,7 +307,7 @@ class Compilation:
         runnable = [(target, probe) for target, probe in usable if probe.runnable]
         used = runnable or usable
         self._left_out += [
-            FormTiming(target.name, note=" ".join(probe.reason.split()))
+            FormTiming(target.name, note="; ".join(map(str.strip, probe.reason.splitlines())))
             for target, probe in probed
             if not any(target is other for other, _ in used)
         ]
