@@ -123,12 +123,10 @@ def why(manifest: Manifest) -> str:
     interval = (
         "" if chosen["low"] is None else f" (95 % interval {chosen['low']:.2f} to {chosen['high']:.2f})"
     )
-    ahead = any(form["verified"] and (form["speedup"] or 0.0) > chosen["speedup"] for form in forms)
-    # One that was asked for although it buys no time ties with the fastest.
-    place = (
-        f"is as fast within noise as the fastest of {verified}" if ahead else f"is the fastest of {verified}"
+    return (
+        f"{label!r} is the fastest of {verified} forms that were verified, {chosen['speedup']:.2f}x as fast as the "
+        f"original{interval}"
     )
-    return f"{label!r} {place} forms that were verified, {chosen['speedup']:.2f}x as fast as the original{interval}"
 
 
 def _overview(
