@@ -27,7 +27,7 @@ import onnx_ir as ir
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.prune.factorizer import Factored, Factorizer
-from graphopt.prune.reduced import is_named, naming_nothing, proposal_of
+from graphopt.prune.reduced import QUANTIZERS, check_shares, is_named, naming_nothing, proposal_of
 from graphopt.quant.units import integer_nodes
 
 _SAMPLES = 128
@@ -57,17 +57,12 @@ class LowRankOptions:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, share in (("ratio", self.ratio), ("macs", self.macs)):
-            if not 0 <= share < 1:
-                raise UsageError(
-                    f"the {name} of low-rank is {share:g}",
-                    hint=f"write a share from 0 to below 1: low-rank{{{name}=0.3}}",
-                )
-        if self.ratio and self.macs:
-            raise UsageError(
-                "low-rank takes a share of the multiplications of layers that can become two products, or of all",
-                hint="leave out ratio or macs",
-            )
+        check_shares(
+            "low-rank",
+            self.ratio,
+            self.macs,
+            "the multiplications of layers that can become two products, or of all",
+        )
         if self.samples < 1:
             raise UsageError(f"{self.samples} is no number of samples", hint="write samples=128")
         if self.multiple < 0:
@@ -80,10 +75,7 @@ class LowRank(LossyPass):
     name = "low-rank"
     Options = LowRankOptions
     share = 0.5
-    precedes = (
-        "quantize", "quantize-dynamic", "quantize-weights", "float16",
-        "equalize", "smooth", "round-weights", "correct-bias", "sparsify",
-    )  # fmt: skip
+    precedes = (*QUANTIZERS, "sparsify")
 
     @property
     def searches(self) -> bool:

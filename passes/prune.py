@@ -21,7 +21,7 @@ import onnx_ir as ir
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.prune.pruner import Pruned, Pruner, samples_for
-from graphopt.prune.reduced import is_named, naming_nothing, proposal_of
+from graphopt.prune.reduced import QUANTIZERS, check_shares, is_named, naming_nothing, proposal_of
 from graphopt.quant.units import integer_nodes
 
 
@@ -55,17 +55,7 @@ class PruneOptions:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, share in (("ratio", self.ratio), ("macs", self.macs)):
-            if not 0 <= share < 1:
-                raise UsageError(
-                    f"the {name} of prune is {share:g}",
-                    hint=f"write a share from 0 to below 1: prune{{{name}=0.3}}",
-                )
-        if self.ratio and self.macs:
-            raise UsageError(
-                "prune takes a share of the channels or of the multiplications",
-                hint="leave out ratio or macs",
-            )
+        check_shares("prune", self.ratio, self.macs, "the channels or of the multiplications")
         if self.samples < 0:
             raise UsageError(
                 f"{self.samples} is no number of samples", hint="write samples=128, or leave it out"
@@ -80,10 +70,7 @@ class Prune(LossyPass):
     name = "prune"
     Options = PruneOptions
     share = 0.5
-    precedes = (
-        "quantize", "quantize-dynamic", "quantize-weights", "float16",
-        "equalize", "smooth", "round-weights", "correct-bias", "sparsify",
-    )  # fmt: skip
+    precedes = (*QUANTIZERS, "sparsify")
 
     @property
     def searches(self) -> bool:

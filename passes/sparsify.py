@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
-from graphopt.prune.reduced import is_named, naming_nothing
+from graphopt.prune.reduced import QUANTIZERS, is_named, naming_nothing
 from graphopt.prune.sparse import Pattern
 from graphopt.prune.sparse_report import details
 from graphopt.prune.sparse_search import Shares, largest_share, most_layers
@@ -80,10 +80,7 @@ class Sparsify(LossyPass):
     name = "sparsify"
     Options = SparsifyOptions
     share = 0.5
-    precedes = (
-        "quantize", "quantize-dynamic", "quantize-weights", "float16",
-        "equalize", "smooth", "round-weights", "correct-bias",
-    )  # fmt: skip
+    precedes = QUANTIZERS
 
     @property
     def searches(self) -> bool:

@@ -10,12 +10,17 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 
-from graphopt.errors import did_you_mean, nearest
+from graphopt.errors import UsageError, did_you_mean, nearest
 from graphopt.lossy import Candidate, Proposal
 from graphopt.verify.budget import Judgement
 
 _FIRST, _MOST = 0.25, 0.75
 """Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
+QUANTIZERS = (
+    "quantize", "quantize-dynamic", "quantize-weights", "float16",
+    "equalize", "smooth", "round-weights", "correct-bias",
+)  # fmt: skip
+"""Passes that change how weights are held, or prepare for it: what makes layers smaller comes before them."""
 _TRIES, _TRIES_WITHOUT_TIME = 5, 3
 _RECOVERABLE = 3.0
 """Times the budget that may be lost where a pass follows that wins accuracy back."""
@@ -153,6 +158,25 @@ def proposal_of(
     )
 
 
+def check_shares(pass_name: str, ratio: float, macs: float, both: str) -> None:
+    """Refuse shares that are none, and two of them.
+
+    Args:
+        both: What the pass takes one share of.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    for name, share in (("ratio", ratio), ("macs", macs)):
+        if not 0 <= share < 1:
+            raise UsageError(
+                f"the {name} of {pass_name} is {share:g}",
+                hint=f"write a share from 0 to below 1: {pass_name}{{{name}=0.3}}",
+            )
+    if ratio and macs:
+        raise UsageError(f"{pass_name} takes a share of {both}", hint="leave out ratio or macs")
+
+
 def is_named(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name is among patterns with wildcards."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
@@ -168,4 +192,13 @@ def naming_nothing(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     ]
 
 
-__all__ = ["Reduced", "is_named", "naming_nothing", "proposal_of", "search", "tried_of"]
+__all__ = [
+    "QUANTIZERS",
+    "Reduced",
+    "check_shares",
+    "is_named",
+    "naming_nothing",
+    "proposal_of",
+    "search",
+    "tried_of",
+]
