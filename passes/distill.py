@@ -122,7 +122,7 @@ class Distill(LossyPass):
             if samples and room < 0:
                 break
             samples.append(feeds)
-        before = context.judged(given.model)
+        before = given.judgement or context.judged(given.model)
         now = time.monotonic()
         # Who says how long gets it; the rest of the time is what there is otherwise.
         until = float("inf") if options.steps else context.deadline

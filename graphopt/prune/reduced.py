@@ -104,18 +104,19 @@ def search(
     return found
 
 
+def judged_of(judgement: Judgement | None) -> dict[str, Any]:
+    """What one that was judged loses, for the report: plain JSON."""
+    return {
+        "value": None if judgement is None else judgement.value,
+        "drop": None if judgement is None else judgement.drop,
+        "decibels": None if judgement is None else judgement.decibels,
+        "held": judgement is not None and judgement.ok,
+    }
+
+
 def tried_of(tried: Sequence[Reduced]) -> list[dict[str, Any]]:
     """What was judged, for the report: plain JSON."""
-    return [
-        {
-            "macs_left": one.macs,
-            "value": None if one.judgement is None else one.judgement.value,
-            "drop": None if one.judgement is None else one.judgement.drop,
-            "decibels": None if one.judgement is None else one.judgement.decibels,
-            "held": one.held,
-        }
-        for one in tried
-    ]
+    return [{"macs_left": one.macs, **judged_of(one.judgement)} for one in tried]
 
 
 def proposal_of(
@@ -197,6 +198,7 @@ __all__ = [
     "Reduced",
     "check_shares",
     "is_named",
+    "judged_of",
     "naming_nothing",
     "proposal_of",
     "search",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.facts import Array
+from graphopt.prune.reduced import judged_of
 from graphopt.prune.sparse import Pattern
 from graphopt.prune.sparse_weights import contents_of
 from graphopt.prune.sparsifier import Sparse, Sparsifier
@@ -49,16 +50,7 @@ def details(
         "zeros": None if chosen is None else chosen.zeros,
         "size": None if chosen is None else _sizes(sparsifier, chosen),
         "sparsified": rows,
-        "judged": [
-            {
-                "label": one.label,
-                "value": None if one.judgement is None else one.judgement.value,
-                "drop": None if one.judgement is None else one.judgement.drop,
-                "decibels": None if one.judgement is None else one.judgement.decibels,
-                "held": one.holds,
-            }
-            for one in tried
-        ],
+        "judged": [{"label": one.label, **judged_of(one.judgement)} for one in tried],
     }
 
 

@@ -321,9 +321,8 @@ class Distillation:
     def _rate(self, started: float) -> float:
         """The learning rate with which a few steps come farthest."""
         tried: list[tuple[float, float]] = []
-        rates = RATES[self.recipe.optimizer]
         whole = min(self.deadline - started, 1e9)
-        for rate in rates:
+        for rate in RATES[self.recipe.optimizer]:
             self.progress(f"trying a learning rate of {rate:g}")
             self._reset()
             optimizer = self.recipe.make_optimizer(
