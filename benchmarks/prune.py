@@ -65,7 +65,7 @@ ROWS: Mapping[str, Row] = {
     "digits-cnn": Row("", "macs=0.5", "digits-cnn", 1000, trained="seconds=60"),
     "digits-transformer": Row("", "macs=0.5", "digits-transformer", 1000, trained="seconds=60"),
     "ppocrv4-rec": Row("ppocrv4-rec", "ratio=0.25", "ocr", 400, True, 0.01, "seconds=60", "characters_right"),
-    "minilm": Row("minilm", "ratio=0.25", "retrieval", 96, trained="seconds=60"),
+    "minilm": Row("minilm", "ratio=0.25,criterion=taylor", "retrieval", 500, trained="seconds=300"),
     "ppocrv4-det": Row("ppocrv4-det", "ratio=0.3", "det", 48),
     "ppocr-cls": Row("ppocr-cls", "ratio=0.3", "cls", 400),
     **{

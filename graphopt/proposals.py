@@ -28,6 +28,7 @@ from graphopt.rewrite import Numerics
 from graphopt.target import Aligned, Target
 from graphopt.tune.kernels import kernels_of
 from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
+from graphopt.verify.padding import find_padding
 from graphopt.verify.reference import Reference
 from graphopt.verify.session import Session
 
@@ -421,7 +422,7 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
             break
         kept.append(sample)
         references.append(outputs)
-    return Evaluation(
+    evaluation = Evaluation(
         [sample.feeds for sample in kept],
         references,
         [sample.labels for sample in kept],
@@ -429,6 +430,7 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
         budget.max_drop,
         held_out,
     )
+    return replace(evaluation, padding=find_padding(session, evaluation))
 
 
 def lossy_and_others(passes: Sequence[Any]) -> tuple[list[Any], list[LossyPass]]:

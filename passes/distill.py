@@ -130,6 +130,7 @@ class Distill(LossyPass):
         training = Distillation(
             context.original, given.model, samples, replace(options.recipe, seed=options.seed + context.seed),
             deadline=deadline, memory=int(_MOST_BYTES * context.memory), threads=context.threads,
+            padding=context.evaluation.padding,
             checkpoint=self._checkpoint(given.model, samples, context, min(deadline - now, 1e9)),
             progress=lambda text: context.progress(f"training, {text}"),
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tasks import Array, Outputs, Split, Task, only
-from benchmarks.tasks.text import summaries
+from benchmarks.tasks.text import passages, summaries
 from graphopt import zoo
 
 BATCH = 8
@@ -41,7 +41,11 @@ class Retrieval(Task):
         return zoo.fetch("minilm")
 
     def calibration(self, count: int) -> Split:
-        return _batches(summaries(calibration=True), count * BATCH // 2, seed=7)
+        """Pairs, each once; behind them passages that belong to no pair, which the metric leaves out."""
+        pairs = summaries(calibration=True)
+        wanted = count * BATCH
+        whole = min(wanted // 2, len(pairs) - len(pairs) % (BATCH // 2))
+        return _batches(pairs, whole, seed=7, alone=passages(calibration=True), others=wanted - 2 * whole)
 
     @functools.cached_property
     def evaluation(self) -> Split:
@@ -89,13 +93,27 @@ def spearman(a: Array, b: Array) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def _batches(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Split:
-    """``count`` pairs at random, four a sample; once all pairs are used up, they come again in another order."""
+def _batches(
+    pairs: Sequence[tuple[str, str]], count: int, seed: int, *, alone: Sequence[str] = (), others: int = 0
+) -> Split:
+    """``count`` pairs at random, four a sample, and as many texts that belong to none; samples in random order.
+
+    Once all texts are used up, they come again in another order.
+    """
     rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
+
+    def drawn(size: int, wanted: int) -> Array:
+        turns = [rng.permutation(size) for _ in range(-(-wanted // size) if size else 0)]
+        return np.concatenate([np.zeros(0, np.int64), *turns])[:wanted]
+
     tokenizer = _tokenizer()
-    texts = [text for index in order for text in pairs[index]]
+    texts = [text for index in drawn(len(pairs), count) for text in pairs[index]]
     numbers = [sign for index in range(count) for sign in (index, -1 - index)]
+    texts += [alone[index] for index in drawn(len(alone), others)]
+    numbers += range(count, count + others)
+    if others:
+        places = rng.permutation(len(texts) // BATCH)[:, None] * BATCH + np.arange(BATCH)
+        texts, numbers = ([given[place] for place in places.ravel()] for given in (texts, numbers))
     encoded = tokenizer.encode_batch(texts)
     feeds = []
     for start in range(0, len(texts), BATCH):

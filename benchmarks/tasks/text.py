@@ -82,3 +82,18 @@ def summaries(calibration: bool) -> tuple[tuple[str, str], ...]:
     for head, rest in found.items():
         documents.setdefault(rest, head)
     return tuple((head, rest) for rest, head in documents.items() if is_calibration(head) == calibration)
+
+
+@functools.cache
+def passages(calibration: bool) -> tuple[str, ...]:
+    """Paragraphs of prose of one half, that have no part in the pairs of :func:`summaries`."""
+    pairs = {text for half in (True, False) for pair in summaries(half) for text in pair}
+    found: dict[str, None] = {}
+    for text in docstrings():
+        for part in text.split("\n\n"):
+            prose = " ".join(part.split())
+            letters = sum(char.isalpha() or char in " .,'" for char in prose)
+            if len(prose.split()) >= 6 and ">>>" not in prose and letters >= 0.85 * len(prose):
+                found[prose] = None
+    mine = [prose for prose in found if is_calibration(prose) == calibration]
+    return tuple(prose for prose in mine if not any(prose in text or text in prose for text in pairs))

@@ -62,7 +62,11 @@ class Choice:
     def rounded(self, share: float) -> int:
         """How many units a share of the group is, in steps."""
         wanted = int(np.abs(self.taken - share * len(self.group.classes)).argmin())
-        return min(round(wanted / self.step) * self.step, self.most)
+        return min(max(round(wanted / self.step), 0) * self.step, self.most)
+
+    def share(self, count: int) -> float:
+        """What share of the group so many units are."""
+        return float(self.taken[count]) / len(self.group.classes)
 
 
 def choices(
@@ -196,8 +200,21 @@ def macs(structure: Structure, places: Mapping[str, int], removed: Iterable[int]
 
 
 def uniform(choices_: Sequence[Choice], share: float) -> set[int]:
-    """The same share of every group."""
-    return {one for choice in choices_ for one in choice.removed(choice.rounded(share))}
+    """The same share of every group.
+
+    What rounding to steps takes too much or too little of one group, the next one of its kind makes up for: a network
+    of many narrow layers loses its share by losing a step in some of them.
+    """
+    found: set[int] = set()
+    missing: dict[tuple[int, int], float] = {}
+    for choice in choices_:
+        kind = (len(choice.group.classes), choice.step)
+        wanted = share + missing.get(kind, 0.0)
+        count = choice.rounded(wanted)
+        limit = choice.share(min(choice.step, choice.most))
+        missing[kind] = float(np.clip(wanted - choice.share(count), -limit, limit))
+        found.update(choice.removed(count))
+    return found
 
 
 def cheapest_first(
@@ -212,7 +229,10 @@ def cheapest_first(
     steps: list[tuple[float, int, int]] = []
     for index, choice in enumerate(choices_):
         each = gain[choice.group.name] / len(choice.units) * choice.step
-        ends = np.arange(choice.step, min(choice.most, choice.rounded(cap)) + 1, choice.step)
+        # A step, however large it is, may always go.
+        ends = np.arange(
+            choice.step, min(choice.most, max(choice.rounded(cap), choice.step)) + 1, choice.step
+        )
         # What a step adds, never less than the one before it added.
         added = np.maximum.accumulate(np.diff(choice.loss[np.concatenate([[0], ends])]))
         steps += [

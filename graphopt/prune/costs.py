@@ -27,26 +27,38 @@ _SHARE_OF_TIME = 0.4
 def times(
     context: Context, model: ir.Model, nodes: Mapping[str, Sequence[ir.Node]], label: str
 ) -> dict[str, float]:
-    """Milliseconds of the layers that are found again among the kernels of the target; none where it cannot run.
+    """Milliseconds of layers; see :func:`all_times`."""
+    return all_times(context, model, nodes, label)[0]
+
+
+def all_times(
+    context: Context, model: ir.Model, nodes: Mapping[str, Sequence[ir.Node]], label: str
+) -> tuple[dict[str, float], list[tuple[ir.Node, float]]]:
+    """Milliseconds of the layers that are found again among the kernels of the target, and of the other nodes that are;
+    none where it cannot run.
 
     Args:
         nodes: Of ``model`` by layer: more than one where a layer is several products; the last makes its output.
         label: Of the form that is profiled.
     """
     if not context.runnable:
-        return {}
+        return {}, []
     try:
         kernels = context.profile(model, label)
         legal = context.legalize(model)
     except GraphoptError:
-        return {}
+        return {}, []
     names = {own[0].name or "": name for name, own in nodes.items()}
     taken = {node for own in nodes.values() for node in own}
     # What is no layer has a time of its own, but for an activation, which is computed with the node before it.
     others = [node for node in model.graph if node not in taken and not is_activation(node)]
     units = [Unit(tuple(own), "compute") for own in (*nodes.values(), *((node,) for node in others))]
     found = attribute(kernels, units, legal).milliseconds
-    return {names[name]: milliseconds for name, milliseconds in found.items() if name in names}
+    by_name = {node.name or "": node for node in others if node.name}
+    return (
+        {names[name]: milliseconds for name, milliseconds in found.items() if name in names},
+        [(by_name[name], milliseconds) for name, milliseconds in found.items() if name in by_name],
+    )
 
 
 def per_multiplication(measured: Mapping[str, float], macs: Mapping[str, float]) -> dict[str, float]:
@@ -89,7 +101,8 @@ def noises(
         reserved: Seconds that are to be left for what follows.
     """
     session = Session(model, optimize="all", threads=context.threads)
-    references = [session.run(feeds) for feeds in samples]
+    counted = context.evaluation.counted
+    references = [counted(feeds, session.run(feeds)) for feeds in samples]
     found: list[float] = []
     started = time.monotonic()
     left = max(context.deadline - started, 0.0)
@@ -100,7 +113,7 @@ def noises(
             continue
         context.progress(f"sensitivity of {what} {index + 1} of {len(variants)}")
         alone = Session(variant(), optimize="all", threads=context.threads)
-        noise = noise_share([alone.run(feeds) for feeds in samples], references)
+        noise = noise_share([counted(feeds, alone.run(feeds)) for feeds in samples], references)
         found.append(float("inf") if np.isnan(noise) else noise)
     return found
 
@@ -115,4 +128,4 @@ def known_or_usual(ratios: Sequence[float]) -> list[float]:
     return [usual if np.isnan(ratio) else min(ratio, ruined) for ratio in ratios]
 
 
-__all__ = ["known_or_usual", "noises", "per_multiplication", "places", "times"]
+__all__ = ["all_times", "known_or_usual", "noises", "per_multiplication", "places", "times"]

@@ -167,10 +167,11 @@ class Factorizer:
     def _factors(self, layers: Sequence[Layer], ranks: Mapping[str, Sequence[int]]) -> dict[str, Factors]:
         found: dict[str, Factors] = {}
         memory = max(int(_SHARE_OF_MEMORY * self.context.memory), 1 << 26)
+        padding = self.context.evaluation.padding
         for turn in in_turns(layers, factors.nbytes, memory):
             self.context.progress(f"what {len(turn)} layers read")
             sums = {layer.name: Moments.of(layer) for layer in turn}
-            seen = moments.read_by(self.model, turn, self._samples, self.context.threads)
+            seen = moments.read_by(self.model, turn, self._samples, self.context.threads, padding)
             for number, arrays in enumerate(seen):
                 for layer in turn:
                     sums[layer.name].add(moments.rows_of(layer, arrays[layer.data.name or ""], number)[0])
@@ -351,6 +352,7 @@ class Factorizer:
         refit = Refit(
             self.model, made.model, self._samples, context.threads, context.deadline,
             lambda text: context.progress(f"{made.label}: {text}"), shifts=can_be_centred, maker=factors.MAKER,
+            padding=context.evaluation.padding,
         )  # fmt: skip
         refit.run(pairs)
         made.fits, made.skipped, made.hurried = refit.fits, refit.skipped, refit.hurried

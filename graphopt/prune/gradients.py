@@ -19,7 +19,9 @@ from graphopt.errors import MissingExtraError
 from graphopt.ir.facts import Array
 from graphopt.prune.labels import PINNED, Indices
 from graphopt.prune.structure import RECURRENT_AXIS, Structure
+from graphopt.train.losses import real_positions
 from graphopt.train.module import Weight, to_module
+from graphopt.verify.padding import Padding
 
 _MOST_SAMPLES = 64
 _LEAST_SAMPLES = 4
@@ -46,11 +48,13 @@ def first_order(
     *,
     seed: int = 0,
     seconds: float = float("inf"),
+    padding: Padding | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Array:
     """The square of what outputs change by without each class, relative to their power: float64, one for each class.
 
     Args:
+        padding: Positions that count nothing; None where all count.
         samples: As many of them as there is time for, a few at least.
 
     Raises:
@@ -70,7 +74,11 @@ def first_order(
         if count >= _LEAST_SAMPLES and time.monotonic() - started > seconds:
             break
         progress(f"gradients of sample {count + 1}")
-        outputs = [tensor for tensor in module(feeds) if tensor.is_floating_point() and tensor.requires_grad]
+        outputs = [
+            real_positions(tensor, feeds, padding)
+            for tensor in module(feeds)
+            if tensor.is_floating_point() and tensor.requires_grad
+        ]
         if not outputs:
             break
         module.module.zero_grad()

@@ -13,14 +13,16 @@ from graphopt.ir.facts import Array
 from graphopt.prune.structure import Layer
 from graphopt.quant import rounding
 from graphopt.quant.observe import leading_to
+from graphopt.verify.padding import Padding
 from graphopt.verify.session import Session
 
 MOST_INPUTS = 4096
 """Numbers that go into one sum, beyond which second moments would take too much memory and time."""
-ROWS = 256
+ROWS = 768
 """Places of one sample, at most."""
-_ROWS_A_NUMBER = 12.0
+_ROWS_A_NUMBER = 48.0
 _LEAST_ROWS = 32
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 
 def why_no_rows(layer: Layer) -> str:
@@ -123,30 +125,96 @@ def rows_of(layer: Layer, array: Array, seed: int, most: int = ROWS) -> Array:
         most: Rows.
     """
 
-    def some(count: int) -> Array:
-        if count <= most:
-            return np.arange(count)
-        return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+    return rounding.rows_of(layer.node, array, lambda count: _some(count, seed, most))
 
-    return rounding.rows_of(layer.node, array, some)
+
+def outputs_of(layer: Layer, array: Array, seed: int, most: int = ROWS) -> Array:
+    """What belongs to the same sums of a layer as :func:`rows_of` takes, float32 [groups, rows, outputs of a group].
+
+    Args:
+        array: Of the shape of what the layer makes.
+        seed, most: As there.
+    """
+    if layer.node.op_type == "Conv":
+        array = np.moveaxis(array, 1, -1)
+    rows = array.reshape(-1, array.shape[-1])
+    rows = rows[_some(len(rows), seed, most)].astype(np.float32)
+    return np.moveaxis(rows.reshape(len(rows), layer.groups, -1), 1, 0)
+
+
+def _some(count: int, seed: int, most: int) -> Array:
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+
+
+class RealRows:
+    """Leaves rows of padding out of what products read: one row of numbers a position.
+
+    Args:
+        model: Whose layers they are.
+        layers: Those that are looked at.
+        padding: Of the samples; None where there is none.
+        threads: Of an operator.
+    """
+
+    def __init__(
+        self, model: ir.Model, layers: Sequence[Layer], padding: Padding | None, threads: int = 0
+    ) -> None:
+        self._padding = padding
+        self._names: frozenset[str] = frozenset()
+        if padding is None:
+            return
+        others = {layer.data.name for layer in layers if layer.node.op_type not in _PRODUCTS}
+        made = {value.name for node in model.graph for value in node.outputs}
+        names = [name for name in _read(layers) if name in made and name not in others]
+        if not names:
+            return
+        session = Session(leading_to(model, names), optimize="all", threads=threads)
+        plain, altered = (session.run(feeds, names) for feeds in (padding.feeds, padding.altered))
+        rank, size = padding.real(padding.feeds).ndim, padding.real(padding.feeds).size
+        self._names = frozenset(
+            name
+            for name in names
+            if (plain[name].ndim == rank + 1 or (plain[name].ndim == 2 and len(plain[name]) == size))
+            and padding.is_same(plain[name], altered[name])
+        )
+
+    def of(self, name: str, feeds: Feeds, array: Array) -> Array:
+        """What a value of this name, of a sample, holds at positions that count."""
+        if self._padding is None or name not in self._names:
+            return array
+        return self._padding.without(feeds, array)
+
+
+def _read(layers: Sequence[Layer]) -> list[str]:
+    return list(dict.fromkeys(layer.data.name or "" for layer in layers))
 
 
 def read_by(
-    model: ir.Model, layers: Sequence[Layer], samples: Iterable[Feeds], threads: int = 0
+    model: ir.Model,
+    layers: Sequence[Layer],
+    samples: Iterable[Feeds],
+    threads: int = 0,
+    padding: Padding | None = None,
 ) -> Iterator[Mapping[str, Array]]:
-    """For each sample what these layers read, by name of the value."""
+    """For each sample what these layers read, by name of the value; rows of padding are left out."""
     inputs = {value.name for value in model.graph.inputs}
-    names = [name for name in dict.fromkeys(layer.data.name or "" for layer in layers) if name not in inputs]
+    real = RealRows(model, layers, padding, threads)
+    names = [name for name in _read(layers) if name not in inputs]
     session = Session(leading_to(model, names), optimize="all", threads=threads) if names else None
     for feeds in samples:
-        yield {**feeds, **({} if session is None else session.run(feeds, names))}
+        found = {} if session is None else session.run(feeds, names)
+        yield {**feeds, **{name: real.of(name, feeds, array) for name, array in found.items()}}
 
 
 __all__ = [
     "MOST_INPUTS",
     "Batches",
+    "RealRows",
     "Squares",
     "matrices",
+    "outputs_of",
     "read_by",
     "restored",
     "rows_a_sample",

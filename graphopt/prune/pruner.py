@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.lossy import Context
 from graphopt.prune import choose, costs
-from graphopt.prune.cut import cut
+from graphopt.prune.cut import Keep, cut
 from graphopt.prune.details import WIDTHS_STAY, Outcome, why_no_more
 from graphopt.prune.recover import Fit, Recovery, kept_apart
 from graphopt.prune.reduced import Reduced, search, tried_of
@@ -116,6 +117,7 @@ class Pruner:
         groups = [group for group in self.structure.groups if not self._kept.issuperset(group.classes)]
         self.choices: list[choose.Choice] = []
         self.times: dict[str, float] = {}
+        self._others: list[tuple[ir.Node, float]] = []
         if not groups:
             return
         self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
@@ -124,14 +126,14 @@ class Pruner:
         self._ranking = scores(
             self.model, self.structure, samples, criterion, memory=self._memory, threads=context.threads,
             seed=context.seed, seconds=_SHARE_FOR_GRADIENTS * max(context.deadline - time.monotonic(), 0.0),
-            progress=context.progress,
+            padding=context.evaluation.padding, progress=context.progress,
         )  # fmt: skip
         self.notes += self._ranking.notes
         ranking = time.monotonic() - started
         self.places = costs.places(self.model, self.structure.layers, samples[0], context.threads)
         self._macs = choose.macs(self.structure, self.places)
         self._whole = sum(self._macs.values()) or 1.0
-        self.times = self._times(self.model)
+        self._measure()
         found = choose.choices(self.structure, self._ranking.scores, multiple, groups, self._kept)
         self.choices = found if uniform else self._weighed(found, _REFITTING * ranking if recover else 0.0)
 
@@ -197,7 +199,7 @@ class Pruner:
         """The same for another target whose kernels like the same widths: what layers cost there is measured anew."""
         self.context = context
         if self.choices:
-            self.times = self._times(self.model)
+            self._measure()
         return self
 
     @property
@@ -280,9 +282,15 @@ class Pruner:
         return choose.all_removed(self.choices, counts)
 
     def _saved(self, removed: Iterable[int], each: Mapping[str, float]) -> float:
-        """Milliseconds that are saved without some classes, as far as they go with the multiplications."""
+        """Milliseconds that are saved without some classes: those of layers go with their multiplications, those of all
+        other nodes with the elements that they make."""
+        removed = list(removed)
         after = choose.macs(self.structure, self.places, removed)
-        return sum((whole - after[name]) * each[name] for name, whole in self._macs.items())
+        keep = self.structure.keeper(removed)
+        of_layers = sum((whole - after[name]) * each[name] for name, whole in self._macs.items())
+        return of_layers + sum(
+            milliseconds * (1 - _left_of(node.outputs[0], keep)) for node, milliseconds in self._others
+        )
 
     def _share(self, macs: float) -> float:
         """The share of every group that saves so many multiplications."""
@@ -312,6 +320,7 @@ class Pruner:
             recovery = Recovery(
                 self.model, self.structure, removed, model, self._samples, context.threads,
                 context.deadline, lambda text: context.progress(f"{label}: {text}"),
+                context.evaluation.padding,
             )  # fmt: skip
             recovery.run()
             fits, skipped, hurried = recovery.fits, recovery.skipped, recovery.hurried
@@ -325,7 +334,7 @@ class Pruner:
         """Whether refitting does good at the outputs too, on samples that were kept apart from it."""
         samples = (kept_apart(self._samples) or self._samples)[:_COMPARED_SAMPLES]
         wanted, after, before = (
-            [session.run(feeds) for feeds in samples]
+            [self.context.evaluation.counted(feeds, session.run(feeds)) for feeds in samples]
             for session in (
                 Session(model, optimize="all", threads=self.context.threads)
                 for model in (self.model, refitted, plain)
@@ -333,9 +342,12 @@ class Pruner:
         )
         return noise_share(after, wanted) <= noise_share(before, wanted)
 
-    def _times(self, model: ir.Model) -> dict[str, float]:
+    def _measure(self) -> None:
+        self.times, self._others = self._times(self.model)
+
+    def _times(self, model: ir.Model) -> tuple[dict[str, float], list[tuple[ir.Node, float]]]:
         nodes = {layer.name: (layer.node,) for layer in layers_of(model.graph)}
-        return costs.times(self.context, model, nodes, "pruned")
+        return costs.all_times(self.context, model, nodes, "pruned")
 
     def details(self, chosen: Pruned | None = None, judged: Sequence[Pruned] = ()) -> dict[str, Any]:
         """For the report: plain JSON."""
@@ -347,7 +359,7 @@ class Pruner:
             self._named,
             self._uniform,
             (self._macs, choose.macs(self.structure, self.places, removed)) if self.choices else ({}, {}),
-            (self.times, self._times(chosen.model)) if chosen is not None else ({}, {}),
+            (self.times, self._times(chosen.model)[0]) if chosen is not None else ({}, {}),
             {} if chosen is None else chosen.fits,
             {} if chosen is None else chosen.skipped,
         )
@@ -361,6 +373,12 @@ class Pruner:
             "pruned": outcome.rows(),
             "tried": tried_of(judged),
         }
+
+
+def _left_of(value: ir.Value, keep: Keep) -> float:
+    """The share of a value's elements that are left."""
+    masks = (keep(value, axis) for axis in range(facts.rank(value) or 0))
+    return math.prod(float(mask.mean()) for mask in masks if mask is not None)
 
 
 def samples_for(model: ir.Model, context: Context, wanted: int) -> list[Feeds]:

@@ -4,13 +4,14 @@ A layer that reads fewer channels is given the weights for which its outputs are
 what it reads in the pruned model: least squares with second moments summed up sample by sample (He et al., Channel
 Pruning for Accelerating Very Deep Neural Networks, ICCV 2017), so that memory does not grow with the data. The solution
 is drawn towards the weights that are left of the original (a ridge), as strongly as serves samples that are kept apart.
-Layers are taken from the inputs on, so each makes up for what those before it could not.
+Layers are taken from the inputs on, so each makes up for what those before it could not. Where something else is added
+to what a layer makes, as in a residual block, it is their sum that is to be as it was.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ from graphopt.prune.cut import Keep
 from graphopt.prune.structure import Layer, Structure, layers_of
 from graphopt.prune.walk import Walk
 from graphopt.quant.rounding import inputs_of
+from graphopt.verify.padding import Padding
 
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean square of what is read."""
@@ -55,8 +57,8 @@ class Fit:
     """What recovery did to a layer.
 
     Attributes:
-        before: Power of what is wrong with the outputs that are left, relative to their own, with the weights of the
-            original; on samples kept apart.
+        before: Power of what is wrong with the outputs that are left, and what is added to them, relative to their own,
+            with the weights of the original; on samples kept apart.
         after: With the new weights.
         ridge: That was taken; 0 where the old weights were left.
     """
@@ -87,14 +89,19 @@ class _Sums:
     rows: int = 0
     _waiting: moments.Batches = field(default_factory=moments.Batches)
 
-    def add(self, old: Array, new: Array) -> None:
+    def add(self, old: Array, new: Array, added: Array | None = None, missing: Array | None = None) -> None:
         """Add rows.
 
         Args:
             old: What the original's layer reads, [groups, rows, numbers].
             new: What the pruned one reads.
+            added: What is added to the outputs in the original [groups, rows, outputs]; None where nothing is.
+            missing: What of that is missing in the pruned graph.
         """
-        self._enter(self._waiting.add(old, new))
+        if added is None or missing is None:
+            self._enter(self._waiting.add(old, new))
+        else:
+            self._enter(self._waiting.add(added, missing, old, new))
 
     def whole(self) -> _Sums:
         """With all rows that were added."""
@@ -104,9 +111,13 @@ class _Sums:
     def _enter(self, batch: tuple[Array, ...] | None) -> None:
         if batch is None:
             return
-        old, new = batch
+        *sums, old, new = batch
         wanted = old @ self.full.swapaxes(1, 2)
         wrong = wanted - new @ self.left.swapaxes(1, 2)
+        if sums:
+            added, missing = sums
+            wanted += added
+            wrong += missing
         if self.offset is not None:
             wrong -= self.offset.reshape(len(wrong), 1, -1).astype(wrong.dtype)
         one = np.full((*new.shape[:2], 1), float(self.has_bias), np.float32)
@@ -184,6 +195,7 @@ class Refit:
         keep: From an axis of a value of the original to what is left of it; None where all is.
         shifts: Whether something may be added to each output of a layer.
         maker: The pass, for the provenance of nodes.
+        padding: Positions that are not fitted to; None where all count.
         fits: What was done, by layer.
         skipped: Layers that cannot be refitted, with the reason.
         hurried: What was done on fewer samples, in words; empty where there was time.
@@ -198,6 +210,7 @@ class Refit:
     keep: Keep = lambda value, axis: None
     shifts: Callable[[Layer], bool] = can_shift
     maker: str = "prune"
+    padding: Padding | None = None
     fits: dict[str, Fit] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     hurried: str = ""
@@ -212,6 +225,7 @@ class Refit:
             else:
                 todo.append(pair)
         theirs, ours = (Walk(model, self.samples, self.threads) for model in (self.model, self.reduced))
+        real = moments.RealRows(self.model, [pair.layer for pair in todo], self.padding, self.threads)
         pace, samples = _Pace(self.deadline, len(todo), len(self.samples)), len(self.samples)
         for number, pair in enumerate(todo):
             layer, twin = pair.layer, pair.twin
@@ -221,28 +235,54 @@ class Refit:
                 for walk in (theirs, ours):
                     walk.keep(samples)
             self.progress(f"refitting layer {number + 1} of {len(todo)}")
-            rows = moments.rows_a_sample(inputs_of(twin.node), len(self.samples))
-            has_bias = self.shifts(twin)
             full, left = _matrices(layer, twin, self.keep)
-            train, test = (_Sums(full, left, pair.offset, has_bias) for _ in range(2))
-            # What it reads may have another name by now: a bias may have been added.
-            reads = twin.node.inputs[0]
-            assert reads is not None
-            seen = zip(theirs.to(layer.data.name or ""), ours.to(reads.name or ""), strict=True)
-            for index, (before, after) in enumerate(seen):
-                for axis in range(before.ndim):
-                    mask = self.keep(layer.data, axis) if axis != layer.channel else None
-                    if mask is not None:
-                        # Of an axis of unknown size the mask repeats.
-                        before = np.compress(np.resize(mask, before.shape[axis]), before, axis=axis)
-                old = moments.rows_of(layer, before, index, rows)
-                new = moments.rows_of(twin, after, index, rows)
-                kept = self.keep(layer.data, layer.channel) if layer.is_depthwise else None
-                (test if is_kept_apart(index) else train).add(old if kept is None else old[kept], new)
+            train, test = (_Sums(full, left, pair.offset, self.shifts(twin)) for _ in range(2))
+            for index, rows in enumerate(self._rows(pair, theirs, ours, real)):
+                (test if is_kept_apart(index) else train).add(*rows)
             train, test = train.whole(), test.whole()
             self._solve(train, test if test.rows else train, layer, twin)
         if self.hurried:
             self.hurried = f"{samples} of {len(self.samples)} samples {self.hurried}"
+
+    def _rows(
+        self, pair: Pair, theirs: Walk, ours: Walk, real: moments.RealRows
+    ) -> Iterator[tuple[Array, ...]]:
+        """For each sample what both layers read, and where something is added to what they make, this in the original
+        and what is missing of it: rows of the same places."""
+        layer, twin = pair.layer, pair.twin
+        most = moments.rows_a_sample(inputs_of(twin.node), len(self.samples))
+        # What it reads may have another name by now: a bias may have been added.
+        name, own_name = ((one.node.inputs[0] or layer.data).name or "" for one in (layer, twin))
+        seen = zip(theirs.to(name), ours.to(own_name), strict=True)
+        kept = self.keep(layer.data, layer.channel) if layer.is_depthwise else None
+        beside, own_beside = added_to(layer), added_to(twin)
+        added: Iterator[tuple[Array, Array]] | None = None
+        if beside is not None and own_beside is not None:
+            added = zip(theirs.to(beside.name or ""), ours.to(own_beside.name or ""), strict=True)
+        for index, (before, after) in enumerate(seen):
+            feeds = self.samples[index]
+            before = self._left(layer.data, before, layer.channel)
+            # Both by the name that it has in the original: the positions are the same.
+            before, after = (real.of(name, feeds, array) for array in (before, after))
+            old = moments.rows_of(layer, before, index, most)
+            rows = [old if kept is None else old[kept], moments.rows_of(twin, after, index, most)]
+            if added is not None and beside is not None:
+                whole, left = next(added)
+                sums, own_sums = (
+                    moments.outputs_of(twin, real.of(name, feeds, array), index, most)
+                    for array in (self._left(beside, whole), left)
+                )
+                rows += [sums, sums - own_sums]
+            yield tuple(rows)
+
+    def _left(self, value: ir.Value, array: Array, channel: int | None = None) -> Array:
+        """What is left of a value of the original, but for one axis."""
+        for axis in range(array.ndim):
+            mask = self.keep(value, axis) if axis != channel else None
+            if mask is not None:
+                # Of an axis of unknown size the mask repeats.
+                array = np.compress(np.resize(mask, array.shape[axis]), array, axis=axis)
+        return array
 
     def _solve(self, train: _Sums, test: _Sums, layer: Layer, twin: Layer) -> None:
         own = facts.constant(twin.weight)
@@ -273,6 +313,7 @@ class Recovery:
         threads: Of an operator.
         deadline: ``time.monotonic()`` by which it is to end; see :class:`Refit`.
         progress: Told what is being done.
+        padding: Positions that are not fitted to; None where all count.
         fits, skipped, hurried: As there.
     """
 
@@ -284,6 +325,7 @@ class Recovery:
     threads: int = 0
     deadline: float = float("inf")
     progress: Callable[[str], None] = lambda text: None
+    padding: Padding | None = None
     fits: dict[str, Fit] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     hurried: str = ""
@@ -308,7 +350,7 @@ class Recovery:
         ]
         refit = Refit(
             self.model, self.pruned, self.samples, self.threads, self.deadline, self.progress, keep,
-            fits=self.fits, skipped=self.skipped,
+            padding=self.padding, fits=self.fits, skipped=self.skipped,
         )  # fmt: skip
         refit.run(pairs)
         self.hurried = refit.hurried
@@ -321,6 +363,30 @@ def behind(model: ir.Model, changes: Callable[[ir.Node], bool]) -> set[ir.Value]
         if changes(node) or any(value in found for value in all_reads(node)):
             found.update(node.outputs)
     return found
+
+
+def added_to(layer: Layer) -> ir.Value | None:
+    """What an Add adds to a layer's outputs, its bias aside; None where there is none of their shape, where it is made
+    later, or where the outputs are read otherwise too."""
+    out = layer.node.outputs[0]
+    while True:
+        node = facts.sole_consumer(out)
+        if node is None or node.op_type != "Add" or node.domain != "":
+            return None
+        other = next((entry for entry in node.inputs if entry is not out), None)
+        if other is None:
+            return None
+        if facts.is_constant(other):
+            out = node.outputs[0]
+            continue
+        dims = facts.dims(out)
+        known = dims is not None and dims == facts.dims(other)
+        return other if known and _is_made_before(other, layer.node) else None
+
+
+def _is_made_before(value: ir.Value, node: ir.Node) -> bool:
+    maker = value.producer()
+    return maker is None or next(one for one in node.graph or () if one in (maker, node)) is maker
 
 
 def _matrices(layer: Layer, twin: Layer, keep: Keep) -> tuple[Array, Array]:

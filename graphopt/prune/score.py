@@ -28,6 +28,7 @@ from graphopt.prune.structure import Layer, Structure
 from graphopt.quant.observe import in_turns
 from graphopt.quant.rounding import inputs_of
 from graphopt.train.module import NotTrainableError
+from graphopt.verify.padding import Padding
 
 Criterion = Literal["hessian", "activation", "magnitude", "taylor"]
 _DAMPING = 0.001
@@ -129,11 +130,13 @@ def scores(
     threads: int = 0,
     seed: int = 0,
     seconds: float = float("inf"),
+    padding: Padding | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Ranking:
     """The score of each class, more for those that matter more.
 
     Args:
+        padding: Positions that count nothing; None where all count.
         memory: Bytes for second moments at a time; as many are kept as fit into it too.
     """
     found = np.zeros(len(structure.classes), np.float64)
@@ -159,7 +162,7 @@ def scores(
     for turn in in_turns(plain, lambda layer: 8 * layer.groups * inputs_of(layer.node) ** 2, memory):
         progress(f"what {len(turn)} layers read")
         squares = {layer.name: moments.Squares() for layer in turn}
-        for number, seen in enumerate(moments.read_by(model, turn, samples, threads)):
+        for number, seen in enumerate(moments.read_by(model, turn, samples, threads, padding)):
             for layer in turn:
                 most = moments.rows_a_sample(inputs_of(layer.node), len(samples))
                 rows = moments.rows_of(layer, seen[layer.data.name or ""], number, most)
@@ -181,7 +184,7 @@ def scores(
                 room -= kept[layer.name].nbytes
     if criterion == "taylor":
         # What layers lose is still told by their moments; which channels go first is told by gradients.
-        _by_gradients(found, ranking, model, samples, seed, seconds, progress)
+        _by_gradients(found, ranking, model, samples, seed, seconds, padding, progress)
     return ranking
 
 
@@ -192,11 +195,12 @@ def _by_gradients(
     samples: Sequence[Feeds],
     seed: int,
     seconds: float,
+    padding: Padding | None,
     progress: Callable[[str], None],
 ) -> None:
     try:
         gradients = first_order(
-            model, ranking.structure, samples, seed=seed, seconds=seconds, progress=progress
+            model, ranking.structure, samples, seed=seed, seconds=seconds, padding=padding, progress=progress
         )
     except NotTrainableError as error:
         ranking.notes.append(f"all layers: ranked by hessian: {error.message}")

@@ -197,7 +197,8 @@ class Sparsifier:
         limit = started + _SHARE_OF_TIME * max(self.context.deadline - started, 0.0)
         samples = self._samples[:_ALONE_SAMPLES]
         session = Session(self.model, optimize="all", threads=self.context.threads)
-        references = [session.run(feeds) for feeds in samples]
+        counted = self.context.evaluation.counted
+        references = [counted(feeds, session.run(feeds)) for feeds in samples]
         found: dict[str, float] = {}
         for number, part in enumerate(self.parts):
             if time.monotonic() > limit:
@@ -206,7 +207,9 @@ class Sparsifier:
             model = ir_model.clone(self.model)
             self._give(model, part, self._masked(part, share))
             alone = Session(model, optimize="all", threads=self.context.threads)
-            found[part.name] = noise_share([alone.run(feeds) for feeds in samples], references)
+            found[part.name] = noise_share(
+                [counted(feeds, alone.run(feeds)) for feeds in samples], references
+            )
         return found
 
     def scores(self, part: Part) -> tuple[Array, str]:
@@ -245,13 +248,14 @@ class Sparsifier:
         sizes = activation_bytes(self.model, made, feeds, threads=self.context.threads)
         sizes |= {name: int(np.asarray(array).nbytes) for name, array in feeds.items()}
         started = time.monotonic()
+        padding = self.context.evaluation.padding
         limit = started + _SHARE_OF_LOOKING * max(self.context.deadline - started, 0.0)
         layers = [layer for part in self.parts for layer in part.readers if not moments.why_no_rows(layer)]
         for turn in in_turns(layers, lambda layer: sizes.get(layer.data.name or "", 0), self._memory):
             sums: dict[str, Array] = {}
             rows_seen: dict[str, int] = {}
             for number, seen in enumerate(
-                moments.read_by(self.model, turn, self._samples, self.context.threads)
+                moments.read_by(self.model, turn, self._samples, self.context.threads, padding)
             ):
                 if number >= _LEAST_SAMPLES and time.monotonic() > limit:
                     self._samples = self._samples[:number]
@@ -292,11 +296,16 @@ class Sparsifier:
             yield from self._summed_apart(parts)
             return
         walk = Walk(model, self._samples[: self._walked], self.context.threads)
+        real = moments.RealRows(
+            self.model, [part.layer for part in parts], self.context.evaluation.padding, self.context.threads
+        )
         for part in parts:
             if time.monotonic() > self.context.deadline:
                 return
             train, test = Sums(), Sums()
-            for index, array in enumerate(walk.to(part.layer.data.name or "")):
+            name = part.layer.data.name or ""
+            for index, array in enumerate(walk.to(name)):
+                array = real.of(name, self._samples[index], array)
                 self._add(part, array, index, self._walked, train, test)
             yield part, train, test if test.rows else train
 
@@ -313,7 +322,9 @@ class Sparsifier:
             sums = {part.name: (Sums(), Sums()) for part in turn}
             layers = [part.layer for part in turn]
             for index, seen in enumerate(
-                moments.read_by(self.model, layers, self._samples, self.context.threads)
+                moments.read_by(
+                    self.model, layers, self._samples, self.context.threads, self.context.evaluation.padding
+                )
             ):
                 for part in turn:
                     self._add(part, seen[part.layer.data.name or ""], index, count, *sums[part.name])

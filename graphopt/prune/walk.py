@@ -35,10 +35,13 @@ class Walk:
         """Go on with the first so many samples."""
         del self._values[count:]
 
+    def holds(self, name: str) -> bool:
+        """Whether a tensor has been made, or given, and is still to be read."""
+        return bool(self._values) and name in self._values[0]
+
     def to(self, name: str) -> Iterator[Array]:
         """Run all nodes up to the one that makes this tensor; gives it for each sample, which may be read once."""
-        known = self._values[0] if self._values else {}
-        if name not in known:
+        if not self.holds(name):
             self._advance(name)
         return (values[name] for values in self._values)
 

@@ -20,10 +20,11 @@ from graphopt.data.interface import Array, Feeds
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.train.checkpoint import Checkpoint, State
-from graphopt.train.losses import Kind, distance, kinds_of
+from graphopt.train.losses import Kind, distance, kinds_of, real_positions
 from graphopt.train.module import Module, NotTrainableError, to_module
 from graphopt.train.recipe import RATES, Recipe
 from graphopt.train.teacher import Teacher, hidden_of
+from graphopt.verify.padding import Padding
 
 if TYPE_CHECKING:
     from torch import Tensor, optim
@@ -33,12 +34,14 @@ _APART = 8
 _MOST_APART = 64
 _ROWS = 32
 _LEAST_BATCH, _WANTED_STEPS = 4, 300
-_VALIDATIONS = 20
+_VALIDATIONS, _LEAST_VALIDATIONS = 20, 6
 """In a whole training."""
-_VALIDATING, _LEAST_APART = 0.15, 8
-"""Share of the time for them, and samples of each at least."""
-_TRYING = 0.06
+_VALIDATING = 0.15
+"""Share of the time for them."""
+_TRYING = 0.05
 """Share of the time for each learning rate that is tried."""
+_MUCH_FASTER = 0.75
+"""Share of a step's time in float32 up to which one in bfloat16 is worth its rounding."""
 _LEAST_SECONDS_BETWEEN = 10.0
 """Between checkpoints."""
 _CLIP = 1.0
@@ -91,6 +94,7 @@ class Distillation:
         deadline: ``time.monotonic()`` by which it is to end.
         memory: Bytes for what the teacher says.
         threads: Of an operator.
+        padding: Positions that are not learned from; None where all count.
         checkpoint: Where it is kept, so that it goes on where it was stopped.
         progress: Told step and loss.
     """
@@ -102,6 +106,7 @@ class Distillation:
     deadline: float = float("inf")
     memory: int = 1 << 28
     threads: int = 0
+    padding: Padding | None = None
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     progress: Callable[[str], None] = lambda text: None
 
@@ -131,8 +136,9 @@ class Distillation:
         self._kinds = [*kinds_of(self.student, outputs, self.recipe.loss), *inner]
         self._outputs, self._hidden = outputs, hidden
         self._teacher = Teacher(
-            self.teacher, [*outputs, *hidden], samples, memory=self.memory, threads=self.threads
-        )
+            self.teacher, [*outputs, *hidden], samples, memory=self.memory, threads=self.threads,
+            padding=self.padding,
+        )  # fmt: skip
         self._train, self._apart = _split(len(samples))
         self._stacks = _can_stack(self._module, samples)
         self._mixes = self._can_mix()
@@ -148,8 +154,10 @@ class Distillation:
         self._initial = {
             name: weight.parameter.detach().clone() for name, weight in self._module.weights.items()
         }
-        if not self.recipe.batch and not self.recipe.steps:
-            self._batch = self._affordable(self._batch)
+        self._half = self.recipe.precision == "bfloat16"
+        self._validations = _VALIDATIONS
+        if not self.recipe.steps:
+            self._budgeted()
         begun = self._begun = self._validated()
         state = self._resumed(begun)
         note = ""
@@ -174,24 +182,51 @@ class Distillation:
             hidden, state.history, note,
         )  # fmt: skip
 
-    def _affordable(self, most: int) -> int:
-        """As many samples a step as leave time for many steps; a few at least."""
-        if most <= _LEAST_BATCH:
-            return most
-        batch = self._train[:_LEAST_BATCH]
-        optimizer = self.recipe.make_optimizer([weight.parameter for weight in self._module.weights.values()])
-        seconds = []
-        for _ in range(2):
-            started = time.monotonic()
-            # At a rate of zero nothing changes.
-            self._step(batch, 0, optimizer)
-            seconds.append(time.monotonic() - started)
-        each = min(seconds) / len(batch)
+    def _budgeted(self) -> None:
+        """Choose what leaves time for many steps: precision, samples of a step and of a validation, validations."""
+        batch = self._train[: min(self._batch, _LEAST_BATCH)]
+        each = self._seconds(batch, half=False)
+        if self.recipe.precision == "auto" and not self._is_quantized:
+            faster = self._seconds(batch, half=True)
+            self._half = faster < _MUCH_FASTER * each
+            each = min(each, faster) if self._half else each
+        elif self._half:
+            each = self._seconds(batch, half=True)
         left = max(self.deadline - time.monotonic(), 0.0)
-        # A validation is a third of a step's work for each of its samples.
-        affordable = _VALIDATING * left / (_VALIDATIONS * each / 3)
-        self._apart = self._apart[: int(max(affordable, _LEAST_APART))]
-        return int(min(max(left / (_WANTED_STEPS * each), _LEAST_BATCH), most))
+        # A validation is about a third of a step's work for each of its samples.
+        affordable = int(_VALIDATING * left / (each / 3))
+        least = -(-_ROWS // _rows_of(self.samples[0]))
+        self._apart = self._apart[: max(affordable // _VALIDATIONS, least)]
+        validations = affordable // len(self._apart)
+        self._validations = min(max(validations, _LEAST_VALIDATIONS), _VALIDATIONS)
+        if not self.recipe.batch:
+            self._batch = int(
+                min(max(left / (_WANTED_STEPS * each), min(_LEAST_BATCH, self._batch)), self._batch)
+            )
+
+    @property
+    def _is_quantized(self) -> bool:
+        """Whether the student is trained with the rounding of its integers, which another rounding would spoil."""
+        return any(node.op_type == "QuantizeLinear" for node in self.student.graph)
+
+    def _seconds(self, batch: Sequence[int], half: bool) -> float:
+        """Of a step, for each sample of it; infinite where it cannot be taken in this precision."""
+        optimizer = self.recipe.make_optimizer([weight.parameter for weight in self._module.weights.values()])
+        before, self._half = self._half, half
+        seconds = []
+        try:
+            for _ in range(3):
+                started = time.monotonic()
+                # At a rate of zero nothing changes.
+                self._step(batch, 0, optimizer)
+                seconds.append(time.monotonic() - started)
+        except NotTrainableError:
+            if not half:
+                raise
+            return float("inf")
+        finally:
+            self._half = before
+        return min(seconds) / len(batch)
 
     def _resumed(self, begun: float) -> State | None:
         """Where an earlier run stopped; None where there is none, or its weights serve this student worse than its own.
@@ -253,7 +288,7 @@ class Distillation:
                 if recipe.steps:
                     fraction = max(fraction, state.step / recipe.steps)
                 is_over = fraction >= 1
-                if is_over or fraction >= checked + 1 / _VALIDATIONS:
+                if is_over or fraction >= checked + 1 / self._validations:
                     checked = fraction
                     loss = self._validated()
                     state.history.append((state.step, loss * self._mean_scale))
@@ -299,11 +334,10 @@ class Distillation:
         for part, share in self._parts(batch):
             feeds = self._feeds(part)
             mixed = self._mixed(feeds, len(part), number)
-            losses = torch.stack(
-                self._distances(feeds, self._wanted(part))
-                if mixed is None
-                else self._distances(mixed, self._teacher.on(mixed))
-            )
+            wanted = self._wanted(part) if mixed is None else self._teacher.on(mixed)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
+                got = self._module(feeds if mixed is None else mixed)
+            losses = torch.stack(self._distances(got, feeds if mixed is None else mixed, wanted))
             loss = losses[self._compared].mean()
             if self._compared_hidden:
                 loss = loss + self.recipe.hidden * losses[self._compared_hidden].mean()
@@ -319,26 +353,40 @@ class Distillation:
         self._module.mask()
 
     def _rate(self, started: float) -> float:
-        """The learning rate with which a few steps come farthest."""
-        tried: list[tuple[float, float]] = []
+        """The learning rate with which a few steps come farthest: from the middle one on, up or else down, as long as
+        it gets better."""
+        rates = RATES[self.recipe.optimizer]
         whole = min(self.deadline - started, 1e9)
-        for rate in RATES[self.recipe.optimizer]:
-            self.progress(f"trying a learning rate of {rate:g}")
-            self._reset()
-            optimizer = self.recipe.make_optimizer(
-                [weight.parameter for weight in self._module.weights.values()]
-            )
-            order, begun = self._batches(0), time.monotonic()
-            most = max(self.recipe.steps // 20, 1) if self.recipe.steps else 200
-            for step in range(most):
-                fraction = max(step / most, (time.monotonic() - begun) / max(_TRYING * whole, 1e-9))
-                if fraction >= 1:
-                    break
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * self.recipe.rate_at(fraction)
-                self._step(next(order), step, optimizer)
-            tried.append((self._validated(), rate))
-        return min(tried)[1]
+        tried: dict[int, float] = {}
+
+        def loss(place: int) -> float:
+            if place not in tried:
+                tried[place] = (
+                    self._tried(rates[place], _TRYING * whole) if 0 <= place < len(rates) else float("inf")
+                )
+            return tried[place]
+
+        best = len(rates) // 2
+        for way in (1, -1):
+            while loss(best + way) < loss(best):
+                best += way
+        return rates[best]
+
+    def _tried(self, rate: float, seconds: float) -> float:
+        """The loss after a short training at a learning rate."""
+        self.progress(f"trying a learning rate of {rate:g}")
+        self._reset()
+        optimizer = self.recipe.make_optimizer([weight.parameter for weight in self._module.weights.values()])
+        order, begun = self._batches(0), time.monotonic()
+        most = max(self.recipe.steps // 20, 1) if self.recipe.steps else 200
+        for step in range(most):
+            fraction = max(step / most, (time.monotonic() - begun) / max(seconds, 1e-9))
+            if fraction >= 1:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = rate * self.recipe.rate_at(fraction)
+            self._step(next(order), step, optimizer)
+        return self._validated()
 
     def _reset(self) -> None:
         import torch
@@ -409,17 +457,24 @@ class Distillation:
         wanted = self._wanted(alike)
         return all(found[name].shape == wanted[name].shape for name in wanted)
 
-    def _distances(self, feeds: Feeds, wanted: Feeds) -> list[Tensor]:
-        """How far each value is from the teacher's, in units of what it was before training."""
+    def _distances(self, values: Sequence[Tensor], feeds: Feeds, wanted: Feeds) -> list[Tensor]:
+        """How far each value is from the teacher's, in units of what it was before training.
+
+        Args:
+            values: The student's.
+            feeds: Of which they come.
+            wanted: The teacher's, at positions that count.
+        """
         import torch
 
         found: list[Tensor] = []
         for name, got, kind, scale in zip(
-            self._module.outputs, self._module(feeds), self._kinds, self._scales, strict=True
+            self._module.outputs, values, self._kinds, self._scales, strict=True
         ):
             if not got.is_floating_point():
                 found.append(torch.zeros(()))
                 continue
+            got = real_positions(got, feeds, self.padding).float()
             theirs = torch.from_numpy(np.array(wanted[name]))
             found.append(distance(got, theirs, kind, self.recipe.temperature) / scale)
         return found
@@ -433,11 +488,9 @@ class Distillation:
             for start in range(0, len(indices), self._batch):
                 batch = indices[start : start + self._batch]
                 for part, share in self._parts(batch):
-                    total += (
-                        torch.stack(self._distances(self._feeds(part), self._wanted(part))).double().numpy()
-                        * share
-                        * len(batch)
-                    )
+                    feeds = self._feeds(part)
+                    losses = self._distances(self._module(feeds), feeds, self._wanted(part))
+                    total += torch.stack(losses).double().numpy() * share * len(batch)
         return [float(loss) for loss in total / max(len(indices), 1)]
 
     def _validated(self) -> float:

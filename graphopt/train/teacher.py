@@ -11,6 +11,7 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.quant.observe import leading_to
 from graphopt.train.module import to_module
+from graphopt.verify.padding import Padding
 from graphopt.verify.session import Session
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
@@ -30,6 +31,7 @@ class Teacher:
         samples: Inputs.
         memory: Bytes to keep.
         threads: Of an operator.
+        padding: Positions that are left out of all values; None where all count.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class Teacher:
         *,
         memory: int,
         threads: int = 0,
+        padding: Padding | None = None,
     ) -> None:
+        self._padding = padding
         self.names = tuple(names)
         self._samples = samples
         self._room = memory
@@ -53,13 +57,14 @@ class Teacher:
         Raises:
             TargetError: It does not run on them.
         """
-        return self._session.run(feeds, self.names)
+        found = self._session.run(feeds, self.names)
+        return found if self._padding is None else self._padding.outputs(feeds, found)
 
     def of(self, index: int) -> Feeds:
         """The values for one sample, by name."""
         if index in self._kept:
             return self._kept[index]
-        found = self._session.run(self._samples[index], self.names)
+        found = self.on(self._samples[index])
         size = sum(array.nbytes for array in found.values())
         if size <= self._room:
             self._kept[index] = found

@@ -17,6 +17,7 @@ import numpy as np
 from graphopt.data.functions import load_function
 from graphopt.data.interface import Array, Feeds
 from graphopt.errors import DataError, UnknownNameError, UsageError
+from graphopt.verify.padding import Padding
 
 Labels = Mapping[str, Array]
 Agreement = Callable[[Sequence[Feeds], Sequence[Feeds]], float]
@@ -256,6 +257,7 @@ class Evaluation:
         metric: What the budget is of.
         allowed: The largest drop, as a share.
         held_out: Whether calibration saw none of these samples.
+        padding: Positions of samples that neither the metric nor the model looks at; None where all count.
     """
 
     feeds: Sequence[Feeds]
@@ -264,6 +266,7 @@ class Evaluation:
     metric: Metric
     allowed: float = DEFAULT_DROP
     held_out: bool = True
+    padding: Padding | None = None
     original: float = field(init=False)
     _parts: list[float] | None = field(default=None, init=False, repr=False)
 
@@ -301,7 +304,7 @@ class Evaluation:
         started = time.monotonic()
         outputs = {index: run(self.feeds[index]) for index in range(0, len(self.feeds), step)}
         seconds = (time.monotonic() - started) / len(outputs)
-        decibels = _decibels(list(outputs.values()), [self.references[index] for index in outputs])
+        decibels = self._decibels(list(outputs), list(outputs.values()))
         if decibels < HOPELESS_DECIBELS:
             return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
         if len(outputs) < len(self.feeds):
@@ -321,7 +324,7 @@ class Evaluation:
         try:
             some = Evaluation(
                 [self.feeds[index] for index in kept], [self.references[index] for index in kept],
-                [self.labels[index] for index in kept], self.metric, self.allowed, self.held_out,
+                [self.labels[index] for index in kept], self.metric, self.allowed, self.held_out, self.padding,
             )  # fmt: skip
             judgement = some.judge(results)
         except UsageError:
@@ -333,7 +336,7 @@ class Evaluation:
 
     def judge(self, outputs: Sequence[Feeds]) -> Judgement:
         """What a model that makes these outputs loses."""
-        decibels = _decibels(outputs, self.references)
+        decibels = self._decibels(range(len(self.feeds)), outputs)
         if not all(_is_finite(got, wanted) for got, wanted in zip(outputs, self.references, strict=True)):
             return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
         value = self.metric.score(outputs, self.references, self.labels)
@@ -343,6 +346,18 @@ class Evaluation:
         coarse = self.is_coarse and not 0 < error <= _RESOLVED * self.allowed
         needed = LEAST_DECIBELS if coarse or not error <= self.allowed else 0.0
         return Judgement(float(value), self.original, drop, self.allowed, decibels, needed, error)
+
+    def counted(self, feeds: Feeds, outputs: Feeds) -> Feeds:
+        """What counts of a sample's outputs: all that is no padding."""
+        return outputs if self.padding is None else self.padding.outputs(feeds, outputs)
+
+    def _decibels(self, indices: Sequence[int], outputs: Sequence[Feeds]) -> float:
+        """Of the outputs for the samples of these indices."""
+        got, wanted = (
+            [self.counted(self.feeds[index], one) for index, one in zip(indices, given, strict=True)]
+            for given in (outputs, [self.references[index] for index in indices])
+        )
+        return _decibels(got, wanted)
 
     def _error(self, outputs: Sequence[Feeds]) -> float:
         """Standard error of the drop, by the jackknife over groups of samples (Efron & Tibshirani, ch. 11)."""

@@ -141,3 +141,21 @@ def test_the_loss_of_so_many_units_is_what_least_squares_leaves() -> None:
         left = np.square(wanted - kept @ solution).sum() / np.square(wanted).sum()
         # The ridge of the ranking makes it a little larger.
         assert left * 0.9 < loss < left * 1.3 + 0.02
+
+
+def test_narrow_layers_lose_their_share_together() -> None:
+    structure = analyse(chain([32] * 8 + [4]))
+    made = choices(structure, np.ones(len(structure.classes)), 16, structure.groups)
+    assert {choice.step for choice in made} == {16}
+    for share in (0.125, 0.25, 0.3, 0.5):
+        removed = uniform(made, share)
+        # A step is half a layer: what one loses too much another one is spared.
+        assert abs(len(removed) / (8 * 32) - share) <= 16 / (8 * 32)
+        lost = [len(removed.intersection(choice.group.classes)) for choice in made]
+        assert set(lost) <= {0, 16}
+
+
+def test_a_step_may_go_however_small_the_share() -> None:
+    structure = analyse(chain([32, 32, 4]))
+    made = choices(structure, np.ones(len(structure.classes)), 16, structure.groups)
+    assert cheapest_first(made, {choice.group.name: 1.0 for choice in made}, cap=0.1)

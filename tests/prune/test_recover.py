@@ -10,8 +10,8 @@ import pytest
 from graphopt.ir import check, shapes
 from graphopt.models import builders
 from graphopt.prune.cut import cut
-from graphopt.prune.recover import Recovery, _Pace
-from graphopt.prune.structure import analyse, separate
+from graphopt.prune.recover import Pair, Recovery, Refit, _Pace
+from graphopt.prune.structure import analyse, layers_of, separate
 from graphopt.prune.walk import Walk
 from graphopt.testing import model_from_text, run
 
@@ -82,6 +82,45 @@ def test_a_net_is_nearer_to_the_original_than_without() -> None:
     fresh = {"x": RNG.standard_normal(shape).astype(np.float32)}
     assert noise(model, fitted, fresh) < 0.5 * noise(model, plain, fresh)
     assert all(fit.after <= fit.before for fit in recovery.fits.values())
+
+
+@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+def test_a_layer_makes_up_for_what_is_added_to_it(op: str) -> None:
+    """Two branches of one input are added up: what the first one lost the second one gives."""
+    rng = np.random.default_rng(4)
+    body, constants, dims = {
+        "Conv": ("p = Conv(x, w) q = Relu(p) a = Conv(q, v) r = Conv(x, u) y = Add(r, a)",
+                 "float[32,4,1,1] w = {0}, float[3,32,1,1] v = {0}, float[3,4,1,1] u = {0}", "4,5,5"),
+        "MatMul": ("p = MatMul(x, w) q = Relu(p) a = MatMul(q, v) r = MatMul(x, u) y = Add(a, r)",
+                   "float[4,32] w = {0}, float[32,3] v = {0}, float[4,3] u = {0}", "5,4"),
+    }[op]  # fmt: skip
+    made = {"Conv": "3,5,5", "MatMul": "5,3"}[op]
+    model = model_from_text(f"g (float[N,{dims}] x) => (float[N,{made}] y) <{constants}> {{ {body} }}")
+    for value in model.graph.initializers.values():
+        shape = [int(size) for size in value.shape]  # type: ignore[union-attr]
+        value.const_value = ir.tensor(rng.standard_normal(shape).astype(np.float32), name=value.name)
+    shapes.infer(model)
+    model = separate(model)
+    structure = analyse(model)
+    (group,) = structure.groups
+    # Nearly all of the first branch: what is left of it cannot say what it said.
+    removed = frozenset(sorted(group.classes)[2:])
+    shape = [int(size) for size in list(model.graph.inputs[0].shape)[1:]]  # type: ignore[arg-type]
+    samples = [{"x": rng.standard_normal((2, *shape)).astype(np.float32)} for _ in range(40)]
+    pruned = cut(model, structure, removed)
+    layers = {layer.name: layer for layer in layers_of(model.graph)}
+    twins = {layer.name: layer for layer in layers_of(pruned.graph)}
+    keep = structure.keeper(removed)
+    pairs = [Pair(layer, twins[name]) for name, layer in layers.items() if layer.weight.name != "w"]
+    refit = Refit(model, pruned, samples, keep=keep)
+    fresh = {"x": rng.standard_normal((64, *shape)).astype(np.float32)}
+    alone = cut(model, structure, removed)
+    twins_alone = {layer.name: layer for layer in layers_of(alone.graph)}
+    Refit(model, alone, samples, keep=keep).run([Pair(pairs[0].layer, twins_alone[pairs[0].layer.name])])
+    refit.run(pairs)
+    second = refit.fits[pairs[1].layer.name]
+    assert 0 < second.after < 0.8 * second.before
+    assert noise(model, pruned, fresh) < 0.8 * noise(model, alone, fresh)
 
 
 def test_too_little_data_changes_nothing_for_the_worse() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from graphopt.testing import model_from_text, run
 from graphopt.train.checkpoint import Checkpoint
 from graphopt.train.distill import STOPPED, Distillation, Trained
 from graphopt.train.module import NotTrainableError, weights_of, zeros_of
-from graphopt.train.recipe import Recipe
+from graphopt.train.recipe import RATES, Recipe
 
 pytest.importorskip("torch")
 
@@ -219,7 +221,7 @@ def test_samples_of_several_sizes_go_into_one_batch() -> None:
 
 def test_a_rate_is_found(teacher: ir.Model, student: ir.Model) -> None:
     trained = Distillation(teacher, student, data(64), Recipe(steps=100, batch=8)).run()
-    assert trained.rate in (3e-5, 2e-4, 1e-3) and trained.after < trained.before
+    assert trained.rate in RATES["adam"] and trained.after < trained.before
 
 
 @pytest.mark.parametrize(
@@ -304,3 +306,34 @@ def test_rows_that_see_nothing_do_not_spoil_the_gradients() -> None:
     rows = torch.zeros(2, 3, requires_grad=True)
     reduce_l2(rows, torch.tensor([1])).sum().backward()
     assert bool(torch.isfinite(rows.grad).all())
+
+
+def test_half_precision_comes_nearer_too(teacher: ir.Model, student: ir.Model) -> None:
+    trained = Distillation(teacher, student, data(64), replace(QUICK, precision="bfloat16")).run()
+    assert trained.after < 0.8 * trained.before
+    assert noise(teacher, trained.model, data(8, seed=9)) < 0.8 * noise(teacher, student, data(8, seed=9))
+    # Only products are computed so: what is handed back is of the student's types.
+    assert {value.dtype for value in trained.model.graph.initializers.values() if facts.is_float(value)} == {
+        ir.DataType.FLOAT
+    }
+
+
+def test_a_short_training_spends_its_time_on_steps(
+    teacher: ir.Model, student: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a sample takes half a second of a step, validations take a small part of a minute."""
+    samples = data(512)
+    training = Distillation(teacher, student, samples, Recipe(steps=1, rate=1e-3))
+    training.run()
+    monkeypatch.setattr(training, "_seconds", lambda batch, half: 0.5)
+    training.recipe = Recipe(rate=1e-3)
+    training.deadline = time.monotonic() + 60
+    training._apart = list(range(64))
+    training._budgeted()
+    assert not training._half
+    # At least so many rows, and so many validations: a third of a step's work for each.
+    assert (len(training._apart), training._validations) == (32, 6)
+    training.deadline = time.monotonic() + 6000
+    training._apart = list(range(64))
+    training._budgeted()
+    assert (len(training._apart), training._validations) == (64, 20)
