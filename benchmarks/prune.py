@@ -46,7 +46,8 @@ class Row:
         task: "" for none.
         samples: To rank and refit on, half of which or fewer are held out.
         integers: Whether int8 is measured too, alone and on top.
-        trained: Options of distill for a form that is trained besides; "" for none.
+        trained: Options of distill for a form that is trained besides, on integers too where these are measured; "" for
+            none.
         metric: Name of the function that the budget is of, in the task's module.
         max_drop: Of the task's metric, or of the signal; what is asked for is the share, not the budget.
     """
@@ -104,7 +105,10 @@ def measure(name: str, row: Row, target: str, seconds: float, threads: int) -> d
     if row.integers:
         passes |= {"int8": "fuse,quantize{cache=none}", "pruned int8": f"fuse,{prune},quantize{{cache=none}}"}
     if row.trained:
-        passes["trained"] = f"fuse,{prune},distill{{cache=none,{row.trained}}}"
+        distill = f"distill{{cache=none,{row.trained}}}"
+        passes["trained"] = f"fuse,{prune},{distill}"
+        if row.integers:
+            passes["trained int8"] = f"fuse,{prune},quantize{{cache=none}},{distill}"
     forms: list[Form] = []
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as temporary:
         for label, chain in passes.items():

@@ -162,6 +162,9 @@ class Proposals:
                     proposal.candidates = [replace(proposal.best_effort, prepares=True)]
                 elif len(self.passes) > 1:
                     self.warnings.append(f"{pass_.name} on {target.name} was left out: {proposal.reason}")
+            elif not proposal.candidates and pass_.recovers and self._over_budget and proposal.reason:
+                # What was to win back did not: the error is to say so.
+                self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
             kept = _followed(kept, proposal.candidates, pass_.recovers)
             if proposal.candidates:
                 record.status = PassStatus.APPLIED

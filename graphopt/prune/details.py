@@ -117,7 +117,7 @@ class Outcome:
         if not self.removed:
             return "nothing was removed at all"
         if self.uniform:
-            return f"its share is less than half of the {choice.step} that go at a time"
+            return f"its share is less than the {choice.step} that go at a time"
         return "others lose less for the time that is saved"
 
 

@@ -96,7 +96,9 @@ class Squares:
     def _enter(self, batch: tuple[Array, ...] | None) -> None:
         if batch is not None:
             (rows,) = batch
-            self._sums = self._sums + (rows.swapaxes(1, 2) @ rows).astype(np.float64)
+            # Numbers beyond float32 are found where the sums are used.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._sums = self._sums + (rows.swapaxes(1, 2) @ rows).astype(np.float64)
             self._count += rows.shape[1]
 
 

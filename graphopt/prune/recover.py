@@ -108,7 +108,9 @@ class _Sums:
         self._enter(self._waiting.rest())
         return self
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _enter(self, batch: tuple[Array, ...] | None) -> None:
+        """Numbers beyond float32 fit nothing: no ridge is better then, and the layer stays as it is."""
         if batch is None:
             return
         *sums, old, new = batch
@@ -401,6 +403,7 @@ def _matrices(layer: Layer, twin: Layer, keep: Keep) -> tuple[Array, Array]:
     return full[mask.reshape(full.shape[:2])].reshape(*left.shape[:2], -1), left
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _best(train: _Sums, test: _Sums) -> tuple[Array, Array, Array]:
     """For each group the ridge that serves the test samples best, the change of weights, and what is missed then.
 

@@ -77,7 +77,9 @@ def test_what_was_over_the_budget_is_won_back(net: Path, lost: float) -> None:
 
 
 def test_what_cannot_be_won_back_is_an_error_that_says_how_near_it_came(net: Path) -> None:
-    with pytest.raises(VerificationError, match=r"cannot be kept: .*over the budget: drop"):
+    with pytest.raises(
+        VerificationError, match=r"cannot be kept: .*over the budget: drop.*; ort-cpu: distill: "
+    ):
         graphopt.compile(
             net,
             passes="fuse,prune{ratio=0.8},distill{steps=3,cache=none}",
