@@ -162,7 +162,7 @@ class Proposals:
                     proposal.candidates = [replace(proposal.best_effort, prepares=True)]
                 elif len(self.passes) > 1:
                     self.warnings.append(f"{pass_.name} on {target.name} was left out: {proposal.reason}")
-            elif not proposal.candidates and pass_.recovers and self._over_budget and proposal.reason:
+            elif not proposal.candidates and pass_.recovers and proposal.reason and self._is_over(target):
                 # What was to win back did not: the error is to say so.
                 self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
             kept = _followed(kept, proposal.candidates, pass_.recovers)
@@ -182,6 +182,10 @@ class Proposals:
             if candidate.compact:
                 compact(legal)
         return found, records
+
+    def _is_over(self, target: Target) -> bool:
+        """Whether something was over the budget on a target."""
+        return any(text.startswith(f"{target.name}: ") for text in self._over_budget)
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -433,7 +437,8 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
         budget.max_drop,
         held_out,
     )
-    return replace(evaluation, padding=find_padding(session, evaluation))
+    evaluation.padding = find_padding(session, evaluation)
+    return evaluation
 
 
 def lossy_and_others(passes: Sequence[Any]) -> tuple[list[Any], list[LossyPass]]:

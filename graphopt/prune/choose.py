@@ -212,6 +212,8 @@ def uniform(choices_: Sequence[Choice], share: float) -> set[int]:
         wanted = share + missing.get(kind, 0.0)
         count = choice.rounded(wanted)
         limit = choice.share(min(choice.step, choice.most))
+        # What may not be removed at all is no remainder.
+        wanted = min(wanted, choice.share(choice.most))
         missing[kind] = float(np.clip(wanted - choice.share(count), -limit, limit))
         found.update(choice.removed(count))
     return found

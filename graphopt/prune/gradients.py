@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -19,9 +20,12 @@ from graphopt.errors import MissingExtraError
 from graphopt.ir.facts import Array
 from graphopt.prune.labels import PINNED, Indices
 from graphopt.prune.structure import RECURRENT_AXIS, Structure
-from graphopt.train.losses import real_positions
+from graphopt.quant.positions import Positions
 from graphopt.train.module import Weight, to_module
 from graphopt.verify.padding import Padding
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST_SAMPLES = 64
 _LEAST_SAMPLES = 4
@@ -66,6 +70,7 @@ def first_order(
     except ImportError as error:
         raise MissingExtraError("torch", "torch") from error
     module = to_module(model)
+    positions = Positions(model, module.outputs, padding)
     parts = [entry for entry in reading(structure) if entry[0].name in module.weights]
     generator = np.random.default_rng(seed)
     found = np.zeros(len(structure.classes))
@@ -75,8 +80,8 @@ def first_order(
             break
         progress(f"gradients of sample {count + 1}")
         outputs = [
-            real_positions(tensor, feeds, padding)
-            for tensor in module(feeds)
+            _at(tensor, positions.places(name, feeds, tuple(tensor.shape)))
+            for name, tensor in zip(module.outputs, module(feeds), strict=True)
             if tensor.is_floating_point() and tensor.requires_grad
         ]
         if not outputs:
@@ -92,6 +97,12 @@ def first_order(
         count += 1
     found[PINNED] = 0.0
     return found / max(count, 1)
+
+
+def _at(tensor: Tensor, places: Array | None) -> Tensor:
+    import torch
+
+    return tensor if places is None else tensor[torch.from_numpy(places)]
 
 
 def _changes(

@@ -13,6 +13,7 @@ from graphopt.ir.facts import Array
 from graphopt.prune.structure import Layer
 from graphopt.quant import rounding
 from graphopt.quant.observe import leading_to
+from graphopt.quant.positions import Positions
 from graphopt.verify.padding import Padding
 from graphopt.verify.session import Session
 
@@ -150,8 +151,10 @@ def _some(count: int, seed: int, most: int) -> Array:
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
-class RealRows:
-    """Leaves rows of padding out of what products read: one row of numbers a position.
+def real_rows(
+    model: ir.Model, layers: Sequence[Layer], padding: Padding | None, threads: int = 0
+) -> Positions:
+    """What products read without padding, where it is one row of numbers a position.
 
     Args:
         model: Whose layers they are.
@@ -159,34 +162,9 @@ class RealRows:
         padding: Of the samples; None where there is none.
         threads: Of an operator.
     """
-
-    def __init__(
-        self, model: ir.Model, layers: Sequence[Layer], padding: Padding | None, threads: int = 0
-    ) -> None:
-        self._padding = padding
-        self._names: frozenset[str] = frozenset()
-        if padding is None:
-            return
-        others = {layer.data.name for layer in layers if layer.node.op_type not in _PRODUCTS}
-        made = {value.name for node in model.graph for value in node.outputs}
-        names = [name for name in _read(layers) if name in made and name not in others]
-        if not names:
-            return
-        session = Session(leading_to(model, names), optimize="all", threads=threads)
-        plain, altered = (session.run(feeds, names) for feeds in (padding.feeds, padding.altered))
-        rank, size = padding.real(padding.feeds).ndim, padding.real(padding.feeds).size
-        self._names = frozenset(
-            name
-            for name in names
-            if (plain[name].ndim == rank + 1 or (plain[name].ndim == 2 and len(plain[name]) == size))
-            and padding.is_same(plain[name], altered[name])
-        )
-
-    def of(self, name: str, feeds: Feeds, array: Array) -> Array:
-        """What a value of this name, of a sample, holds at positions that count."""
-        if self._padding is None or name not in self._names:
-            return array
-        return self._padding.without(feeds, array)
+    others = {layer.data.name for layer in layers if layer.node.op_type not in _PRODUCTS}
+    names = [name for name in _read(layers) if name not in others]
+    return Positions(model, names, padding, threads, whole=names)
 
 
 def _read(layers: Sequence[Layer]) -> list[str]:
@@ -202,7 +180,7 @@ def read_by(
 ) -> Iterator[Mapping[str, Array]]:
     """For each sample what these layers read, by name of the value; rows of padding are left out."""
     inputs = {value.name for value in model.graph.inputs}
-    real = RealRows(model, layers, padding, threads)
+    real = real_rows(model, layers, padding, threads)
     names = [name for name in _read(layers) if name not in inputs]
     session = Session(leading_to(model, names), optimize="all", threads=threads) if names else None
     for feeds in samples:
@@ -213,11 +191,11 @@ def read_by(
 __all__ = [
     "MOST_INPUTS",
     "Batches",
-    "RealRows",
     "Squares",
     "matrices",
     "outputs_of",
     "read_by",
+    "real_rows",
     "restored",
     "rows_a_sample",
     "rows_of",

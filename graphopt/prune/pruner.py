@@ -289,7 +289,8 @@ class Pruner:
         keep = self.structure.keeper(removed)
         of_layers = sum((whole - after[name]) * each[name] for name, whole in self._macs.items())
         return of_layers + sum(
-            milliseconds * (1 - _left_of(node.outputs[0], keep)) for node, milliseconds in self._others
+            milliseconds * (1 - float(np.mean([_left_of(value, keep) for value in node.outputs])))
+            for node, milliseconds in self._others
         )
 
     def _share(self, macs: float) -> float:

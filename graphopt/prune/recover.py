@@ -26,6 +26,7 @@ from graphopt.prune.bias import add_to_bias, can_shift
 from graphopt.prune.cut import Keep
 from graphopt.prune.structure import Layer, Structure, layers_of
 from graphopt.prune.walk import Walk
+from graphopt.quant.positions import Positions
 from graphopt.quant.rounding import inputs_of
 from graphopt.verify.padding import Padding
 
@@ -89,19 +90,19 @@ class _Sums:
     rows: int = 0
     _waiting: moments.Batches = field(default_factory=moments.Batches)
 
-    def add(self, old: Array, new: Array, added: Array | None = None, missing: Array | None = None) -> None:
+    def add(self, old: Array, new: Array, missing: Array | None = None) -> None:
         """Add rows.
 
         Args:
             old: What the original's layer reads, [groups, rows, numbers].
             new: What the pruned one reads.
-            added: What is added to the outputs in the original [groups, rows, outputs]; None where nothing is.
-            missing: What of that is missing in the pruned graph.
+            missing: What is missing in the pruned graph of what is added to the outputs [groups, rows, outputs]; None
+                where nothing is added.
         """
-        if added is None or missing is None:
+        if missing is None:
             self._enter(self._waiting.add(old, new))
         else:
-            self._enter(self._waiting.add(added, missing, old, new))
+            self._enter(self._waiting.add(missing, old, new))
 
     def whole(self) -> _Sums:
         """With all rows that were added."""
@@ -115,10 +116,10 @@ class _Sums:
             return
         *sums, old, new = batch
         wanted = old @ self.full.swapaxes(1, 2)
+        self.power += float(np.square(wanted, dtype=np.float64).sum())
         wrong = wanted - new @ self.left.swapaxes(1, 2)
         if sums:
-            added, missing = sums
-            wanted += added
+            (missing,) = sums
             wrong += missing
         if self.offset is not None:
             wrong -= self.offset.reshape(len(wrong), 1, -1).astype(wrong.dtype)
@@ -132,7 +133,6 @@ class _Sums:
         self.read += turned @ with_one
         self.wrong += turned @ wrong
         self.missed += np.square(wrong, dtype=np.float64).sum(axis=(1, 2))
-        self.power += float(np.square(wanted, dtype=np.float64).sum())
         self.rows += new.shape[1]
 
 
@@ -227,7 +227,7 @@ class Refit:
             else:
                 todo.append(pair)
         theirs, ours = (Walk(model, self.samples, self.threads) for model in (self.model, self.reduced))
-        real = moments.RealRows(self.model, [pair.layer for pair in todo], self.padding, self.threads)
+        real = moments.real_rows(self.model, [pair.layer for pair in todo], self.padding, self.threads)
         pace, samples = _Pace(self.deadline, len(todo), len(self.samples)), len(self.samples)
         for number, pair in enumerate(todo):
             layer, twin = pair.layer, pair.twin
@@ -246,9 +246,7 @@ class Refit:
         if self.hurried:
             self.hurried = f"{samples} of {len(self.samples)} samples {self.hurried}"
 
-    def _rows(
-        self, pair: Pair, theirs: Walk, ours: Walk, real: moments.RealRows
-    ) -> Iterator[tuple[Array, ...]]:
+    def _rows(self, pair: Pair, theirs: Walk, ours: Walk, real: Positions) -> Iterator[tuple[Array, ...]]:
         """For each sample what both layers read, and where something is added to what they make, this in the original
         and what is missing of it: rows of the same places."""
         layer, twin = pair.layer, pair.twin
@@ -274,7 +272,11 @@ class Refit:
                     moments.outputs_of(twin, real.of(name, feeds, array), index, most)
                     for array in (self._left(beside, whole), left)
                 )
-                rows += [sums, sums - own_sums]
+                if sums.shape[1] == old.shape[1]:
+                    rows.append(sums - own_sums)
+                else:
+                    # One that is spread over the other.
+                    added = None
             yield tuple(rows)
 
     def _left(self, value: ir.Value, array: Array, channel: int | None = None) -> Array:
@@ -371,19 +373,28 @@ def added_to(layer: Layer) -> ir.Value | None:
     """What an Add adds to a layer's outputs, its bias aside; None where there is none of their shape, where it is made
     later, or where the outputs are read otherwise too."""
     out = layer.node.outputs[0]
-    while True:
+    dims = _named_dims(out)
+    while dims is not None:
         node = facts.sole_consumer(out)
         if node is None or node.op_type != "Add" or node.domain != "":
             return None
         other = next((entry for entry in node.inputs if entry is not out), None)
         if other is None:
             return None
-        if facts.is_constant(other):
-            out = node.outputs[0]
-            continue
-        dims = facts.dims(out)
-        known = dims is not None and dims == facts.dims(other)
-        return other if known and _is_made_before(other, layer.node) else None
+        if not facts.is_constant(other):
+            alike = _named_dims(other) == dims
+            return other if alike and _is_made_before(other, layer.node) else None
+        out = node.outputs[0]
+        if _named_dims(out) != dims:
+            return None
+    return None
+
+
+def _named_dims(value: ir.Value) -> tuple[int | str, ...] | None:
+    """Sizes, those of dynamic axes by their names; None where one is not known."""
+    dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
+    known = tuple(dim for dim in dims if dim is not None)
+    return known if value.shape is not None and len(known) == len(dims) else None
 
 
 def _is_made_before(value: ir.Value, node: ir.Node) -> bool:

@@ -296,7 +296,7 @@ class Sparsifier:
             yield from self._summed_apart(parts)
             return
         walk = Walk(model, self._samples[: self._walked], self.context.threads)
-        real = moments.RealRows(
+        real = moments.real_rows(
             self.model, [part.layer for part in parts], self.context.evaluation.padding, self.context.threads
         )
         for part in parts:

@@ -19,8 +19,9 @@ from graphopt import interrupt
 from graphopt.data.interface import Array, Feeds
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
+from graphopt.quant.positions import Positions
 from graphopt.train.checkpoint import Checkpoint, State
-from graphopt.train.losses import Kind, distance, kinds_of, real_positions
+from graphopt.train.losses import Kind, distance, kinds_of
 from graphopt.train.module import Module, NotTrainableError, to_module
 from graphopt.train.recipe import RATES, Recipe
 from graphopt.train.teacher import Teacher, hidden_of
@@ -36,8 +37,8 @@ _ROWS = 32
 _LEAST_BATCH, _WANTED_STEPS = 4, 300
 _VALIDATIONS, _LEAST_VALIDATIONS = 20, 6
 """In a whole training."""
-_VALIDATING = 0.15
-"""Share of the time for them."""
+_VALIDATING, _LEAST_APART = 0.15, 8
+"""Share of the time for them, and samples of each at least where their rows are not known."""
 _TRYING = 0.05
 """Share of the time for each learning rate that is tried."""
 _MUCH_FASTER = 0.75
@@ -135,9 +136,14 @@ class Distillation:
         inner: list[Kind] = ["mse"] * len(hidden)
         self._kinds = [*kinds_of(self.student, outputs, self.recipe.loss), *inner]
         self._outputs, self._hidden = outputs, hidden
+        # By the teacher's names, which the student's values have.
+        self._positions = Positions(
+            self.teacher, [*outputs, *hidden], self.padding, self.threads,
+            whole=[name for name, kind in zip(outputs, self._kinds, strict=False) if kind != "mse"],
+        )  # fmt: skip
         self._teacher = Teacher(
             self.teacher, [*outputs, *hidden], samples, memory=self.memory, threads=self.threads,
-            padding=self.padding,
+            positions=self._positions,
         )  # fmt: skip
         self._train, self._apart = _split(len(samples))
         self._stacks = _can_stack(self._module, samples)
@@ -185,17 +191,16 @@ class Distillation:
     def _budgeted(self) -> None:
         """Choose what leaves time for many steps: precision, samples of a step and of a validation, validations."""
         batch = self._train[: min(self._batch, _LEAST_BATCH)]
-        each = self._seconds(batch, half=False)
+        each = self._seconds(batch, half=self._half)
         if self.recipe.precision == "auto" and not self._is_quantized:
-            faster = self._seconds(batch, half=True)
+            faster = self._seconds(batch, half=True, most=len(batch) * each)
             self._half = faster < _MUCH_FASTER * each
             each = min(each, faster) if self._half else each
-        elif self._half:
-            each = self._seconds(batch, half=True)
-        left = max(self.deadline - time.monotonic(), 0.0)
+        left = min(max(self.deadline - time.monotonic(), 0.0), 1e9)
         # A validation is about a third of a step's work for each of its samples.
         affordable = int(_VALIDATING * left / (each / 3))
-        least = -(-_ROWS // _rows_of(self.samples[0]))
+        # Where samples cannot be joined their first axis may be anything.
+        least = -(-_ROWS // _rows_of(self.samples[0])) if self._stacks else _LEAST_APART
         self._apart = self._apart[: max(affordable // _VALIDATIONS, least)]
         validations = affordable // len(self._apart)
         self._validations = min(max(validations, _LEAST_VALIDATIONS), _VALIDATIONS)
@@ -209,24 +214,30 @@ class Distillation:
         """Whether the student is trained with the rounding of its integers, which another rounding would spoil."""
         return any(node.op_type == "QuantizeLinear" for node in self.student.graph)
 
-    def _seconds(self, batch: Sequence[int], half: bool) -> float:
-        """Of a step, for each sample of it; infinite where it cannot be taken in this precision."""
+    def _seconds(self, batch: Sequence[int], half: bool, most: float = float("inf")) -> float:
+        """Of a step, for each sample of it; infinite where none can be taken in this precision.
+
+        Args:
+            most: Seconds of a step from which no further one is tried.
+        """
         optimizer = self.recipe.make_optimizer([weight.parameter for weight in self._module.weights.values()])
-        before, self._half = self._half, half
-        seconds = []
+        before, spoiled = self._half, self._spoiled
+        self._half = half
+        seconds: list[float] = []
         try:
-            for _ in range(3):
+            while len(seconds) < 3 and (len(seconds) < 2 or seconds[-1] < most):
                 started = time.monotonic()
                 # At a rate of zero nothing changes.
                 self._step(batch, 0, optimizer)
                 seconds.append(time.monotonic() - started)
+            was_spoiled = self._spoiled > spoiled
         except NotTrainableError:
-            if not half:
+            if not half or before:
                 raise
             return float("inf")
         finally:
-            self._half = before
-        return min(seconds) / len(batch)
+            self._half, self._spoiled = before, spoiled
+        return float("inf") if half and was_spoiled else min(seconds) / len(batch)
 
     def _resumed(self, begun: float) -> State | None:
         """Where an earlier run stopped; None where there is none, or its weights serve this student worse than its own.
@@ -474,7 +485,8 @@ class Distillation:
             if not got.is_floating_point():
                 found.append(torch.zeros(()))
                 continue
-            got = real_positions(got, feeds, self.padding).float()
+            places = self._positions.places(name, feeds, tuple(got.shape))
+            got = (got if places is None else got[torch.from_numpy(places)]).float()
             theirs = torch.from_numpy(np.array(wanted[name]))
             found.append(distance(got, theirs, kind, self.recipe.temperature) / scale)
         return found

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
-from graphopt.data.interface import Feeds
 from graphopt.ir import facts
-from graphopt.verify.padding import Padding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,12 +69,4 @@ def distance(got: Tensor, wanted: Tensor, kind: Kind, temperature: float = 1.0) 
     return (got - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30)
 
 
-def real_positions(values: Tensor, feeds: Feeds, padding: Padding | None) -> Tensor:
-    """What values of a sample are at positions that are no padding; all of them where their axes are others."""
-    import torch
-
-    places = None if padding is None else padding.places(feeds, tuple(values.shape))
-    return values if places is None else values[torch.from_numpy(places)]
-
-
-__all__ = ["Kind", "Loss", "distance", "kinds_of", "real_positions"]
+__all__ = ["Kind", "Loss", "distance", "kinds_of"]

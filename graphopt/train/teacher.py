@@ -10,8 +10,8 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.quant.observe import leading_to
+from graphopt.quant.positions import Positions
 from graphopt.train.module import to_module
-from graphopt.verify.padding import Padding
 from graphopt.verify.session import Session
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
@@ -31,7 +31,7 @@ class Teacher:
         samples: Inputs.
         memory: Bytes to keep.
         threads: Of an operator.
-        padding: Positions that are left out of all values; None where all count.
+        positions: What of the values counts; None for all.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Teacher:
         *,
         memory: int,
         threads: int = 0,
-        padding: Padding | None = None,
+        positions: Positions | None = None,
     ) -> None:
-        self._padding = padding
+        self._positions = positions
         self.names = tuple(names)
         self._samples = samples
         self._room = memory
@@ -58,7 +58,9 @@ class Teacher:
             TargetError: It does not run on them.
         """
         found = self._session.run(feeds, self.names)
-        return found if self._padding is None else self._padding.outputs(feeds, found)
+        if self._positions is None:
+            return found
+        return {name: self._positions.of(name, feeds, array) for name, array in found.items()}
 
     def of(self, index: int) -> Feeds:
         """The values for one sample, by name."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _TRIED_SAMPLES = 4
 _SAME = 1e-5
 """Of the largest magnitude: what other orders of a sum may change."""
+_SENTINEL = 1e10
+"""Magnitude from which a number stands for minus or plus infinity, and tells nothing of that of others."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Padding:
             feeds: The sample.
             shape: Of what comes of it: the mask's axes first, or all of them as one.
         """
+        if self.mask not in feeds:
+            return None
         real = self.real(feeds)
         if tuple(shape[: real.ndim]) == real.shape:
             return real
@@ -79,8 +83,16 @@ class Padding:
             return False
         if one.dtype.kind != "f":
             return bool((one == other).all())
-        scale = float(np.abs(one).max(initial=0.0))
-        return bool(np.allclose(one, other, rtol=0.0, atol=_SAME * scale, equal_nan=True))
+        usual = np.isfinite(one) & (np.abs(np.where(np.isfinite(one), one, 0.0)) < _SENTINEL)
+        if not np.array_equal(one[~usual], other[~usual], equal_nan=True):
+            return False
+        scale = float(np.abs(one[usual]).max(initial=0.0))
+        return bool(np.allclose(one[usual], other[usual], rtol=0.0, atol=_SAME * scale))
+
+    def differs(self, plain: Array, altered: Array) -> bool:
+        """Whether what comes of the two samples differs at some padding, where its axes are the mask's."""
+        places = self.places(self.feeds, plain.shape)
+        return places is not None and not np.array_equal(plain[~places], altered[~places], equal_nan=True)
 
 
 def find_padding(session: Session, evaluation: Evaluation) -> Padding | None:
@@ -108,9 +120,10 @@ def find_padding(session: Session, evaluation: Evaluation) -> Padding | None:
 
 def _candidates(feeds: Sequence[Feeds]) -> Iterator[tuple[str, int]]:
     """Inputs that hold zeros and ones alone, some of either, with what may mark padding in them."""
-    for name, array in feeds[0].items():
-        arrays = [np.asarray(sample[name]) for sample in feeds]
-        if array.ndim < 1 or array.dtype.kind not in "biuf" or not all(map(_is_binary, arrays)):
+    for name in feeds[0]:
+        # An input may be a sequence, or left out.
+        arrays = [array for sample in feeds if isinstance(array := sample.get(name), np.ndarray)]
+        if len(arrays) < len(feeds) or not all(map(_is_binary, arrays)):
             continue
         for marks in (0, 1):
             if any((array == marks).any() for array in arrays) and any(
@@ -120,7 +133,7 @@ def _candidates(feeds: Sequence[Feeds]) -> Iterator[tuple[str, int]]:
 
 
 def _is_binary(array: Array) -> bool:
-    return bool(((array == 0) | (array == 1)).all())
+    return array.ndim > 0 and array.dtype.kind in "biuf" and bool(((array == 0) | (array == 1)).all())
 
 
 def _is_ignored(evaluation: Evaluation, mask: str, marks: int) -> bool:
@@ -131,13 +144,11 @@ def _is_ignored(evaluation: Evaluation, mask: str, marks: int) -> bool:
         padding = Padding(mask, marks, feeds, feeds)
         found = {}
         for name, array in outputs.items():
-            is_float = isinstance(array, np.ndarray) and array.dtype.kind == "f"
-            places = padding.places(feeds, array.shape) if is_float else None
+            is_known = isinstance(array, np.ndarray) and array.dtype.kind in "biuf"
+            places = padding.places(feeds, array.shape) if is_known else None
             if places is not None:
                 array = array.copy()
-                # Larger than all that is real.
-                noise = rng.standard_normal(array[~places].shape) * 10 * (np.abs(array).max(initial=0.0) + 1)
-                array[~places] = noise.astype(array.dtype)
+                array[~places] = _other(array[~places], rng)
             found[name] = array
         return found
 
@@ -151,13 +162,21 @@ def _is_ignored(evaluation: Evaluation, mask: str, marks: int) -> bool:
     return bool(score == evaluation.original)
 
 
+def _other(array: Array, rng: np.random.Generator) -> Array:
+    """Other numbers than these, each of them."""
+    if array.dtype.kind == "f":
+        largest = np.abs(np.where(np.isfinite(array), array, 0.0)).max(initial=0.0)
+        return np.asarray(rng.standard_normal(array.shape) * 10 * (largest + 1)).astype(array.dtype)
+    return np.asarray(~array if array.dtype.kind == "b" else array + np.ones((), array.dtype))
+
+
 def _altered(feeds: Feeds, mask: str, marks: int) -> Feeds:
     """The sample with what other inputs hold at real positions in place of what they hold at padding."""
     rng = np.random.default_rng(0)
     real = np.asarray(feeds[mask] != marks)
     found = dict(feeds)
     for name, array in feeds.items():
-        if name != mask and array.shape[: real.ndim] == real.shape:
+        if name != mask and isinstance(array, np.ndarray) and array.shape[: real.ndim] == real.shape:
             changed = array.copy()
             changed[~real] = array[real][rng.integers(0, int(real.sum()), int((~real).sum()))]
             found[name] = changed
@@ -166,8 +185,8 @@ def _altered(feeds: Feeds, mask: str, marks: int) -> Feeds:
 
 def _is_independent(session: Session, padding: Padding) -> bool:
     """Whether the model's outputs at real positions are the same whatever the inputs hold at padding."""
-    if all(
-        padding.altered[name] is array or (padding.altered[name] == array).all()
+    if not any(
+        isinstance(array, np.ndarray) and padding.differs(array, padding.altered[name])
         for name, array in padding.feeds.items()
     ):
         return False

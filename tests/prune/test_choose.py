@@ -155,6 +155,15 @@ def test_narrow_layers_lose_their_share_together() -> None:
         assert set(lost) <= {0, 16}
 
 
+def test_what_may_not_go_of_one_layer_is_not_taken_of_the_next() -> None:
+    structure = analyse(chain([64, 64, 64, 4]))
+    first = structure.groups[0]
+    kept = frozenset(first.classes[16:])
+    made = choices(structure, np.ones(len(structure.classes)), 8, structure.groups, kept)
+    removed = uniform(made, 0.5)
+    assert [len(removed.intersection(choice.group.classes)) for choice in made] == [16, 32, 32]
+
+
 def test_a_step_may_go_however_small_the_share() -> None:
     structure = analyse(chain([32, 32, 4]))
     made = choices(structure, np.ones(len(structure.classes)), 16, structure.groups)

@@ -288,3 +288,26 @@ def test_heads_that_lie_in_one_axis_with_the_samples(name: str) -> None:
     fresh = {"x": RNG.standard_normal((5, 9, 8)).astype(np.float32)}
     assert recovery.fits and all(fit.after <= fit.before for fit in recovery.fits.values())
     assert noise(whole, pruned, fresh) < 1
+
+
+def test_what_is_spread_over_the_outputs_is_not_compared() -> None:
+    """Sums with another shape than the layer's: it is fitted to its own outputs."""
+    for added, dims in (("float[1,4] x, float[7,4] z", "1"), ("float[S,4] x, float[T,4] z", None)):
+        model = filled(
+            f"""g ({added}) => (float[A,3] y) <float[4,16] w = {{0}}, float[16,3] v = {{0}}, float[4,3] u = {{0}}>
+                {{ r = MatMul(z, u) p = MatMul(x, w) q = Relu(p) a = MatMul(q, v) y = Add(a, r) }}"""
+        )
+        shapes.infer(model)
+        model = separate(model)
+        structure = analyse(model)
+        removed = frozenset(structure.groups[0].classes[:4])
+        pruned = cut(model, structure, removed)
+        rng = np.random.default_rng(6)
+        rows = int(dims or 1)
+        samples = [
+            {"x": rng.standard_normal((rows, 4)).astype(np.float32), "z": rng.standard_normal((7, 4)).astype(np.float32)}
+            for _ in range(80)
+        ]  # fmt: skip
+        recovery = Recovery(model, structure, removed, pruned, samples)
+        recovery.run()
+        assert recovery.fits and all(fit.after <= fit.before for fit in recovery.fits.values())

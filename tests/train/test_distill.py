@@ -325,14 +325,14 @@ def test_a_short_training_spends_its_time_on_steps(
     samples = data(512)
     training = Distillation(teacher, student, samples, Recipe(steps=1, rate=1e-3))
     training.run()
-    monkeypatch.setattr(training, "_seconds", lambda batch, half: 0.5)
+    monkeypatch.setattr(training, "_seconds", lambda batch, half, most=0.0: 0.5)
     training.recipe = Recipe(rate=1e-3)
     training.deadline = time.monotonic() + 60
     training._apart = list(range(64))
     training._budgeted()
     assert not training._half
     # At least so many rows, and so many validations: a third of a step's work for each.
-    assert (len(training._apart), training._validations) == (32, 6)
+    assert training._stacks and (len(training._apart), training._validations) == (32, 6)
     training.deadline = time.monotonic() + 6000
     training._apart = list(range(64))
     training._budgeted()

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt.prune.moments import RealRows, read_by
+from graphopt.prune.moments import read_by, real_rows
 from graphopt.prune.structure import layers_of
 from graphopt.testing import model_from_text
 from graphopt.verify.budget import Evaluation, find_metric
@@ -31,7 +31,7 @@ def model_of(body: str, low: float = -1e9, one: float = 1.0) -> ir.Model:
     model = model_from_text(
         f"""g (float[N,{LENGTH},{WIDTH}] x, float[N,{LENGTH}] m) => (float[N,{LENGTH},{WIDTH}] y)
         <float[{WIDTH},{WIDTH}] w = {{0}}, float[{WIDTH},{WIDTH}] v = {{0}}, float one = {{{one}}},
-         float low = {{{low}}}, float none = {{0}}, int64[1] axis = {{1}}> {{ {body} }}"""
+         float low = {{{low}}}, float none = {{0}}, int64[1] axis = {{1}}, int64[1] last = {{-1}}, float[{WIDTH}] bias = {{1, 2, 3, 4}}> {{ {body} }}"""
     )
     rng = np.random.default_rng(0)
     for name in ("w", "v"):
@@ -109,8 +109,70 @@ def test_rows_of_padding_are_left_out_of_what_layers_read() -> None:
         assert np.array_equal(rows["c"], all_rows["c"][one["m"] == 1])
     # What has the mask's sizes by chance, and differs where the padding does, stays whole.
     altered = {**padding.altered, "x": padding.altered["x"] + 1}
-    other = RealRows(model, layers, Padding(padding.mask, padding.marks, padding.feeds, altered))
+    other = real_rows(model, layers, Padding(padding.mask, padding.marks, padding.feeds, altered))
     assert other.of("c", feeds[0], whole[0]["c"]) is whole[0]["c"]
+
+
+def test_rows_that_padding_does_not_change_are_kept() -> None:
+    """A mean over all positions reads what a bias leaves at padding, whatever the inputs hold there."""
+    model = model_of(
+        "a = Unsqueeze(m, last) z = Mul(x, a) h = MatMul(z, w) b = Add(h, bias) r = Relu(b) y = MatMul(r, v)"
+    )
+    feeds = samples()
+    padding, _ = found_in(model, masked_mean, feeds)
+    assert padding is not None
+    layers = layers_of(model.graph)
+    (seen,) = read_by(model, layers, feeds[:1], padding=padding)
+    assert seen["z"].shape == seen["r"].shape == (2, LENGTH, WIDTH)
+
+
+def test_inputs_that_are_left_out_or_no_arrays_are_no_masks() -> None:
+    model, feeds = model_of(MASKED), samples()
+    session = Session(model)
+    references = [session.run(one) for one in feeds]
+    odd = [{**one, "more": [np.ones(3)]} for one in feeds]
+    odd[0]["first"] = np.zeros(2, np.float32)
+    for given in (odd, [odd[0], {name: odd[1][name] for name in ("x", "more")}, odd[2]]):
+        labels = [{"real": one["m"] == 1} for one in feeds]
+        evaluation = Evaluation(given, references, labels, find_metric(masked_mean))
+        padding = find_padding(_Ignoring(session), evaluation)
+        assert padding is None or padding.mask == "m"
+
+
+class _Ignoring:
+    """A session that takes what its model has an input for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        return self._session.run({name: feeds[name] for name in self._session.input_names})
+
+
+def test_integer_outputs_count_too() -> None:
+    model = model_of(
+        MASKED.replace("y = MatMul(c, v)", "q = MatMul(c, v) y = ArgMax<axis=-1, keepdims=0>(q)")
+    )
+    model.graph.outputs[0].type, model.graph.outputs[0].shape = ir.TensorType(ir.DataType.INT64), None
+
+    def all_of(outputs: Sequence[Mapping[str, Array]]) -> float:
+        return 1 + float(np.mean([one["y"].mean() for one in outputs]))
+
+    def real_ones(outputs: Sequence[Mapping[str, Array]], labels: Mapping[str, Array]) -> float:
+        return 1 + float(np.stack([one["y"] for one in outputs])[labels["real"]].mean())
+
+    assert found_in(model, all_of, samples())[0] is None
+    assert found_in(model, real_ones, samples())[0] is not None
+
+
+@pytest.mark.parametrize("sentinel", [-1e30, -np.inf])
+def test_a_sentinel_does_not_hide_a_difference(sentinel: float) -> None:
+    feeds = {"m": np.array([1.0, 1.0, 1.0, 0.0], np.float32)}
+    padding = Padding("m", 0, feeds, feeds)
+    plain = np.array([0.5, 1.0, sentinel, 7.0], np.float32)
+    assert padding.is_same(plain, np.array([0.5, 1.0, sentinel, 3.0], np.float32))
+    assert not padding.is_same(plain, np.array([0.6, 1.0, sentinel, 7.0], np.float32))
+    assert not padding.is_same(plain, np.array([0.5, 1.0, 2.0, 7.0], np.float32))
 
 
 def test_noise_of_padding_does_not_count() -> None:
