@@ -67,10 +67,11 @@ ROWS: Mapping[str, Row] = {
     "digits-transformer": Row("", "macs=0.5", "digits-transformer", 1000, trained="seconds=60"),
     "ppocrv4-rec": Row("ppocrv4-rec", "ratio=0.25", "ocr", 400, True, 0.01, "seconds=60", "characters_right"),
     "minilm": Row("minilm", "ratio=0.25,criterion=taylor", "retrieval", 500, trained="seconds=300"),
-    "ppocrv4-det": Row("ppocrv4-det", "ratio=0.3", "det", 48),
-    "ppocr-cls": Row("ppocr-cls", "ratio=0.3", "cls", 400),
+    "ppocrv4-det": Row("ppocrv4-det", "macs=0.3", "det", 48),
+    "ppocrv4-rec-30": Row("ppocrv4-rec", "macs=0.3", "ocr", 400, max_drop=0.01, metric="characters_right"),
+    "ppocr-cls": Row("ppocr-cls", "macs=0.3", "cls", 400),
     **{
-        name: Row(name, "ratio=0.3,spread=uniform")
+        name: Row(name, "macs=0.3")
         for name in (
             "light-resnet50", "light-densenet121", "light-shufflenet", "light-inception-v1", "light-inception-v2",
             "light-squeezenet",
