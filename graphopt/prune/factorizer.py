@@ -32,6 +32,7 @@ _PROBED = (0.25, 0.75)
 """Of the ranks that a layer may have: those at which its kernels are timed."""
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 _IN_SUBGRAPH = "it is part of a subgraph"
+_NO_TIME = "no time was left"
 _NOTHING = {"saved_ms": None, "error_before": None, "error_after": None, "error_refitted": None}
 _NOT_CHOSEN = "others save more time for what they lose"
 
@@ -84,6 +85,7 @@ class Factorizer:
         self._recover = recover
         self._kept = kept
         self._refused: dict[str, str] = {}
+        self._allowed: dict[str, tuple[int, ...]] = {}
         self._slow: dict[str, str] = {}
         self._ratios: dict[str, float] = {}
         self._all: list[Choice] = []
@@ -97,7 +99,7 @@ class Factorizer:
             return
         self.macs = self._macs()
         self._whole = sum(self.macs.values()) or 1.0
-        ranks: dict[str, tuple[int, ...]] = {}
+        ranks = self._allowed
         for layer in self.layers:
             reason = "the option 'keep' names it" if kept(layer.name) else factors.why_not(layer)
             allowed = () if reason else self._ranks(layer)
@@ -105,13 +107,25 @@ class Factorizer:
                 ranks[layer.name] = allowed
             else:
                 self._refused[layer.name] = reason or _too_small(layer, self._step(layer))
-        found = self._factors([layer for layer in self.layers if layer.name in ranks], ranks)
-        self._all = [
-            Choice(layer, found[layer.name], own, self.macs[layer.name], np.zeros(len(own)), np.zeros(len(own)))
+        self._factor()
+        self.choices = self._weighed(self._timed())
+
+    def _factor(self) -> None:
+        """Factors of every layer that may have some, as far as there is time; those that are known are kept."""
+        known = {choice.name: choice for choice in self._all}
+        ranks = self._allowed
+        found = self._factors(
+            [layer for layer in self.layers if layer.name in ranks and layer.name not in known], ranks
+        )
+        made = {
+            layer.name: Choice(
+                layer, found[layer.name], own, self.macs[layer.name], np.zeros(len(own)), np.zeros(len(own))
+            )
             for layer in self.layers
             if layer.name in found and (own := ranks[layer.name])
-        ]  # fmt: skip
-        self.choices = self._weighed(self._timed())
+        }
+        every = known | made
+        self._all = [every[layer.name] for layer in self.layers if layer.name in every]
 
     @property
     def names(self) -> list[str]:
@@ -121,6 +135,11 @@ class Factorizer:
     def for_target(self, context: Context) -> Factorizer:
         """The same for another target whose kernels like the same widths: what layers cost there is measured anew."""
         self.context, self.warnings = context, []
+        late = [name for name, reason in self._refused.items() if reason == _NO_TIME]
+        for name in late:
+            del self._refused[name]
+        if late:
+            self._factor()
         if self._all:
             self.choices = self._weighed(self._timed())
         return self
@@ -177,7 +196,7 @@ class Factorizer:
                     sums[layer.name].add(moments.rows_of(layer, arrays[layer.data.name or ""], number)[0])
             for layer in turn:
                 if time.monotonic() > self.context.deadline:
-                    self._refused[layer.name] = "no time was left"
+                    self._refused[layer.name] = _NO_TIME
                     continue
                 self.context.progress(f"factors of layer {len(found) + 1} of {len(layers)}")
                 made = factors.factorize(

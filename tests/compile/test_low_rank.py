@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,18 @@ DEEP = filled(
     "float[32,1,3,3] d = {0}> { p = Conv <pads=[1,1,1,1]> (x, w, b) q = Relu(p) r = Conv <group=32, pads=[1,1,1,1]> (q, d) "
     "y = Conv(r, v) }"
 )
+
+
+def test_layers_that_had_no_time_have_it_on_the_next_target() -> None:
+    shared: dict[Any, Any] = {}
+    options = LowRankOptions(ratio=0.4)
+    late = context_of(DEEP, drop=0.9, deadline=time.monotonic() - 1.0, shared=shared)
+    first = LowRank(options).propose(DEEP, late)
+    assert not first.candidates
+    assert "no time was left" in {row["reason"] for row in first.details["factored"]}
+    second = LowRank(options).propose(DEEP, context_of(DEEP, drop=0.9, shared=shared))
+    assert second.candidates
+    assert "no time was left" not in {row["reason"] for row in second.details["factored"]}
 
 
 def test_convolutions_without_a_target_that_runs() -> None:
