@@ -172,8 +172,9 @@ def table(rows: list[dict[str, Any]], target: str) -> Table:
         view.add_column(heading, justify="left" if heading in ("model", "prune") else "right")
     for row in rows:
         pruned = row["pruned"]
-        if "speedup" not in pruned:
-            view.add_row(row["row"], row["options"], "", "", "fails", "", pruned.get("error", "")[:60])
+        failed = next((row[form]["error"] for form in ("fuse", "pruned") if "error" in row[form]), None)
+        if failed is not None:
+            view.add_row(row["row"], row["options"], "", "", "fails", "", failed[:60])
             continue
         share = gain(row)
         view.add_row(
