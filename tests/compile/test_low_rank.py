@@ -24,6 +24,7 @@ from graphopt.lossy import Context
 from graphopt.machine import Kernel
 from graphopt.models import builders
 from graphopt.passes.low_rank import LowRank, LowRankOptions
+from graphopt.prune import costs
 from graphopt.testing import model_from_text
 from graphopt.verify.budget import Evaluation, find_metric
 from graphopt.verify.session import Session
@@ -108,7 +109,9 @@ def test_without_a_share_the_budget_decides(net: Path) -> None:
     assert record(made)["details"]["macs_left"] == min(one["macs_left"] for one in tried if one["held"])
 
 
-def test_a_share_of_the_whole_model(net: Path) -> None:
+def test_a_share_of_the_whole_model(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Measured times of kernels as small as these are noise: by them any rank may look best. Without, steps are even.
+    monkeypatch.setattr(costs, "times", lambda *given: {})
     made = graphopt.compile(net, passes="fuse,low-rank{macs=0.5}", data=samples(64), **QUICK)
     # Ranks come in steps, so a little more goes.
     assert 0.4 < record(made)["details"]["macs_left"] <= 0.5
