@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._shapes import known_dims
+from graphopt.ir.facts import known_dims
 
 Element = int | str | None
 MOST_ELEMENTS = 64

@@ -7,15 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.ir import facts
-
-Dim = int | str | None
-
-
-def known_dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
-    """The shape with the name of each dynamic dimension, None for an unnamed one; None where the rank is unknown."""
-    if value is None or value.shape is None:
-        return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+from graphopt.ir.facts import Dim, known_dims
 
 
 def reshape_target(source: ir.Value, wanted: Sequence[Dim]) -> list[int] | None:

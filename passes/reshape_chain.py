@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.passes._shapes import known_dims, reshape_target
+from graphopt.ir.facts import known_dims
+from graphopt.passes._shapes import reshape_target
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 _VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")

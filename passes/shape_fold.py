@@ -24,9 +24,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.facts import Dim, known_dims
 from graphopt.passes._elements import MOST_ELEMENTS, Element, Elements, evaluate
 from graphopt.passes._evaluate import breaks_range
-from graphopt.passes._shapes import Dim, known_dims, reshape_target
+from graphopt.passes._shapes import reshape_target
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit

@@ -74,8 +74,7 @@ def summaries(calibration: bool) -> tuple[tuple[str, str], ...]:
         if not separator or not 6 <= len(head.split()) <= 25 or len(rest.split()) < 25:
             continue
         # Tables, doctests and lists of names are no documents to search in.
-        letters = sum(char.isalpha() or char in " .,'" for char in rest)
-        if ">>>" in rest or letters < 0.93 * len(rest):
+        if not _is_prose(rest, 0.93):
             continue
         found.setdefault(head, rest)
     documents: dict[str, str] = {}
@@ -92,8 +91,13 @@ def passages(calibration: bool) -> tuple[str, ...]:
     for text in docstrings():
         for part in text.split("\n\n"):
             prose = " ".join(part.split())
-            letters = sum(char.isalpha() or char in " .,'" for char in prose)
-            if len(prose.split()) >= 6 and ">>>" not in prose and letters >= 0.85 * len(prose):
+            if len(prose.split()) >= 6 and _is_prose(prose, 0.85):
                 found[prose] = None
     mine = [prose for prose in found if is_calibration(prose) == calibration]
     return tuple(prose for prose in mine if not any(prose in text or text in prose for text in pairs))
+
+
+def _is_prose(text: str, share: float) -> bool:
+    """Whether at least so much of a text is letters, spaces and plain punctuation, and it is no doctest."""
+    letters = sum(char.isalpha() or char in " .,'" for char in text)
+    return ">>>" not in text and letters >= share * len(text)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]
+Dim = int | str | None
 
 SPARSITY = "graphopt.sparsity"
 """Key in the ``metadata_props`` of an initializer whose zeros are to stay: "2:4", another pattern, "unstructured"."""
@@ -68,6 +69,13 @@ def dims(value: ir.Value | None) -> tuple[int | None, ...] | None:
     if value is None or value.shape is None:
         return None
     return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def known_dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
+    """The shape with the name of each dynamic dimension, None for an unnamed one; None where the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
 def static_dims(value: ir.Value | None) -> tuple[int, ...] | None:

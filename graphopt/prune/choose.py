@@ -11,7 +11,7 @@ import numpy as np
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.prune.labels import Indices
-from graphopt.prune.structure import Group, Structure
+from graphopt.prune.structure import Group, Mask, Structure
 
 _LEAST_KEPT = 0.1
 """Of a group, however little it seems to matter."""
@@ -62,7 +62,7 @@ class Choice:
     def rounded(self, share: float) -> int:
         """How many units a share of the group is, in steps."""
         wanted = int(np.abs(self.taken - share * len(self.group.classes)).argmin())
-        return min(max(round(wanted / self.step), 0) * self.step, self.most)
+        return min(round(wanted / self.step) * self.step, self.most)
 
     def share(self, count: int) -> float:
         """What share of the group so many units are."""
@@ -194,9 +194,13 @@ def macs(structure: Structure, places: Mapping[str, int], removed: Iterable[int]
             keep(layer.weight, layer.out),
             None if layer.is_depthwise else keep(layer.data, layer.channel),
         ]
-        share = math.prod(float(mask.mean()) for mask in masks if mask is not None)
-        found[layer.name] = places[layer.name] * float(np.prod(dims)) * share
+        found[layer.name] = places[layer.name] * float(np.prod(dims)) * left_of(masks)
     return found
+
+
+def left_of(masks: Iterable[Mask | None]) -> float:
+    """The share that is left of an array, from what is left of its axes; None where all of one is."""
+    return math.prod(float(mask.mean()) for mask in masks if mask is not None)
 
 
 def uniform(choices_: Sequence[Choice], share: float) -> set[int]:
@@ -211,7 +215,7 @@ def uniform(choices_: Sequence[Choice], share: float) -> set[int]:
         kind = (len(choice.group.classes), choice.step)
         wanted = share + missing.get(kind, 0.0)
         count = choice.rounded(wanted)
-        limit = choice.share(min(choice.step, choice.most))
+        limit = choice.share(choice.step)
         # What may not be removed at all is no remainder.
         wanted = min(wanted, choice.share(choice.most))
         missing[kind] = float(np.clip(wanted - choice.share(count), -limit, limit))
@@ -232,9 +236,7 @@ def cheapest_first(
     for index, choice in enumerate(choices_):
         each = gain[choice.group.name] / len(choice.units) * choice.step
         # A step, however large it is, may always go.
-        ends = np.arange(
-            choice.step, min(choice.most, max(choice.rounded(cap), choice.step)) + 1, choice.step
-        )
+        ends = np.arange(choice.step, max(choice.rounded(cap), choice.step) + 1, choice.step)
         # What a step adds, never less than the one before it added.
         added = np.maximum.accumulate(np.diff(choice.loss[np.concatenate([[0], ends])]))
         steps += [
@@ -248,4 +250,14 @@ def all_removed(choices_: Sequence[Choice], counts: Sequence[int]) -> set[int]:
     return {one for choice, count in zip(choices_, counts, strict=True) for one in choice.removed(count)}
 
 
-__all__ = ["Choice", "Unit", "all_removed", "cheapest_first", "choices", "macs", "spared", "uniform"]
+__all__ = [
+    "Choice",
+    "Unit",
+    "all_removed",
+    "cheapest_first",
+    "choices",
+    "left_of",
+    "macs",
+    "spared",
+    "uniform",
+]

@@ -46,9 +46,9 @@ class Outcome:
     def rows(self) -> list[dict[str, Any]]:
         """One for each layer, in order, recurrent ones last: plain JSON.
 
-        ``channels``, ``macs``: before and after. ``error_before``, ``error_after``: of the layer's outputs, relative,
-        with the old weights and with the new ones. ``reason``: why it lost no channel. ``not_refitted``: why its
-        weights are the old ones, where it reads fewer channels.
+        ``channels``, ``macs``: before and after. ``error_before``, ``error_after``: of the layer's outputs with what is
+        added to them, relative to the outputs, with the old weights and with the new ones. ``reason``: why it lost no
+        channel. ``not_refitted``: why its weights are the old ones, where it reads fewer channels.
         """
         keep = self.structure.keeper(self.removed)
         found = []

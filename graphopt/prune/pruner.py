@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -378,8 +377,7 @@ class Pruner:
 
 def _left_of(value: ir.Value, keep: Keep) -> float:
     """The share of a value's elements that are left."""
-    masks = (keep(value, axis) for axis in range(facts.rank(value) or 0))
-    return math.prod(float(mask.mean()) for mask in masks if mask is not None)
+    return choose.left_of(keep(value, axis) for axis in range(facts.rank(value) or 0))
 
 
 def samples_for(model: ir.Model, context: Context, wanted: int) -> list[Feeds]:

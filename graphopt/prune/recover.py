@@ -114,13 +114,12 @@ class _Sums:
         """Numbers beyond float32 fit nothing: no ridge is better then, and the layer stays as it is."""
         if batch is None:
             return
-        *sums, old, new = batch
+        *missing, old, new = batch
         wanted = old @ self.full.swapaxes(1, 2)
         self.power += float(np.square(wanted, dtype=np.float64).sum())
         wrong = wanted - new @ self.left.swapaxes(1, 2)
-        if sums:
-            (missing,) = sums
-            wrong += missing
+        for part in missing:
+            wrong += part
         if self.offset is not None:
             wrong -= self.offset.reshape(len(wrong), 1, -1).astype(wrong.dtype)
         one = np.full((*new.shape[:2], 1), float(self.has_bias), np.float32)
@@ -247,8 +246,8 @@ class Refit:
             self.hurried = f"{samples} of {len(self.samples)} samples {self.hurried}"
 
     def _rows(self, pair: Pair, theirs: Walk, ours: Walk, real: Positions) -> Iterator[tuple[Array, ...]]:
-        """For each sample what both layers read, and where something is added to what they make, this in the original
-        and what is missing of it: rows of the same places."""
+        """For each sample rows of the same places: what both layers read, and what is missing of what is added to what
+        they make, where something is."""
         layer, twin = pair.layer, pair.twin
         most = moments.rows_a_sample(inputs_of(twin.node), len(self.samples))
         # What it reads may have another name by now: a bias may have been added.
@@ -373,8 +372,8 @@ def added_to(layer: Layer) -> ir.Value | None:
     """What an Add adds to a layer's outputs, its bias aside; None where there is none of their shape, where it is made
     later, or where the outputs are read otherwise too."""
     out = layer.node.outputs[0]
-    dims = _named_dims(out)
-    while dims is not None:
+    dims = facts.known_dims(out)
+    while dims is not None and None not in dims:
         node = facts.sole_consumer(out)
         if node is None or node.op_type != "Add" or node.domain != "":
             return None
@@ -382,19 +381,12 @@ def added_to(layer: Layer) -> ir.Value | None:
         if other is None:
             return None
         if not facts.is_constant(other):
-            alike = _named_dims(other) == dims
+            alike = facts.known_dims(other) == dims
             return other if alike and _is_made_before(other, layer.node) else None
         out = node.outputs[0]
-        if _named_dims(out) != dims:
+        if facts.known_dims(out) != dims:
             return None
     return None
-
-
-def _named_dims(value: ir.Value) -> tuple[int | str, ...] | None:
-    """Sizes, those of dynamic axes by their names; None where one is not known."""
-    dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
-    known = tuple(dim for dim in dims if dim is not None)
-    return known if value.shape is not None and len(known) == len(dims) else None
 
 
 def _is_made_before(value: ir.Value, node: ir.Node) -> bool:

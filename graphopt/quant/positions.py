@@ -64,12 +64,7 @@ class Positions:
             feeds: The sample that it comes of, or several one behind the other.
         """
         flat = self._flat.get(name)
-        if self._padding is None or flat is None or self._padding.mask not in feeds:
-            return None
-        real = self._padding.real(feeds)
-        if flat:
-            return real.ravel() if shape and shape[0] == real.size else None
-        return real if tuple(shape[: real.ndim]) == real.shape else None
+        return None if self._padding is None or flat is None else self._padding.places(feeds, shape, flat)
 
     def of(self, name: str, feeds: Feeds, array: Array) -> Array:
         """What a value holds at positions that count."""

@@ -194,8 +194,8 @@ class Distillation:
         each = self._seconds(batch, half=self._half)
         if self.recipe.precision == "auto" and not self._is_quantized:
             faster = self._seconds(batch, half=True, most=len(batch) * each)
-            self._half = faster < _MUCH_FASTER * each
-            each = min(each, faster) if self._half else each
+            if faster < _MUCH_FASTER * each:
+                self._half, each = True, faster
         left = min(max(self.deadline - time.monotonic(), 0.0), 1e9)
         # A validation is about a third of a step's work for each of its samples.
         affordable = int(_VALIDATING * left / (each / 3))
@@ -345,10 +345,13 @@ class Distillation:
         for part, share in self._parts(batch):
             feeds = self._feeds(part)
             mixed = self._mixed(feeds, len(part), number)
-            wanted = self._wanted(part) if mixed is None else self._teacher.on(mixed)
+            if mixed is None:
+                wanted = self._wanted(part)
+            else:
+                feeds, wanted = mixed, self._teacher.on(mixed)
             with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
-                got = self._module(feeds if mixed is None else mixed)
-            losses = torch.stack(self._distances(got, feeds if mixed is None else mixed, wanted))
+                got = self._module(feeds)
+            losses = torch.stack(self._distances(got, feeds, wanted))
             loss = losses[self._compared].mean()
             if self._compared_hidden:
                 loss = loss + self.recipe.hidden * losses[self._compared_hidden].mean()

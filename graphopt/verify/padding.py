@@ -49,20 +49,21 @@ class Padding:
         """Which positions are no padding: booleans of the mask's shape."""
         return np.asarray(feeds[self.mask] != self.marks)
 
-    def places(self, feeds: Feeds, shape: tuple[int, ...]) -> Array | None:
+    def places(self, feeds: Feeds, shape: tuple[int, ...], flat: bool | None = None) -> Array | None:
         """Which elements along its first axes count of what comes of a sample: booleans that index it; None where its
         axes are others than the mask's.
 
         Args:
             feeds: The sample.
             shape: Of what comes of it: the mask's axes first, or all of them as one.
+            flat: Which of the two; None for whichever fits.
         """
         if self.mask not in feeds:
             return None
         real = self.real(feeds)
-        if tuple(shape[: real.ndim]) == real.shape:
+        if not flat and tuple(shape[: real.ndim]) == real.shape:
             return real
-        return real.ravel() if shape and shape[0] == real.size else None
+        return real.ravel() if flat is not False and shape and shape[0] == real.size else None
 
     def without(self, feeds: Feeds, array: Array) -> Array:
         """What an array holds at real positions, [positions, ...]; the array itself where its axes are others."""

@@ -95,10 +95,7 @@ def test_a_layer_makes_up_for_what_is_added_to_it(op: str) -> None:
                    "float[4,32] w = {0}, float[32,3] v = {0}, float[4,3] u = {0}", "5,4"),
     }[op]  # fmt: skip
     made = {"Conv": "3,5,5", "MatMul": "5,3"}[op]
-    model = model_from_text(f"g (float[N,{dims}] x) => (float[N,{made}] y) <{constants}> {{ {body} }}")
-    for value in model.graph.initializers.values():
-        shape = [int(size) for size in value.shape]  # type: ignore[union-attr]
-        value.const_value = ir.tensor(rng.standard_normal(shape).astype(np.float32), name=value.name)
+    model = filled(f"g (float[N,{dims}] x) => (float[N,{made}] y) <{constants}> {{ {body} }}", rng)
     shapes.infer(model)
     model = separate(model)
     structure = analyse(model)
@@ -166,12 +163,12 @@ def fitted(
     return model, pruned, recovery
 
 
-def filled(text: str) -> ir.Model:
+def filled(text: str, rng: np.random.Generator = RNG) -> ir.Model:
     model = model_from_text(text)
     for value in model.graph.initializers.values():
         shape = [int(size) for size in value.shape]  # type: ignore[union-attr]
         if value.dtype == ir.DataType.FLOAT and len(shape) > 1:
-            value.const_value = ir.tensor(RNG.standard_normal(shape).astype(np.float32), name=value.name)
+            value.const_value = ir.tensor(rng.standard_normal(shape).astype(np.float32), name=value.name)
     return model
 
 
