@@ -242,7 +242,7 @@ class Compilation:
                 bench,
                 report,
                 request.measure_seconds,
-                self._large,
+                not self._large,
                 self._results,
                 self.progress.stage,
                 choosable=frozenset(target.name for target, _ in targets),

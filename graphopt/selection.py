@@ -318,9 +318,16 @@ class Selection:
             return best
         timings = self._time([best, *(variant for variant, _ in variants)])
         bases_of = {variant.label: base for variant, base in variants}
-        for timing in sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True):
-            if timing.speedup < 1 + _KNOB_GAIN or timing.low < 1:
-                break
+        ranked = sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True)
+        promising = [timing for timing in ranked if timing.speedup >= 1 + _KNOB_GAIN and timing.low >= 1]
+        self.report.forms += [
+            FormTiming(
+                timing.form.label, note=f"no gain beyond doubt: {timing.describe()} beside {best.label!r}"
+            )
+            for timing in ranked
+            if timing not in promising
+        ]
+        for timing in promising:
             entry = self.verify(timing.form)
             self.report.forms.append(entry)
             if not entry.verified:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphopt import denormals
 from graphopt.errors import MissingExtraError, TargetError
 from graphopt.machine import Kernel, Probe
 
@@ -119,7 +120,8 @@ class OpenVinoExecutable:
             settings["PERF_COUNT"] = True
         try:
             core = openvino.Core()
-            self.compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            with denormals.kept():
+                self.compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
             self.request = self.compiled.create_infer_request()
         except Exception as error:  # openvino raises RuntimeError and others
             raise TargetError(
@@ -127,6 +129,7 @@ class OpenVinoExecutable:
                 hint=f"this is OpenVINO {_version(openvino)}: compile the model here, or for another target",
             ) from error
         self.path = path
+        self._mode = denormals.mode(bool(config.get("flush_denormals")))
         self._inputs = tuple(config["inputs"])
         self._types = tuple(np.dtype(port.element_type.to_dtype()) for port in self.compiled.inputs)
         self.output_names = tuple(config["outputs"])
@@ -154,7 +157,8 @@ class OpenVinoExecutable:
             arrays[index] = array
         try:
             # Outputs are copied: the next run writes into the same memory.
-            results = self.request.infer(arrays, share_inputs=True, share_outputs=False)
+            with self._mode():
+                results = self.request.infer(arrays, share_inputs=True, share_outputs=False)
         except Exception as error:  # as above
             raise TargetError(
                 f"OpenVINO fails: {last_words(error)}",

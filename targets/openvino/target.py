@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt import denormals
 from graphopt.data.interface import optional_inputs_of, outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
@@ -66,7 +67,8 @@ class OpenVinoTarget(OpenVinoRuntime):
         found: list[Mapping[str, Any]] = [{"label": "default"}]
         if milliseconds is None or milliseconds < _ONE_THREAD_BELOW:
             found.append({"label": "one thread", "threads": 1})
-        found.append({"label": "denormals flushed", "flush_denormals": True})
+        if denormals.can_flush():
+            found.append({"label": "denormals flushed", "flush_denormals": True})
         return found
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:

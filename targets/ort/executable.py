@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphopt import install
+from graphopt import denormals, install
 from graphopt.errors import MissingExtraError, TargetError, shorten
 from graphopt.machine import Kernel, Probe
 
@@ -83,10 +83,15 @@ class OrtExecutable:
             )
         options = session_options(config, threads)
         providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        self._mode = denormals.mode(bool(config.get("flush_denormals")))
         try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=providers, disabled_optimizers=config.get("disabled_optimizers")
-            )
+            with denormals.kept():
+                self._session = ort.InferenceSession(
+                    str(path),
+                    options,
+                    providers=providers,
+                    disabled_optimizers=config.get("disabled_optimizers"),
+                )
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise TargetError(
                 f"ONNX Runtime rejects {path.name}: {shorten(error)}",
@@ -110,13 +115,12 @@ class OrtExecutable:
             TargetError: ONNX Runtime fails; its message is kept.
         """
         try:
-            results = self._session.run(
-                None,
-                {
-                    name: array.astype(np.float16) if name in self._halves else array
-                    for name, array in feeds.items()
-                },
-            )
+            given = {
+                name: array.astype(np.float16) if name in self._halves else array
+                for name, array in feeds.items()
+            }
+            with self._mode():
+                results = self._session.run(None, given)
         except Exception as error:  # as above
             raise TargetError(
                 f"ONNX Runtime fails: {shorten(error)}",
@@ -167,14 +171,15 @@ class OrtRuntime:
         """The kernels that a session on the file runs."""
         from graphopt.targets.ort import kernels
 
-        return kernels.kernels(
-            folder / config["file"],
-            session_options(config, threads),
-            list(dict.fromkeys([self.provider, "CPUExecutionProvider"])),
-            feeds,
-            runs=runs,
-            disabled_optimizers=config.get("disabled_optimizers"),
-        )
+        with denormals.kept(), denormals.mode(bool(config.get("flush_denormals")))():
+            return kernels.kernels(
+                folder / config["file"],
+                session_options(config, threads),
+                list(dict.fromkeys([self.provider, "CPUExecutionProvider"])),
+                feeds,
+                runs=runs,
+                disabled_optimizers=config.get("disabled_optimizers"),
+            )
 
 
 def _has_nvidia_driver() -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt import denormals
 from graphopt.ir import model as ir_model
 from graphopt.machine import floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
@@ -83,7 +84,8 @@ class OrtTarget(OrtRuntime):
             found.append({"label": "without slow fusions", "disabled_optimizers": SLOW_FUSIONS})
         if milliseconds is None or milliseconds < _ONE_THREAD_BELOW:
             found.append({"label": "one thread", "threads": 1})
-        found.append({"label": "denormals flushed", "flush_denormals": True})
+        if denormals.can_flush():
+            found.append({"label": "denormals flushed", "flush_denormals": True})
         return found
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:

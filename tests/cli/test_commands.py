@@ -132,7 +132,12 @@ def test_the_same_seed_gives_the_same_bundle(cli: Any, model: Path, tmp_path: Pa
         json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one.gopt", "two.gopt")
     )
     assert first["hashes"]["source"] == second["hashes"]["source"]
-    assert first["verification"]["noise_floor"] == second["verification"]["noise_floor"]
+    # What is handed out may differ, since times do; what the passes did and how far that is off may not.
+    keys = ("name", "status", "rewrites", "error", "noise_floor")
+    first, second = (
+        [[entry[key] for key in keys] for entry in bundle["passes"]] for bundle in (first, second)
+    )
+    assert first == second and any(error is not None for *_, error, _ in first)
 
 
 def test_progress_is_drawn_on_a_terminal(model: Path, tmp_path: Path) -> None:

@@ -233,3 +233,11 @@ def test_cuda_compiles_without_a_gpu(gelu: Path, tmp_path: Path) -> None:
     assert "compiled, not run: " in (tmp_path / "m.gopt" / "report.html").read_text()
     with pytest.raises(BundleError, match="does not run here"):
         graphopt.load(tmp_path / "m.gopt")
+
+
+def test_the_targets_knobs_are_tried_and_told(gelu: Path) -> None:
+    report = graphopt.compile(gelu, target="ort-cpu", **QUICK).report
+    knobs = [form for form in report.forms if ", " in form.label]
+    assert {form.label.partition(", ")[2] for form in knobs} >= {"denormals flushed", "one thread"}
+    for form in knobs:
+        assert form.verified or "beside" in form.note or "not as fast" in form.note, form
