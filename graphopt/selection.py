@@ -28,6 +28,8 @@ ORIGINAL = "original"
 _NOT_RUN = "compiled, not run"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
+_KNOB_SHARE = 0.5
+"""Of the time for one comparison: a knob that buys less than can be seen by then is not missed."""
 _CLOSE = 0.12
 _CLEAR = 0.5
 """A gain that no noise of the machine explains: it is not measured a second time."""
@@ -82,6 +84,7 @@ class Selection:
         Where the backend cannot run the original with all its optimisations, the first level below at which it runs is
         the baseline, and the other forms that do not hold get that level too.
         """
+        self.bench.load([form for form in forms if self.targets[form.target][1].runnable])
         loaded, outcomes = list(forms), [self.verify(form) for form in forms]
         target, probe = self.targets[forms[0].target]
         if outcomes[0].verified or not (target.runs_original and probe.runnable):
@@ -227,8 +230,10 @@ class Selection:
             racing = timings[:1]
         choosable = racing or choosable
         best = max(choosable, key=lambda timing: timing.speedup)
-        if best.form is not original and abs(best.speedup - 1) < 3 * _TIE:
-            # Close to a tie: look again, at these two alone, before saying that it is no slower.
+        picked = len(choosable) > 1 or best.low < 1 <= best.speedup
+        if picked and best.form is not original and abs(best.speedup - 1) < 3 * _TIE:
+            # Close to a tie, where chance may have decided: look again, at these two alone, before saying that it is no
+            # slower.
             again = self._time([original, best.form])
             timings = [
                 again[0],
@@ -316,7 +321,7 @@ class Selection:
         latency = next((entry.milliseconds for entry in self.report.forms if entry.label == best.label), None)
         if not variants and latency is not None:
             return best
-        timings = self._time([best, *(variant for variant, _ in variants)])
+        timings = self._time_knobs([best, *(variant for variant, _ in variants)])
         bases_of = {variant.label: base for variant, base in variants}
         ranked = sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True)
         promising = [timing for timing in ranked if timing.speedup >= 1 + _KNOB_GAIN and timing.low >= 1]
@@ -332,7 +337,7 @@ class Selection:
             self.report.forms.append(entry)
             if not entry.verified:
                 continue
-            confirmed = self._time([original, timing.form])
+            confirmed = self._time_knobs([original, timing.form])
             for measured in confirmed:
                 self._enter(measured)
             if confirmed[1].speedup >= 1.0:
@@ -362,9 +367,18 @@ class Selection:
 
     def _time(self, forms: Sequence[Form]) -> list[Timing]:
         return self.bench.time(
+            forms, seconds=self.seconds, progress=lambda text: self.progress("measure", text)
+        )
+
+    def _time_knobs(self, forms: Sequence[Form]) -> list[Timing]:
+        """As :meth:`_time`, until it is known of each form whether it buys enough."""
+        return self.bench.time(
             forms,
-            seconds=self.seconds,
+            seconds=_KNOB_SHARE * self.seconds,
             progress=lambda text: self.progress("measure", text),
+            decided=lambda timings: all(
+                timing.high < 1 + _KNOB_GAIN or timing.low >= 1 + _KNOB_GAIN for timing in timings[1:]
+            ),
         )
 
     def _enter(self, timing: Timing) -> None:

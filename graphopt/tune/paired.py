@@ -206,6 +206,7 @@ class Bench:
         least_rounds: int = 5,
         most_rounds: int = 40,
         progress: Callable[[str], None] = lambda text: None,
+        decided: Callable[[Sequence[Timing]], bool] = lambda timings: False,
     ) -> list[Timing]:
         """Time forms against the first of them.
 
@@ -213,12 +214,14 @@ class Bench:
             forms: The baseline first; at most ``most_loaded``.
             seconds: Time to spend on rounds, after loading and warming up.
             least_rounds, most_rounds: Bounds on the number of rounds, whatever the time.
+            decided: Asked after each further round whether what was seen is enough; the baseline's is the first.
 
         Raises:
             TargetError: A form does not load or run.
         """
         if self._most_loaded < 2:
             return self._time_alone(forms, progress)
+        self.load(forms)
         running = [self.worker(form, forms) for form in forms]
         for worker in running:
             worker.warm_up()
@@ -229,7 +232,12 @@ class Bench:
         started = time.monotonic()
         number = 0
         while number < most_rounds and (
-            number < least_rounds or (time.monotonic() - started < seconds and not _settled(medians))
+            number < least_rounds
+            or (
+                time.monotonic() - started < seconds
+                and not _settled(medians)
+                and not decided(_timings(forms, medians))
+            )
         ):
             order = [(number + offset) % len(running) for offset in range(len(running))]
             if number % 2:
@@ -239,7 +247,7 @@ class Bench:
                 medians[index].append(statistics.median(times))
             number += 1
             progress(f"round {number}")
-        return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
+        return _timings(forms, medians)
 
     def _time_alone(self, forms: Sequence[Form], progress: Callable[[str], None]) -> list[Timing]:
         """As :meth:`time`, with one form loaded at a time: fewer, longer turns."""
@@ -251,7 +259,12 @@ class Bench:
                 worker.warm_up()
                 medians[index].append(statistics.median(worker.run(_MOST_RUNS, _ALONE_SECONDS)))
                 progress(f"round {number + 1}")
-        return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
+        return _timings(forms, medians)
+
+    def load(self, forms: Sequence[Form]) -> None:
+        """Begin to load forms side by side, as many as may be loaded at once; :meth:`worker` waits for one."""
+        for form in forms[: self._most_loaded]:
+            self._started(form, forms)
 
     def worker(self, form: Form, wanted: Sequence[Form] = ()) -> Worker:
         """The loaded worker of a form.
@@ -262,6 +275,11 @@ class Bench:
         Raises:
             TargetError: It does not load.
         """
+        worker = self._started(form, wanted)
+        worker.wait_ready()
+        return worker
+
+    def _started(self, form: Form, wanted: Sequence[Form]) -> Worker:
         worker = self._workers.pop(form.label, None)
         if worker is None:
             keep = {other.label for other in wanted}
@@ -270,7 +288,6 @@ class Bench:
                     self._workers.pop(label).close()
             worker = Worker(form, self._feeds, self._threads)
         self._workers[form.label] = worker
-        worker.wait_ready()
         return worker
 
     def drop(self, form: Form) -> None:
@@ -308,6 +325,10 @@ def _settled(medians: Sequence[Sequence[float]]) -> bool:
         if high - low > _SETTLED_WIDTH * ratios[middle]:
             return False
     return True
+
+
+def _timings(forms: Sequence[Form], medians: Sequence[Sequence[float]]) -> list[Timing]:
+    return [_timing(form, medians[0], own) for form, own in zip(forms, medians, strict=True)]
 
 
 def _timing(form: Form, baseline: Sequence[float], own: Sequence[float]) -> Timing:

@@ -98,6 +98,12 @@ def test_near_a_tie_the_form_is_measured_again_against_the_original(again: float
     assert bool(report.warnings) == (again < 1)
 
 
+@pytest.mark.parametrize(("speedup", "chosen"), [(0.98, ORIGINAL), (1.04, "optimized")])
+def test_one_form_that_is_shown_to_be_slower_or_faster_is_measured_once(speedup: float, chosen: str) -> None:
+    found, _, bench = choose({ORIGINAL: 1.0, "optimized": speedup}, lossy="")
+    assert found == chosen and not bench.rounds
+
+
 def test_a_form_that_is_wanted_though_it_buys_no_time_is_handed_out_where_it_is_as_fast() -> None:
     chosen, report, bench = choose(
         {ORIGINAL: 1.0, "optimized": 1.2, "sparse": 1.21},
