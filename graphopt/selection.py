@@ -21,7 +21,7 @@ from graphopt.target import Rehearsed, Target
 from graphopt.tune.paired import Bench, Timing, Worker
 from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.compare import Comparison
-from graphopt.verify.reference import Reference
+from graphopt.verify.reference import MadeUpSizesError, Reference
 
 FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
@@ -77,6 +77,7 @@ class Selection:
     wanted: frozenset[str] = frozenset()
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    _failed_on_sizes: dict[str, MadeUpSizesError] = field(default_factory=dict)
 
     def verify_all(self, forms: Sequence[Form]) -> tuple[list[Form], list[FormTiming]]:
         """Verify the forms, the original first; returns them as they are to be loaded, and the outcome of each.
@@ -156,6 +157,9 @@ class Selection:
             # The original is what the user has: it is never refused, only said to differ.
             timing.verified = comparison.ok or form.label == ORIGINAL
             timing.note = "" if comparison.ok else comparison.describe()
+        except MadeUpSizesError as error:
+            timing.note = error.message
+            self._failed_on_sizes.setdefault(form.target, error)
         except TargetError as error:
             timing.note = error.message
         if not timing.verified:
@@ -178,10 +182,17 @@ class Selection:
         candidates = [by_label[timing.label] for timing in self.report.forms if timing.verified]
         ours = [form for form in candidates if self._may_choose(form)]
         if not ours:
+            hints = [error.hint for error in self._failed_on_sizes.values()][:1]
             raise TargetError(
                 f"no form of the model holds on {', '.join(sorted(self.choosable))}: {self._notes()}",
-                hint="choose another target: graphopt targets lists them",
+                hint="; ".join([*hints, "choose another target: graphopt targets lists them"]),
             )
+        held = {form.target for form in ours}
+        self.report.warnings += [
+            f"{name} was left out, since it fails {error.message.partition(':')[0]}; {error.hint}"
+            for name, error in self._failed_on_sizes.items()
+            if name not in held
+        ]
         if not measure:
             return [form for form in ours if form.target == ours[0].target][-1]
         best = candidates[0]
@@ -193,7 +204,12 @@ class Selection:
         return self._best_variant([best, *tied], candidates[0])
 
     def _notes(self) -> str:
-        return "; ".join(f"{entry.label}: {entry.note}" for entry in self.report.forms if entry.note)
+        labels: dict[str, list[str]] = {}
+        for entry in self.report.forms:
+            if entry.note:
+                note = entry.note.replace(f"the form {entry.label!r} fails: ", "")
+                labels.setdefault(note, []).append(entry.label)
+        return "; ".join(f"{', '.join(names)}: {note}" for note, names in labels.items())
 
     def _unmeasured(self, forms: Sequence[Form]) -> Form:
         """Nothing can be measured here: what the lossy passes proposed, or the graph as the target wants it.

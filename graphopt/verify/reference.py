@@ -56,6 +56,23 @@ class Trial:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
+class MadeUpSizesError(TargetError):
+    """Something fails with sizes of dynamic dimensions that were made up, and that the original took.
+
+    Args:
+        sizes: By name of the dimension.
+        cause: How it fails.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], cause: TargetError) -> None:
+        listed = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        super().__init__(
+            f"with {listed}: {cause.message}",
+            hint="these sizes were made up: where they never occur, fix them with --input-shape, or give real "
+            "inputs with --data",
+        )
+
+
 @dataclass
 class Reference:
     """Trials of the original model, against which everything is compared.
@@ -99,8 +116,12 @@ class Reference:
         Args:
             run: From inputs to outputs by name.
             multiple: How many times the noise floor is allowed.
+
+        Raises:
+            MadeUpSizesError: It fails where sizes of dynamic dimensions were made up, which may never occur.
+            TargetError: It fails.
         """
-        return self.judge([dict(run(trial.feeds)) for trial in self.trials], multiple)
+        return self.judge([_run(run, trial) for trial in self.trials], multiple)
 
     def compare_model(self, model: ir.Model, multiple: float) -> Comparison:
         """Run a graph with ONNX Runtime's optimisations off on every trial and compare.
@@ -142,6 +163,15 @@ class Reference:
 
     def _comparable(self, outputs: Feeds) -> Feeds:
         return {name: array for name, array in outputs.items() if name not in self.random_outputs}
+
+
+def _run(run: Callable[[Feeds], Mapping[str, Array]], trial: Trial) -> Feeds:
+    try:
+        return dict(run(trial.feeds))
+    except TargetError as error:
+        if not trial.sizes:
+            raise
+        raise MadeUpSizesError(trial.sizes, error) from error
 
 
 def build_reference(

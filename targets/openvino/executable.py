@@ -27,7 +27,10 @@ _FLAGS = {
 }
 """Instruction sets of its int8 kernels, the best first, and the processor's flags that they need."""
 _NODE = re.compile(r"<Node\((?P<op>\w+)\): (?P<name>[^>]*)>'(?P<reason>.*?)(?: -- | Summary:|$)")
-_TRACE = re.compile(r"Check '[^']*' failed at \S+ |FrontEnd API failed with \w+: |Exception from src/\S+ ")
+_TRACE = re.compile(
+    r"Check '[^']*' failed at \S+ |FrontEnd API failed with \w+: |Exception from src/\S+ "
+    r"|\[CPU\] |(?<= )While validating node '.*?' with friendly_name '[^']*':\s*"
+)
 _INT32 = np.iinfo(np.int32)
 _WIDE = (np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np.uint32))
 
