@@ -53,7 +53,11 @@ def write_bundle(
         report.output = str(output)
         manifest.passes = [record.as_dict() for record in report.passes]
         manifest.verification = report.as_dict()["verify"]
-        manifest.measurements = {"forms": [vars(form) for form in report.forms], "threads": report.threads}
+        manifest.measurements = {
+            "forms": [vars(form) for form in report.forms],
+            "knobs": [vars(knob) for knob in report.knobs],
+            "threads": report.threads,
+        }
         manifest.warnings = list(report.warnings)
         manifest.report = report.as_dict()
         artifact.write_manifest(staging, manifest)

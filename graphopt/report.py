@@ -44,6 +44,27 @@ class FormTiming:
 
 
 @dataclass
+class KnobTiming:
+    """A setting of the target (threads, denormals, ...) that was tried on a form.
+
+    Attributes:
+        label: Of the form with it.
+        beside: Label of the form that it was measured against.
+        speedup, low, high: Ratio to that form, with its 95 % interval.
+        rounds: Interleaved rounds.
+        taken: Whether the bundle has it.
+    """
+
+    label: str
+    beside: str
+    speedup: float
+    low: float
+    high: float
+    rounds: int
+    taken: bool = False
+
+
+@dataclass
 class Verification:
     """Evidence that the result computes what the original does.
 
@@ -114,6 +135,7 @@ class Report:
     passes: list[PassRecord] = field(default_factory=list)
     verification: Verification = field(default_factory=Verification)
     forms: list[FormTiming] = field(default_factory=list)
+    knobs: list[KnobTiming] = field(default_factory=list)
     chosen: str = ""
     threads: int = 0
     seconds: float = 0.0
@@ -171,6 +193,7 @@ class Report:
             "ops": {"before": self.ops_before, "after": self.ops_after},
             "size": {"before": self.size_before, "after": self.size_after},
             "forms": [vars(form) for form in self.forms],
+            "knobs": [vars(knob) for knob in self.knobs],
             "threads": self.threads,
             "seconds": round(self.seconds, 3),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},

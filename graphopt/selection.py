@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graphopt.errors import TargetError
 from graphopt.machine import Form, Probe
-from graphopt.report import FormTiming, Report
+from graphopt.report import FormTiming, KnobTiming, Report
 from graphopt.target import Rehearsed, Target
 from graphopt.tune.paired import Bench, Timing, Worker
 from graphopt.verify.budget import Evaluation, Judgement
@@ -339,16 +339,16 @@ class Selection:
             return best
         timings = self._time_knobs([best, *(variant for variant, _ in variants)])
         bases_of = {variant.label: base for variant, base in variants}
-        ranked = sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True)
-        promising = [timing for timing in ranked if timing.speedup >= 1 + _KNOB_GAIN and timing.low >= 1]
-        self.report.forms += [
-            FormTiming(
-                timing.form.label, note=f"no gain beyond doubt: {timing.describe()} beside {best.label!r}"
+        tried = {
+            timing.form.label: KnobTiming(
+                timing.form.label, best.label, timing.speedup, timing.low, timing.high, timing.rounds
             )
-            for timing in ranked
-            if timing not in promising
-        ]
-        for timing in promising:
+            for timing in timings[1:]
+        }
+        self.report.knobs += tried.values()
+        for timing in sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True):
+            if timing.speedup < 1 + _KNOB_GAIN or timing.low < 1:
+                break
             entry = self.verify(timing.form)
             self.report.forms.append(entry)
             if not entry.verified:
@@ -357,6 +357,7 @@ class Selection:
             for measured in confirmed:
                 self._enter(measured)
             if confirmed[1].speedup >= 1.0:
+                tried[timing.form.label].taken = True
                 self.models[timing.form.label] = self.models[bases_of[timing.form.label].label]
                 return timing.form
             entry.note = "not as fast as the original when measured again"

@@ -56,6 +56,7 @@ def command(bundle: Path, nodes: tuple[str, ...], pass_name: str | None, as_json
             "chosen": _chosen(manifest),
             "why": why(manifest),
             "forms": forms,
+            "knobs": manifest.measurements.get("knobs", []),
             "passes": passes,
         }
         write_json(facts | ({"nodes": {"original": told, "result": made}} if nodes else {}))
@@ -158,6 +159,8 @@ def _overview(
             for form in forms
         ]
         shown += ["", table(("form", "verified", "ms", "speedup", "why"), rows, right=(2, 3)), ""]
+        knobs = [_knob(knob) for knob in manifest.measurements.get("knobs", [])]
+        shown += [*knobs, ""] if knobs else []
     shown += _log.lines(passes)
     for record in passes:
         details = record["details"]
@@ -172,6 +175,14 @@ def _overview(
     if whole:
         shown += [f"{bad('warning')}  {text}" for text in manifest.warnings]
     return shown
+
+
+def _knob(knob: Mapping[str, Any]) -> str:
+    outcome = "taken" if knob["taken"] else "not taken"
+    return (
+        f"{knob['label']}: {knob['speedup']:.2f}x as fast as {knob['beside']!r} (95 % interval {knob['low']:.2f} to "
+        f"{knob['high']:.2f}), {outcome}"
+    )
 
 
 def _budget(budget: Mapping[str, Any]) -> str:

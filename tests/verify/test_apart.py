@@ -89,10 +89,9 @@ def test_an_original_that_only_runs_with_fewer_optimisations_is_still_the_baseli
         pytest.skip("this ONNX Runtime takes the model as it is")
     warnings = "\n".join(report.warnings)
     assert "does not run with all optimisations of ort-cpu" in warnings and "at level 'basic'" in warnings
-    graphs = [form for form in report.forms if "no gain beyond doubt" not in form.note]
-    assert len(graphs) > 1 and all(form.verified and form.milliseconds for form in graphs)
+    assert all(form.verified and form.milliseconds for form in report.forms)
     # The legalised form has all optimisations again.
-    assert graphs[-1].label == "legalized" and report.speedup is not None and report.speedup >= 1
+    assert report.forms[-1].label == "legalized" and report.speedup is not None and report.speedup >= 1
     x = np.random.default_rng(0).standard_normal((1, 4, 6)).astype(np.float32)
     wanted = np.sin((np.clip(np.round(x / np.float32(0.05)) + 3, -128, 127) - 3) * np.float32(0.05))
     np.testing.assert_allclose(compiled.run({"x": x})["y"], wanted.reshape(4, 6), atol=1e-6)
