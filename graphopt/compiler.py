@@ -596,12 +596,11 @@ class Compilation:
         if captured.original is None or captured.kind != "onnx" or not captured.file_runs:
             return False
         source = Path(captured.original)
-        files = {source, *external_files(captured.original_model)}
-        if source.suffix != ".onnx" or any(file.parent != source.parent for file in files):
+        if source.suffix != ".onnx" or any(file.parent != source.parent for file in captured.files):
             return False
         folder.mkdir(parents=True)
         try:
-            for file in files:
+            for file in captured.files:
                 (folder / file.name).hardlink_to(file.resolve())
         except OSError:
             shutil.rmtree(folder)
@@ -693,13 +692,7 @@ def _file_size(captured: Captured) -> int:
     """Bytes of the model's file with its external data; 0 where it was no file."""
     if captured.original is None:
         return 0
-    files = {Path(captured.original), *external_files(captured.original_model)}
-    return sum(file.stat().st_size for file in files if file.exists())
-
-
-def external_files(model: ir.Model) -> set[Path]:
-    """Files that hold the model's external data."""
-    return {Path(tensor.path) for tensor in ir_model.external_tensors(model)}
+    return sum(file.stat().st_size for file in captured.files if file.exists())
 
 
 def parse_effort(text: str | float) -> Effort:

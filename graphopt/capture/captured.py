@@ -21,6 +21,7 @@ class Captured:
         kind: "onnx" or "torch".
         warnings: What the user should know, one sentence each.
         name: Of the model: the file's stem, the module's class, or the graph's name.
+        files: That hold the model and its weights; empty where it came from memory.
         file_runs: Whether the backends take the file as it is: its versions are not newer than theirs.
     """
 
@@ -31,4 +32,5 @@ class Captured:
     kind: str
     warnings: list[str] = field(default_factory=list)
     name: str = ""
+    files: frozenset[Path] = frozenset()
     file_runs: bool = True

@@ -81,13 +81,20 @@ def capture_ir(
         UnsupportedModelError: An operator, domain or opset that graphopt cannot take.
         UsageError: ``input_shapes`` do not fit.
     """
+    files = {Path(tensor.path) for tensor in ir_model.external_tensors(model)}
+    about = Captured(
+        original,
+        model,
+        model,
+        0,
+        kind,
+        list(warnings),
+        name or model.graph.name or "model",
+        frozenset(files if original is None else files | {original}),
+    )
     with ir_model.paused_collection():
-        return _capture(
-            model,
-            Captured(original, model, model, 0, kind, list(warnings), name or model.graph.name or "model"),
-            input_shapes,
-            keep_default_inputs,
-        )
+        ir_model.hold_small(model)
+        return _capture(model, about, input_shapes, keep_default_inputs)
 
 
 def _capture(

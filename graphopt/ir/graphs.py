@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 
+import numpy as np
 import onnx_ir as ir
+
+_SHARED_FROM = 64 * 1024
 
 
 def all_graphs(model: ir.Model) -> list[ir.Graph]:
@@ -71,6 +74,56 @@ def _attribute_tensors(node: ir.Node) -> Iterator[ir.TensorProtocol]:
             yield attribute.as_tensor()
         elif attribute.type == ir.AttributeType.TENSORS:
             yield from attribute.as_tensors()
+
+
+def replace_tensors(
+    model: ir.Model, replacement: Callable[[ir.TensorProtocol, bool], ir.TensorProtocol]
+) -> None:
+    """Put another tensor in the place of each that the model holds.
+
+    Args:
+        replacement: Of a tensor; told whether it is an initializer of the main graph.
+    """
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = replacement(value.const_value, graph is model.graph)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    node.attributes[name] = ir.AttrTensor(name, replacement(attribute.as_tensor(), False))
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    tensors = [replacement(tensor, False) for tensor in attribute.as_tensors()]
+                    node.attributes[name] = ir.AttrTensors(name, tensors)
+
+
+def is_shareable(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is worth handing to a backend as an array of NumPy, rather than inside a message."""
+    if tensor.nbytes < _SHARED_FROM or tensor.dtype == ir.DataType.STRING:
+        return False
+    return tensor.dtype.bitwidth >= 8 and tensor.dtype.numpy().kind in "fiub"
+
+
+def hold_small(model: ir.Model) -> None:
+    """Read what lies in files into memory, but for the large weights of the main graph.
+
+    Whatever goes into a message then goes there whole: a message that is written to another folder would not find the
+    files.
+    """
+    replace_tensors(
+        model, lambda tensor, weight: tensor if weight and is_shareable(tensor) else in_memory(tensor)
+    )
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor itself, or a copy of what it has in a file."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(
+        np.array(tensor.numpy()), dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name
+    )
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import InvalidGraphError, ModelError, UnsupportedModelError
-from graphopt.ir.graphs import all_graphs, external_tensors
+from graphopt.ir.graphs import external_tensors, replace_tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -170,7 +170,8 @@ def from_proto(proto: onnx.ModelProto, *, name: str = "the model") -> ir.Model:
         raise InvalidGraphError(
             f"{name} is not a valid ONNX model: {_root_cause(error)}", hint="export the model again"
         ) from error
-    _own_tensors(model)
+    # A view of one field would keep the whole message alive.
+    replace_tensors(model, lambda tensor, _: _owned(tensor))
     return model
 
 
@@ -310,27 +311,6 @@ def _check_unique_names(graph: onnx.GraphProto, model: str) -> None:
                 _check_unique_names(attribute.g, model)
             for inner in attribute.graphs:
                 _check_unique_names(inner, model)
-
-
-def _own_tensors(model: ir.Model) -> None:
-    """Copy tensors out of the protobuf message. A view of one field would keep the whole message alive."""
-    for graph in all_graphs(model):
-        for value in graph.initializers.values():
-            value.const_value = _own(value.const_value)
-        for node in graph:
-            for name, attribute in list(node.attributes.items()):
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes[name] = ir.AttrTensor(name, _owned(attribute.as_tensor()))
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    node.attributes[name] = ir.AttrTensors(
-                        name, [_owned(tensor) for tensor in attribute.as_tensors()]
-                    )
-
-
-def _own(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
-    return None if tensor is None else _owned(tensor)
 
 
 def _owned(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

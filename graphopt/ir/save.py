@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt.errors import BundleError, ModelError
-from graphopt.ir.graphs import all_graphs, all_tensors, external_tensors, nbytes
+from graphopt.ir.graphs import all_tensors, external_tensors, in_memory, nbytes, replace_tensors
 from graphopt.ir.outline import tensor_header
 
 if TYPE_CHECKING:
@@ -77,21 +77,7 @@ def _inner_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def _with_inner_tensors_loaded(model: ir.Model) -> ir.Model:
     """A copy in which tensors in attributes and subgraphs are in memory: they are written inline."""
     model = model.clone()
-
-    def loaded(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        if not isinstance(tensor, ir.ExternalTensor):
-            return tensor
-        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-
-    for graph in all_graphs(model):
-        if graph is not model.graph:
-            for value in graph.initializers.values():
-                if value.const_value is not None:
-                    value.const_value = loaded(value.const_value)
-        for node in graph:
-            for name, attribute in list(node.attributes.items()):
-                if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes[name] = ir.AttrTensor(name, loaded(attribute.as_tensor()))
+    replace_tensors(model, lambda tensor, weight: tensor if weight else in_memory(tensor))
     return model
 
 

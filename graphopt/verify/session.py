@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Array, Feeds
 from graphopt.errors import MissingExtraError, TargetError, shorten
+from graphopt.ir import model as ir_model
 
-_SHARED_FROM = 64 * 1024
 _ALIGN = 4096
 _MANY_NODES = 2000
 
@@ -54,11 +54,8 @@ def skeleton_file(model: ir.Model, *, share: bool) -> Iterator[tuple[Path, dict[
         large: dict[str, ir.Value] = {}
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < _SHARED_FROM or tensor.dtype == ir.DataType.STRING:
-                continue
-            if tensor.dtype.bitwidth < 8 or tensor.dtype.numpy().kind not in "fiub":
-                continue
-            large[name] = value
+            if tensor is not None and ir_model.is_shareable(tensor):
+                large[name] = value
         kept = {name: value.const_value for name, value in large.items()}
         offset = 0
         try:

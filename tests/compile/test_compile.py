@@ -245,3 +245,49 @@ def test_the_targets_knobs_are_tried_and_told(gelu: Path, tmp_path: Path) -> Non
     assert [knob["label"] for knob in manifest.measurements["knobs"]] == [
         knob.label for knob in compiled.report.knobs
     ]
+
+
+BRANCHES = """
+g (float[batch,16] x, bool up) => (float[batch,16] y)
+{
+  a = MatMul(x, large)
+  m = MatMul(a, medium)
+  b = MatMul(m, rest)
+  c = Add(b, small)
+  y = If (up) <
+    then_branch = high () => (float[batch,16] h) { h = Add(c, inner) },
+    else_branch = low () => (float[batch,16] l) { l = Sub(c, small) }
+  >
+}
+"""
+
+
+def _with_external_data(path: Path, threshold: int) -> tuple[dict[str, Any], Any]:
+    """A model with weights of 524, 131, 4 and less kB in files, one of them a branch's; returns inputs and output."""
+    rng = np.random.default_rng(5)
+    shapes = {"large": (16, 2048), "medium": (2048, 64), "rest": (64, 16), "small": (16,)}
+    proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]>' + BRANCHES)
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()
+    )
+    inner = onnx.numpy_helper.from_array(np.full((1, 16), 2, np.float32), "inner")
+    (branch,) = [entry for entry in proto.graph.node[-1].attribute if entry.name == "then_branch"]
+    branch.g.initializer.append(inner)
+    feeds = {"x": rng.standard_normal((3, 16)).astype(np.float32), "up": np.array(True)}
+    wanted = run(ir.from_proto(proto), feeds)["y"]
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=threshold)
+    return feeds, wanted
+
+
+@pytest.mark.parametrize("threshold", [0, 32, 1024])
+def test_external_data_of_any_size(tmp_path: Path, threshold: int) -> None:
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "net.onnx"
+    feeds, wanted = _with_external_data(path, threshold)
+    bundle = graphopt.compile(path, target="ort-cpu", passes="O2", **QUICK).save(tmp_path / "net.gopt")
+    # The bundle stands alone.
+    path.unlink()
+    (tmp_path / "model" / "weights.bin").unlink()
+    got = graphopt.load(bundle).run(feeds)["y"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * float(np.abs(wanted).max()))
