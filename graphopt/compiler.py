@@ -262,7 +262,13 @@ class Compilation:
         target = by_name[chosen.target][0]
         report.warnings += target.notes(chosen.config) if isinstance(target, Noted) else ()
         final = self._results[chosen.label]
-        report.verification.enter(selection.comparisons.get(chosen.label))
+        comparison = selection.comparisons.get(chosen.label)
+        report.verification.enter(comparison)
+        if comparison is not None and comparison.not_taken:
+            report.warnings.append(
+                f"the result fails with sizes that the data do not have, where the original does not "
+                f"({comparison.not_taken}): verified for the sizes of the data"
+            )
         evaluation = self._judge_choice(selection, chosen, lossy, proposals, report)
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - self._started

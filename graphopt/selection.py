@@ -156,7 +156,7 @@ class Selection:
             self.comparisons[form.label] = comparison
             # The original is what the user has: it is never refused, only said to differ.
             timing.verified = comparison.ok or form.label == ORIGINAL
-            timing.note = "" if comparison.ok else comparison.describe()
+            timing.note = comparison.not_taken if comparison.ok else comparison.describe()
         except MadeUpSizesError as error:
             timing.note = error.message
             self._failed_on_sizes.setdefault(form.target, error)

@@ -143,8 +143,10 @@ def _target(report: Report) -> str:
 def _verified(report: Report) -> str:
     found = report.verification
     inputs = "made-up" if found.synthetic else "real"
-    plural = "" if len(found.trials) == 1 else "s"
-    where = f"on {len(found.trials)} {inputs} input{plural}"
+    others = 0 if found.synthetic else sum(bool(sizes) for sizes in found.trials)
+    count = len(found.trials) - others
+    where = f"on {count} {inputs} input{'' if count == 1 else 's'}"
+    where += f" and {others} cut or repeated to other sizes" if others else ""
     if found.status == NOT_RUN:
         proof = f"{found.describe} by {found.by}" if found.by else "the graph was verified on the CPU"
         return f"{bad('compiled, not run')}: {proof} {where}"

@@ -76,6 +76,10 @@ def command(
     if reference.synthetic:
         warnings.append("no real data were seen: verified on made-up inputs (give real ones with --data)")
     warnings += reference.warnings
+    if comparison.not_taken:
+        warnings.append(
+            f"it fails with sizes that the data do not have, where {model} does not: {comparison.not_taken}"
+        )
     if reference.random_outputs:
         warnings.append("the model is random: not compared: " + ", ".join(sorted(reference.random_outputs)))
     result: dict[str, Any] = {

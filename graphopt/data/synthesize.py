@@ -10,7 +10,7 @@ report that rests on it says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,6 +177,33 @@ def dynamic_dimensions(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, in
         for axis, dim in enumerate(spec.dims or ()):
             if not isinstance(dim, int):
                 found.setdefault(dimension_key(spec.name, axis, dim), (spec.name, axis, len(spec.dims or ())))
+    return found
+
+
+def sizes_of(feeds: Feeds, specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """Size of each dynamic dimension in these inputs, by :func:`dimension_key`; inputs that are no arrays left out."""
+    return {
+        dimension_key(spec.name, axis, dim): feeds[spec.name].shape[axis]
+        for spec in specs
+        if isinstance(feeds.get(spec.name), np.ndarray)
+        for axis, dim in enumerate(spec.dims or ())
+        if not isinstance(dim, int)
+    }
+
+
+def resized(feeds: Feeds, specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Feeds:
+    """The same inputs with other sizes of dynamic dimensions: cut off, or begun again from the start.
+
+    Args:
+        sizes: By :func:`dimension_key`; dimensions that are not named stay as they are.
+    """
+    found = dict(feeds)
+    for spec in specs:
+        for axis, dim in enumerate(spec.dims or ()):
+            size = None if isinstance(dim, int) else sizes.get(dimension_key(spec.name, axis, dim))
+            array = found.get(spec.name)
+            if size is not None and isinstance(array, np.ndarray) and array.shape[axis]:
+                found[spec.name] = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
     return found
 
 

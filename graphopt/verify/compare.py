@@ -56,10 +56,17 @@ class OutputDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All outputs of all trials compared; ``worst`` is the one that decides."""
+    """All outputs of all trials compared; ``worst`` is the one that decides.
+
+    Attributes:
+        outputs: One entry each.
+        multiple: How many times the noise floor is allowed.
+        not_taken: How it fails with sizes that were made up beside real ones; empty where it does not.
+    """
 
     outputs: tuple[OutputDifference, ...]
     multiple: float
+    not_taken: str = ""
 
     @property
     def ok(self) -> bool:

@@ -7,6 +7,7 @@ by at most half a unit in the last place. It is measured, not assumed, for each 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.data.interface import Array, Feeds, check_feeds, inputs_of, optional_inputs_of
-from graphopt.data.synthesize import feeds_for, size_candidates
+from graphopt.data.interface import Array, Feeds, TensorSpec, check_feeds, inputs_of, optional_inputs_of
+from graphopt.data.synthesize import feeds_for, resized, size_candidates, sizes_of
 from graphopt.errors import DataError, TargetError, UnsupportedModelError
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
@@ -29,6 +30,11 @@ _LEAST_TRIALS = 2
 _LARGE_WEIGHTS = 512 << 20
 _PERTURBATIONS = 2
 _TRIAL_SECONDS = 1.0
+_OTHER_SIZES: tuple[Callable[[int], int], ...] = (
+    lambda size: size // 2 or 2,
+    lambda size: 2 * size,
+    lambda size: size + 1,
+)
 _OPTIMIZED_SECONDS = 120.0
 _MANY_NODES = 20_000
 _MOST_LAYOUT_STEPS = 8
@@ -46,7 +52,7 @@ class Trial:
         outputs: The reference's outputs by name.
         noise: Largest absolute deviation over equally valid runs, by output name.
         synthetic: Whether the inputs were made up.
-        sizes: Size of each dynamic dimension.
+        sizes: Size of each dynamic dimension, where sizes were made up.
     """
 
     feeds: Feeds
@@ -118,10 +124,24 @@ class Reference:
             multiple: How many times the noise floor is allowed.
 
         Raises:
-            MadeUpSizesError: It fails where sizes of dynamic dimensions were made up, which may never occur.
+            MadeUpSizesError: It fails where sizes of dynamic dimensions were made up, which may never occur. Where
+                there are real inputs as well, the comparison is of those that it takes, and holds the error.
             TargetError: It fails.
         """
-        return self.judge([_run(run, trial) for trial in self.trials], multiple)
+        results: list[Feeds | None] = []
+        failed: MadeUpSizesError | None = None
+        for trial in self.trials:
+            try:
+                results.append(_run(run, trial))
+            except MadeUpSizesError as error:
+                if self.synthetic:
+                    raise
+                failed = failed or error
+                results.append(None)
+        taken = [index for index, outputs in enumerate(results) if outputs is not None]
+        whole = dataclasses.replace(self, trials=[self.trials[index] for index in taken])
+        comparison = whole.judge([outputs for outputs in results if outputs is not None], multiple)
+        return dataclasses.replace(comparison, not_taken="" if failed is None else failed.message)
 
     def compare_model(self, model: ir.Model, multiple: float) -> Comparison:
         """Run a graph with ONNX Runtime's optimisations off on every trial and compare.
@@ -189,7 +209,7 @@ def build_reference(
         model: The original, as given.
         interface: Its inputs as specialised and inferred, for making up inputs; by default those of ``model``.
         data: Samples of the user's; made-up inputs where None. The first eight are used for comparison, fewer
-            of a model that is slow to run.
+            of a model that is slow to run. Dynamic dimensions that all of them have one size of get another one too.
         seed: Of made-up inputs and perturbations.
         trials: Number of sets of made-up inputs (each dynamic dimension gets several sizes).
 
@@ -207,6 +227,7 @@ def build_reference(
     progress("reference run")
     if data is not None:
         found = list(_real_trials(data, session))
+        found += _resized_trials(found, inputs_of(interface or model), session)
     else:
         found = list(_synthetic_trials(interface or model, session, trials, seed))
     random_outputs = frozenset(
@@ -227,6 +248,36 @@ def _real_trials(data: Iterable[Feeds], session: Session) -> Iterator[Trial]:
         if index >= _LEAST_TRIALS and (time.monotonic() - started) * (index + 1) / index > _TRIAL_SECONDS:
             return
         yield Trial(feeds, session.run(feeds), synthetic=False)
+
+
+def _resized_trials(real: Sequence[Trial], specs: Sequence[TensorSpec], session: Session) -> Iterator[Trial]:
+    """Real inputs with other sizes of the dynamic dimensions of which the data know one size only.
+
+    All of these at once; where the model does not take that, one after the other. Sizes are halved, doubled or one
+    more, whatever the model takes first, or none.
+    """
+    seen = [sizes_of(trial.feeds, specs) for trial in real]
+    single = {
+        key: size
+        for key, size in (seen[0] if seen else {}).items()
+        if size and all(s.get(key) == size for s in seen)
+    }
+    for keys in [tuple(single), *((key,) for key in single if len(single) > 1)]:
+        for other in _OTHER_SIZES if keys else ():
+            sizes = {key: other(single[key]) for key in keys}
+            if any(sizes[key] in (0, single[key]) for key in keys):
+                continue
+            feeds = resized(real[0].feeds, specs, sizes)
+            try:
+                outputs = session.run(feeds)
+            except TargetError:
+                continue
+            yield Trial(feeds, outputs, sizes={**single, **sizes})
+            break
+        else:
+            continue
+        if len(keys) == len(single):
+            return
 
 
 def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int) -> Iterator[Trial]:

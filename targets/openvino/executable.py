@@ -117,21 +117,9 @@ class OpenVinoExecutable:
     def __init__(
         self, path: Path, config: Mapping[str, Any], *, threads: int = 0, profile: bool = False
     ) -> None:
-        openvino = import_openvino()
-        settings = properties(config, threads)
-        if profile:
-            settings["PERF_COUNT"] = True
-        try:
-            core = openvino.Core()
-            with denormals.kept():
-                self.compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
-            self.request = self.compiled.create_infer_request()
-        except Exception as error:  # openvino raises RuntimeError and others
-            raise TargetError(
-                f"OpenVINO rejects {path.name}: {last_words(error)}",
-                hint=f"this is OpenVINO {_version(openvino)}: compile the model here, or for another target",
-            ) from error
         self.path = path
+        self._settings = properties(config, threads) | ({"PERF_COUNT": True} if profile else {})
+        self._compile()
         self._mode = denormals.mode(bool(config.get("flush_denormals")))
         self._inputs = tuple(config["inputs"])
         self._types = tuple(np.dtype(port.element_type.to_dtype()) for port in self.compiled.inputs)
@@ -141,6 +129,20 @@ class OpenVinoExecutable:
             len(self.output_names),
         ):
             raise TargetError(f"{path.name} has other inputs and outputs than its bundle says")
+
+    def _compile(self) -> None:
+        openvino = import_openvino()
+        try:
+            core = openvino.Core()
+            with denormals.kept():
+                self.compiled = core.compile_model(core.read_model(str(self.path)), "CPU", self._settings)
+            self.request = self.compiled.create_infer_request()
+        except Exception as error:  # openvino raises RuntimeError and others
+            raise TargetError(
+                f"OpenVINO rejects {self.path.name}: {last_words(error)}",
+                hint=f"this is OpenVINO {_version(openvino)}: compile the model here, or for another target",
+            ) from error
+        self._failed = False
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs by name; inputs are read in place, outputs are the caller's own.
@@ -158,11 +160,15 @@ class OpenVinoExecutable:
                     hint="compile the model for another target: --target ort-cpu",
                 )
             arrays[index] = array
+        if self._failed:
+            # A compiled model in which a kernel refused its sizes goes on failing, whatever it is given.
+            self._compile()
         try:
             # Outputs are copied: the next run writes into the same memory.
             with self._mode():
                 results = self.request.infer(arrays, share_inputs=True, share_outputs=False)
         except Exception as error:  # as above
+            self._failed = True
             raise TargetError(
                 f"OpenVINO fails: {last_words(error)}",
                 hint="the model may take only some sizes and values: give it others",

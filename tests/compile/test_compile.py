@@ -291,3 +291,49 @@ def test_external_data_of_any_size(tmp_path: Path, threshold: int) -> None:
     (tmp_path / "model" / "weights.bin").unlink()
     got = graphopt.load(bundle).run(feeds)["y"]
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+FALSE_LENGTH = """
+g (float[batch,length,8] x) => (float[batch,19,4] y)
+<int64[2] flat = {-1, 8}, int64[1] start = {0}, int64[1] end = {2}, int64[1] width = {4}>
+{
+  rows = Reshape(x, flat)
+  product = MatMul(rows, w)
+  shape = Shape(x)
+  outer = Slice(shape, start, end)
+  dims = Concat <axis=0> (outer, width)
+  y = Reshape(product, dims)
+}
+"""
+
+
+@pytest.mark.parametrize("passes", ["fuse", "O2"])
+def test_a_length_that_the_file_states_wrongly_is_not_baked_in(tmp_path: Path, passes: str) -> None:
+    # As torch writes it behind an LSTM. All data have that length, so they alone would not show it.
+    rng = np.random.default_rng(2)
+    proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]>' + FALSE_LENGTH)
+    weight = rng.standard_normal((8, 4)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    path = tmp_path / "net.onnx"
+    onnx.save(proto, path)
+    data = [{"x": rng.standard_normal((2, 19, 8)).astype(np.float32)} for _ in range(3)]
+    compiled = graphopt.compile(path, target="ort-cpu", data=data, passes=passes, **QUICK)
+    found = compiled.report.verification
+    assert not found.synthetic and found.trials[3:] == [{"batch": 1, "length": 9}]
+    for shape in [(2, 19, 8), (2, 38, 8), (3, 5, 8)]:
+        x = rng.standard_normal(shape).astype(np.float32)
+        np.testing.assert_allclose(compiled.run({"x": x})["y"], x @ weight, rtol=1e-4, atol=1e-5)
+
+
+def test_other_sizes_are_tried_as_far_as_the_model_takes_them(tmp_path: Path) -> None:
+    # The batch is 3 in truth: the length alone may be another.
+    text = """
+    g (float[batch,length] x) => (float[1,length] y) <float[1,3] scale = {1, 2, 3}> {
+        three = MatMul(scale, x)
+        y = Relu(three)
+    }"""
+    path = tmp_path / "net.onnx"
+    ir.save(model_from_text(text), path)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    trials = graphopt.compile(path, target="ort-cpu", data=[{"x": x}], **QUICK).report.verification.trials
+    assert {"batch": 3, "length": 2} in trials

@@ -136,6 +136,15 @@ def test_made_up_sizes_that_it_does_not_take_are_told(tmp_path: Path) -> None:
     assert "--input-shape" in raised.value.hint and len(raised.value.message) < 400
     report = graphopt.compile(path, target="openvino", input_shapes={"x": (1, 4, 224, 64)}, **quick).report
     assert report.target == "openvino"
+    # With data, their sizes are what it has to take; what others it does not take is told.
+    data = [{"x": weights(1, 4, 128, 64)}]
+    compiled = graphopt.compile(path, target="openvino", data=data, **quick)
+    assert any(
+        "sizes that the data do not have" in line and "h = 64" in line for line in compiled.report.warnings
+    )
+    with pytest.raises(TargetError, match="OpenVINO fails"):
+        compiled.run({"x": weights(1, 4, 64, 64)})
+    assert compiled.run(data[0])["y"].shape == (1, 4, 1, 16)
 
 
 def test_a_bundle_says_what_to_install(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
