@@ -15,6 +15,7 @@ from graphopt import catalog
 from graphopt.bundle import Outcome, write_bundle
 from graphopt.compiler import Compilation, Progress, Request, parse_budget, parse_effort
 from graphopt.data.functions import load_function
+from graphopt.data.interface import TensorSpec
 from graphopt.errors import UsageError
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.record import PassRecord
@@ -33,6 +34,7 @@ class CompiledModel:
 
     Attributes:
         report: What was done, proved and measured.
+        inputs, outputs: Its interface, in order.
     """
 
     def __init__(self, outcome: Outcome, threads: int) -> None:
@@ -44,6 +46,16 @@ class CompiledModel:
     def report(self) -> Report:
         """What was done, proved and measured."""
         return self._outcome.report
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes, in order."""
+        return tuple(tensor.spec() for tensor in self._outcome.manifest.inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives, in order."""
+        return tuple(tensor.spec() for tensor in self._outcome.manifest.outputs)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs by name.
@@ -89,11 +101,11 @@ def as_specs(passes: str | Sequence[object]) -> tuple[PassSpec | object, ...]:
 
 def compile(
     model: Any,
+    example_inputs: Any = None,
     *,
     target: str = "cpu",
     arch: str | None = None,
     passes: str | Sequence[object] = ("fuse",),
-    example_inputs: Any = None,
     data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
     max_drop: float | str | None = None,
     metric: str | Callable[..., float] | None = None,
@@ -116,11 +128,11 @@ def compile(
     Args:
         model: An ONNX file, ``.pt2`` file, ``onnx.ModelProto``, ``onnx_ir.Model``, ``torch.nn.Module``,
             ``torch.fx.GraphModule`` or ``torch.export.ExportedProgram``.
+        example_inputs: For a ``torch`` module: its inputs, a tuple or a mapping.
         target: A target (``ort-cpu``, ``tvm-cuda``, a plugin's) or group (``cpu``, ``cuda``, ``auto``).
         arch: What ``tvm-cuda`` and ``tvm-llvm`` compile for, where that is not this machine: ``"sm_80,sm_90"``,
             ``"x86-64-v3"``.
         passes: Names, groups or pipelines with options as on the command line, and pass objects.
-        example_inputs: For a ``torch`` module: its inputs, a tuple or a mapping.
         data: Real inputs to verify on: a ``.npz`` file, a folder, or samples; made-up inputs where None.
         max_drop: What lossy passes may lose of ``metric`` on held-out data, as ``"1%"`` or 0.01 (the default).
         metric: A name (``sqnr``, the default, ``cosine``, ``top1``, ``ctc``, ``f1``), ``"file.py:function"``, or a
@@ -211,6 +223,7 @@ def compile(
 
 def tune(
     model: Any,
+    example_inputs: Any = None,
     *,
     target: str = "tvm-llvm",
     arch: str | None = None,
@@ -219,7 +232,6 @@ def tune(
     database: str | Path | None = None,
     tracker: str = "",
     device: str = "",
-    example_inputs: Any = None,
     data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     seed: int = 0,

@@ -40,7 +40,7 @@ def test_signature_of_compile() -> None:
     positional = [
         name for name, entry in parameters.items() if entry.kind is not inspect.Parameter.KEYWORD_ONLY
     ]
-    assert positional == ["model"]
+    assert positional == ["model", "example_inputs"]
     defaults = {name: entry.default for name, entry in parameters.items() if name != "model"}
     assert defaults == {
         "arch": None,

@@ -22,6 +22,8 @@ from graphopt.errors import MissingExtraError, ModelError, UnsupportedModelError
 if TYPE_CHECKING:
     import torch
 
+_RECURRENT = ("lstm", "gru")
+
 
 def require_torch() -> Any:
     """The torch module.
@@ -204,9 +206,26 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+def _forget_how_recurrence_was_traced() -> None:
+    """Let LSTM and GRU be traced as one operator again.
+
+    After one export torch 2.13 goes on in this process with a decomposition of these into one step for each position,
+    which fixes the length; what it then takes comes from a cache of its dispatcher.
+    """
+    import torch
+
+    for name in _RECURRENT:
+        packet = getattr(torch.ops.aten, name)
+        for overload in packet.overloads():
+            cache = getattr(getattr(packet, overload), "_dispatch_cache", None)
+            if isinstance(cache, dict):
+                cache.clear()
+
+
 def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir.Model, list[str]]:
     import torch
 
+    _forget_how_recurrence_was_traced()
     try:
         with quiet():
             program = torch.onnx.export(

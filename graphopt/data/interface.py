@@ -89,6 +89,13 @@ def inputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
     return tuple(spec_of(value) for value in model.graph.inputs)
 
 
+def is_static(model: ir.Model) -> bool:
+    """Whether each input has one size only."""
+    return all(
+        spec.dims is not None and all(isinstance(dim, int) for dim in spec.dims) for spec in inputs_of(model)
+    )
+
+
 def optional_inputs_of(model: ir.Model) -> frozenset[str]:
     """Inputs that have a default value (an initializer of the same name)."""
     return frozenset(

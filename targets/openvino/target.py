@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt import denormals
-from graphopt.data.interface import optional_inputs_of, outputs_of
+from graphopt.data.interface import is_static, optional_inputs_of, outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.machine import floats_of_a_vector
@@ -63,9 +63,9 @@ class OpenVinoTarget(OpenVinoRuntime):
         return frozenset()
 
     def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
-        """The default first; one thread for models of a few hundred microseconds; flushed denormals."""
+        """The default first; one thread for models of fixed sizes and a few hundred microseconds; flushed denormals."""
         found: list[Mapping[str, Any]] = [{"label": "default"}]
-        if milliseconds is None or milliseconds < _ONE_THREAD_BELOW:
+        if is_static(model) and (milliseconds is None or milliseconds < _ONE_THREAD_BELOW):
             found.append({"label": "one thread", "threads": 1})
         if denormals.can_flush():
             found.append({"label": "denormals flushed", "flush_denormals": True})

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt import denormals
+from graphopt.data.interface import is_static
 from graphopt.ir import model as ir_model
 from graphopt.machine import floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
@@ -71,7 +72,7 @@ class OrtTarget(OrtRuntime):
     def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
         """The default first; then, on the CPU, the session options that were ever measured to win on a real model.
 
-        The denormal mode is that of a whole process, and one thread serves models of a few hundred microseconds.
+        One thread serves models of a few hundred microseconds, where no size can make them larger.
         """
         default: dict[str, Any] = {"label": "default"}
         if self.name != "ort-cpu":
@@ -82,7 +83,7 @@ class OrtTarget(OrtRuntime):
         found: list[Mapping[str, Any]] = [default]
         if {"MatMul", "LayerNormalization"} & ir_model.op_counts(model).keys():
             found.append({"label": "without slow fusions", "disabled_optimizers": SLOW_FUSIONS})
-        if milliseconds is None or milliseconds < _ONE_THREAD_BELOW:
+        if is_static(model) and (milliseconds is None or milliseconds < _ONE_THREAD_BELOW):
             found.append({"label": "one thread", "threads": 1})
         if denormals.can_flush():
             found.append({"label": "denormals flushed", "flush_denormals": True})

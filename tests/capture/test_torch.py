@@ -95,6 +95,29 @@ def test_a_dimension_that_the_module_specialises_is_not_dropped() -> None:
             capture(Fixed(), example_inputs=(ones,), dynamic_shapes=({0: hint},))
 
 
+class Recurrent(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.cell = kind(4, 6, batch_first=True, bidirectional=True)
+        self.head = torch.nn.Linear(12, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.cell(x)[0])
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU])
+def test_the_length_of_a_recurrent_layer_stays_dynamic_however_often_it_is_captured(kind: Any) -> None:
+    module = Recurrent(kind).eval()
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    for length in (7, 9):
+        example = (torch.randn(2, length, 4),)
+        captured = capture(module, example_inputs=example, dynamic_shapes=(dims,))
+        for shape in ((2, length, 4), (1, 3, 4), (3, 14, 4)):
+            x = torch.randn(*shape)
+            (got,) = run(captured.model, {"x": x.numpy()}).values()
+            np.testing.assert_allclose(got, module(x).detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_dimensions_that_need_not_be_dynamic() -> None:
     ones = torch.ones(2, 8)
     for declared in (None, torch.export.Dim.STATIC, 2):
