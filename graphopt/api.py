@@ -137,7 +137,7 @@ def compile(
         max_drop: What lossy passes may lose of ``metric`` on held-out data, as ``"1%"`` or 0.01 (the default).
         metric: A name (``sqnr``, the default, ``cosine``, ``top1``, ``ctc``, ``f1``), ``"file.py:function"``, or a
             function of outputs (one mapping for each sample) and, if it takes two arguments, of labels, which are the
-            entries of ``data`` that are no inputs. More is better.
+            entries of ``data`` that are no inputs: one mapping of arrays with a row for each sample. More is better.
         synthetic_calibration: Let lossy passes calibrate on made-up inputs where there are no data.
         best_effort: Hand out the nearest result where the budget cannot be kept, instead of raising.
         transform: Applied to each entry of ``data`` before it is checked: a function, or ``"file.py:function"``, from
@@ -160,10 +160,17 @@ def compile(
     """
     specs = as_specs(passes)
     lossy = any(pass_.numerics is Numerics.LOSSY for pass_ in catalog.expand(specs))
-    if not lossy and (max_drop is not None or metric is not None or best_effort or synthetic_calibration):
+    asked = {
+        "max_drop": max_drop is not None,
+        "metric": metric is not None,
+        "best_effort": best_effort,
+        "synthetic_calibration": synthetic_calibration,
+    }
+    given = [name for name, is_given in asked.items() if is_given]
+    if given and not lossy:
+        names = " and ".join(filter(None, (", ".join(given[:-1]), given[-1])))
         raise UsageError(
-            "max_drop, metric, best_effort and synthetic_calibration are about lossy passes, and none of the passes is "
-            "lossy",
+            f"{names} {'is' if len(given) == 1 else 'are'} about lossy passes, and none of the passes is lossy",
             hint="leave them out (the result is held to the model's own noise floor), or add a pass: fuse,quantize",
         )
     if transform is not None and data is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from graphopt import artifact
 from graphopt.errors import GraphoptError
 from graphopt.machine import Form
-from graphopt.report import NOT_RUN, Report
+from graphopt.report import NOT_COMPARED, NOT_RUN, Report
 from graphopt.report_html import render
 from graphopt.selection import ORIGINAL, compare_form, judge_form
 from graphopt.verify.budget import Evaluation
@@ -87,6 +87,9 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
         _judge_bundle(form, outcome.evaluation, outcome, threads)
         return
     comparison = compare_form(form, outcome.reference, threads)
+    if outcome.reference.is_hollow:
+        verification.status, verification.value = NOT_COMPARED, None
+        return
     verification.value, verification.noise_floor = comparison.relative_error, comparison.noise_floor
     verification.describe = comparison.describe()
     if comparison.ok:

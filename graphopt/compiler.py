@@ -25,7 +25,7 @@ from graphopt.capture import Captured, capture
 from graphopt.data.dataset import HELD_OUT, HELD_OUT_TO_COUNT, Dataset
 from graphopt.data.interface import Feeds, TensorSpec, inputs_of, optional_inputs_of, outputs_of
 from graphopt.data.load import samples
-from graphopt.errors import GraphoptError, TargetError, UsageError
+from graphopt.errors import DataError, GraphoptError, TargetError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.ir.hash import content_hash
 from graphopt.lineage import Lineage
@@ -35,7 +35,7 @@ from graphopt.pipeline.manager import Limits, Listener, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.pipeline.spec import PassSpec
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
-from graphopt.report import NOT_RUN, FormTiming, Report
+from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
 from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
@@ -206,6 +206,8 @@ class Compilation:
         dataset = self._dataset(captured, None) if read else None
         with self._stage("reference"):
             reference = self._reference(captured, dataset)
+        if reference.is_hollow:
+            _require_no_judgement(lossy, [target for target, _ in targets])
         held = self._verify_capture(captured, reference, report)
         with self._stage("passes"):
             optimized, report.passes = self._optimize(captured, passes, reference, held)
@@ -234,6 +236,9 @@ class Compilation:
             with self._stage("lossy passes"):
                 dataset = dataset or self._dataset(captured, reference)
                 proposals = self._propose(lossy, targets, optimized, captured, dataset, forms, report)
+        if reference.is_hollow:
+            # Whatever came of it would pass unseen.
+            forms = forms[:1]
         feeds = reference.trials[0].feeds
         with Bench(feeds, threads=request.threads, most_loaded=1 if self._large else 8) as bench:
             selection = Selection(
@@ -242,7 +247,7 @@ class Compilation:
                 bench,
                 report,
                 request.measure_seconds,
-                not self._large,
+                not (self._large or reference.is_hollow),
                 self._results,
                 self.progress.stage,
                 choosable=frozenset(target.name for target, _ in targets),
@@ -277,6 +282,8 @@ class Compilation:
         runnable = by_name[chosen.target][1].runnable
         if not runnable and report.verification.status == "verified":
             report.verification.status = NOT_RUN
+        if reference.is_hollow:
+            report.verification.status, report.verification.value = NOT_COMPARED, None
         return Outcome(report, manifest, chosen.folder, reference, evaluation, runnable)
 
     # -- the steps -------------------------------------------------------------------------------------------
@@ -507,6 +514,12 @@ class Compilation:
 
     def _verify_capture(self, captured: Captured, reference: Reference, report: Report) -> bool:
         """Whether the graph in internal form still computes the original; if not, the original is what is left."""
+        if reference.is_hollow:
+            report.warnings.append(
+                "no output holds a finite number on these inputs: nothing can be compared, so the model is left as it "
+                "was (give other inputs with --data)"
+            )
+            return False
         try:
             comparison = reference.compare_model(captured.model, CAPTURE_MULTIPLE)
             why = comparison.describe()
@@ -635,10 +648,6 @@ class Compilation:
                 "no real data were seen: verified on made-up inputs (give real ones with --data)"
             )
         report.warnings += reference.warnings
-        if reference.is_hollow:
-            report.warnings.append(
-                "no output holds a finite number on these inputs: nothing could be compared (give others with --data)"
-            )
         if reference.random_outputs:
             report.warnings.append(
                 "the model is random: not compared: " + ", ".join(sorted(reference.random_outputs))
@@ -688,6 +697,22 @@ def _as_in(final: ir.Model, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ..
         if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     }
     return tuple(replace(spec, dtype=halves.get(spec.name, spec.dtype)) for spec in specs)
+
+
+def _require_no_judgement(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> None:
+    """Where nothing can be compared, the original in ONNX Runtime is all that can be handed out.
+
+    Raises:
+        DataError: Something else is asked for.
+    """
+    what = f"{lossy[0].name} cannot be judged" if lossy else ""
+    if not any(target.runs_original for target in targets):
+        what = f"nothing can be verified on {targets[0].name}"
+    if what:
+        raise DataError(
+            f"no output of the model holds a finite number on these inputs, so {what}",
+            hint="give other inputs with --data",
+        )
 
 
 def _was_rejected(record: PassRecord) -> bool:

@@ -39,7 +39,14 @@ class LoadedModel:
 
         Raises:
             DataError: They do not fit the model's inputs.
+            UsageError: They are not by name.
         """
+        if not isinstance(feeds, Mapping):
+            first = self.inputs[0].name if self.inputs else "x"
+            raise UsageError(
+                f"run takes arrays by input name, and this is of type {type(feeds).__name__}",
+                hint=f"model.run({{{first!r}: array}}), or call the model itself for arrays in order: model(array)",
+            )
         checked = check_feeds(feeds, self.inputs, optional=self._optional)
         results = self._executable.run(checked)
         return {spec.name: results[spec.name] for spec in self.outputs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from graphopt.cli import _lossy
 from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, table
@@ -159,13 +160,16 @@ def _verified(report: Report) -> str:
 
 def _within_budget(found: Verification) -> str:
     """What the metric was and is, and how much of the budget that takes."""
-    budget = found.budget or {}
+    style = good if found.status == "verified" else bad
+    return f"{style(within_budget(found.budget or {}))}, reloaded from disk"
+
+
+def within_budget(budget: Mapping[str, Any]) -> str:
+    """What a metric was and is, how much of its budget that takes, and on what."""
     held = "held-out" if budget["held_out"] else "calibration"
     scores = f"{budget['metric']} {budget['original']:.4g} -> {budget['value']:.4g}"
     drop = f"drop {percent(budget['drop'])} of {percent(budget['allowed'])}"
-    text = f"{scores}, {drop}, {budget['decibels']:.1f} dB"
-    style = good if found.status == "verified" else bad
-    return f"{style(text)} on {budget['samples']} {held} samples, reloaded from disk"
+    return f"{scores}, {drop}, {budget['decibels']:.1f} dB on {budget['samples']} {held} samples"
 
 
 def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | None:

@@ -174,7 +174,7 @@ def _cache() -> dict[str, Any]:
 def _show(facts: dict[str, Any]) -> None:
     from graphopt import install
     from graphopt.cli._console import bad, bold, dim, good, size, table, write
-    from graphopt.cli.targets import state
+    from graphopt.cli.targets import remark, state
 
     def line(label: str, value: str) -> None:
         write(f"{bold(label)}{' ' * max(1, 13 - len(label))}{value}")
@@ -212,8 +212,7 @@ def _show(facts: dict[str, Any]) -> None:
             line(extra, dim(install.command(extra)))
     write()
     for entry in facts["targets"]:
-        remark = " ".join((entry["error"] or entry["reason"]).split())
-        line(entry["name"], f"{state(entry)}  {remark}".rstrip())
+        line(entry["name"], f"{state(entry)}  {remark(entry)}".rstrip())
     for plugin in facts["plugins"]:
         outcome = bad(plugin["error"]) if plugin["error"] else good("loads")
         line("plugin", f"{plugin['kind']} {plugin['name']} [{plugin['origin']}] {outcome}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from graphopt.cli._options import common
@@ -39,6 +41,8 @@ def command(as_json: bool) -> None:
         rows.append([bold(entry.name), entry.numerics, summary + origin])
     write(table(("pass", "numerics", "what it does"), rows))
     write()
+    write(f"{bold('numerics')}  {_NUMERICS}")
+    write()
     for name, members in PIPELINES.items():
         write(
             f"{bold(name)}  {', '.join(members) or 'no pass of the graph; what the target itself needs still runs'}"
@@ -51,5 +55,14 @@ def command(as_json: bool) -> None:
             write(f"  {stage.name}{inner}")
 
 
+_NUMERICS = (
+    "exact: the arithmetic stays bit for bit; reassociates: rounding may change, within 8 times the model's noise "
+    "floor; lossy: held to the budget (--max-drop)"
+)
+
+
 def _short(text: str, width: int = 100) -> str:
+    """On a terminal at most so many characters; whole in a pipe or file."""
+    if not sys.stdout.isatty():
+        return text
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -25,8 +25,7 @@ def command(as_json: bool) -> None:
     rows = []
     for entry in entries:
         origin = "" if entry["origin"] == "built-in" else f"[{entry['origin']}] "
-        remark = " ".join((entry["error"] or entry["reason"]).split())
-        rows.append([bold(entry["name"]), entry["version"], state(entry), origin + remark])
+        rows.append([bold(entry["name"]), entry["version"], state(entry), origin + remark(entry)])
     write(table(("target", "version", "", ""), rows))
     write()
     for name, members in catalog.TARGET_GROUPS.items():
@@ -45,9 +44,15 @@ def state(entry: Mapping[str, Any]) -> str:
     return bad("compiles, does not run here" if entry["available"] else "not available")
 
 
+def remark(entry: Mapping[str, Any]) -> str:
+    """On one line, what the probe of a target of :func:`listing` says, or why it cannot be loaded."""
+    lines = (" ".join(line.split()) for line in (entry["error"] or entry["reason"]).splitlines())
+    return "; ".join(filter(None, lines))
+
+
 def listing() -> list[dict[str, Any]]:
     """Every target with what its probe says; one that fails carries its error."""
-    from graphopt import catalog
+    from graphopt import catalog, install
 
     entries: list[dict[str, Any]] = []
     for name, origin in catalog.target_names():
@@ -59,6 +64,9 @@ def listing() -> list[dict[str, Any]]:
             entry["error"] = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
         else:
             entry |= {"version": probe.version, "reason": probe.reason}
+            if name == "tvm-cuda":
+                # Its runtime needs the extra tvm alone; who compiles for it needs its own.
+                entry["reason"] = probe.reason.replace(install.command("tvm"), install.command("tvm-cuda"))
             entry |= {"available": probe.available, "runnable": probe.runnable}
         entries.append(entry)
     return entries

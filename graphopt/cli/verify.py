@@ -12,6 +12,7 @@ from graphopt.cli._options import common, data_option, input_shape_option, seed_
 if TYPE_CHECKING:
     from graphopt.cli._subject import Subject
     from graphopt.data.interface import TensorSpec
+    from graphopt.verify.compare import Comparison
 
 
 @click.command("verify", short_help="Compare a bundle with the original model.")
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @data_option
 @input_shape_option
+@click.option("--metric", metavar="M", help="Of a lossy bundle, instead of the one that it was compiled by.")
+@click.option("--max-drop", metavar="D", help="What it may lose, instead of what it was compiled with.")
 @threads_option
 @seed_option
 @common
@@ -27,6 +30,8 @@ def command(
     model: Path,
     data: Path | None,
     input_shapes: tuple[str, ...],
+    metric: str | None,
+    max_drop: str | None,
     threads: int,
     seed: int,
     as_json: bool,
@@ -34,7 +39,8 @@ def command(
     """Run BUNDLE and the original MODEL on the same inputs and compare the outputs.
 
     The original runs in ONNX Runtime with its optimisations off, and its own noise floor is measured; the bundle must
-    stay within a small multiple of it. Exits with 1 where it does not.
+    stay within a small multiple of it. A bundle of lossy passes is judged by its metric and budget instead. Exits with
+    1 where it does not hold.
 
     \b
       graphopt verify rec.gopt rec.onnx --data samples.npz
@@ -45,7 +51,10 @@ def command(
     from graphopt.data.interface import inputs_of, outputs_of
     from graphopt.errors import UsageError, VerificationError
     from graphopt.ir.hash import content_hash
-    from graphopt.selection import FORM_MULTIPLE, compare_form
+    from graphopt.proposals import Budget, dataset_for, evaluate
+    from graphopt.report import Verification
+    from graphopt.selection import FORM_MULTIPLE, compare_form, judge_form
+    from graphopt.verify.budget import find_metric, parse_drop
     from graphopt.verify.reference import build_reference
 
     with Progress() as progress:
@@ -68,15 +77,40 @@ def command(
             seed=seed,
             progress=progress.say,
         )
+        if reference.is_hollow:
+            raise VerificationError(
+                f"no output of {model} holds a finite number on these inputs: nothing can be compared",
+                hint="give other inputs with --data",
+            )
         progress.say(f"running {bundle}")
-        comparison = compare_form(subject.form, reference, threads, FORM_MULTIPLE)
+        budget = manifest.verification.get("budget")
+        judged = comparison = None
+        if budget or metric is not None or max_drop is not None:
+            kept = budget or {}
+            wanted = Budget(
+                find_metric(kept.get("metric") if metric is None else metric),
+                parse_drop(kept.get("allowed") if max_drop is None else max_drop),
+            )
+            dataset = dataset_for(
+                data, with_inputs(captured.model, specs), reference, synthetic=True, seed=seed
+            )
+            evaluation = evaluate(captured.original_model, dataset, wanted, threads=threads)
+            judged = Verification()
+            judged.judge(
+                judge_form(subject.form, evaluation, threads),
+                evaluation.metric.name,
+                len(evaluation.feeds),
+                evaluation.held_out,
+            )
+        else:
+            comparison = compare_form(subject.form, reference, threads, FORM_MULTIPLE)
     warnings = []
     if not same:
         warnings.append(f"{model} is not the model that {bundle} was compiled from (their content differs)")
     if reference.synthetic:
         warnings.append("no real data were seen: verified on made-up inputs (give real ones with --data)")
     warnings += reference.warnings
-    if comparison.not_taken:
+    if comparison is not None and comparison.not_taken:
         warnings.append(
             f"it fails with sizes that the data do not have, where {model} does not: {comparison.not_taken}"
         )
@@ -86,9 +120,34 @@ def command(
         "bundle": str(bundle),
         "model": str(model),
         "same_source": same,
-        "status": "verified" if comparison.ok else "different",
         "trials": [dict(trial.sizes) for trial in reference.trials],
         "synthetic": reference.synthetic,
+        "warnings": warnings,
+        **(_differences(comparison) if comparison is not None else {}),
+        **({"status": judged.status, "budget": judged.budget} if judged is not None else {}),
+    }
+    held = result["status"] == "verified"
+    if as_json and held:
+        write_json(result)
+    elif not as_json:
+        _show(result)
+    if held:
+        return
+    if judged is not None:
+        raise VerificationError(
+            f"{bundle} is over its budget: {judged.describe}",
+            hint="compile it again with these data, or allow more with --max-drop",
+        )
+    assert comparison is not None
+    raise VerificationError(
+        f"{bundle} does not compute what {model} does: {comparison.describe()}",
+        hint="compile the model again" if same else "compare it with the model that it was compiled from",
+    )
+
+
+def _differences(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "status": "verified" if comparison.ok else "different",
         "allowed_multiple": comparison.multiple,
         "outputs": [
             {
@@ -100,17 +159,7 @@ def command(
             }
             for output in comparison.outputs
         ],
-        "warnings": warnings,
     }
-    if as_json and comparison.ok:
-        write_json(result)
-    elif not as_json:
-        _show(result)
-    if not comparison.ok:
-        raise VerificationError(
-            f"{bundle} does not compute what {model} does: {comparison.describe()}",
-            hint="compile the model again" if same else "compare it with the model that it was compiled from",
-        )
 
 
 def common_inputs(
@@ -138,7 +187,15 @@ def common_inputs(
 
 def _show(result: dict[str, Any]) -> None:
     from graphopt.cli._console import bad, good, table, write
+    from graphopt.cli._show import within_budget
 
+    if "budget" in result:
+        budget = result["budget"]
+        style = good if result["status"] == "verified" else bad
+        write(f"{style(result['status'])}: {within_budget(budget)}")
+        for warning in result["warnings"]:
+            write(f"{bad('warning')}: {warning}")
+        return
     rows = [
         [
             output["name"],

@@ -8,6 +8,8 @@ Accepted forms:
 - a folder of ``.npy`` files named after the inputs (``x.npy``, ``mask.npy``): as one ``.npz``;
 - a folder of folders of such ``.npy`` files: each inner folder as one sample;
 - in Python, a mapping of arrays (one sample) or an iterable of mappings.
+
+What lies beside a model's inputs are labels, for metrics (``graphopt.data.dataset``); here they are passed over.
 """
 
 from __future__ import annotations
@@ -43,11 +45,17 @@ def samples(
     """
     count = 0
     for origin, raw in entries(source):
-        for feeds in split(raw, specs, origin):
+        for feeds in split(_without_labels(raw, specs), specs, origin):
             count += 1
             yield check_feeds(feeds, specs, optional=optional, origin=origin)
     if count == 0:
         raise DataError("the data hold no sample", hint="give at least one array for each input of the model")
+
+
+def _without_labels(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> Mapping[str, Any]:
+    """The inputs of an entry that has them all; another one as it is, since an unknown name may be meant for one."""
+    inputs = {spec.name: raw[spec.name] for spec in specs if spec.name in raw}
+    return inputs if len(inputs) == len(specs) else raw
 
 
 def entries(

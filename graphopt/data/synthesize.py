@@ -111,6 +111,8 @@ def array_for(
         return np.asarray(rng.integers(0, 2, shape), dtype=bool)
     if numpy_dtype.kind in "iu":
         found = integer_range(value)
+        if _is_flags(found, shape):
+            return np.ones(shape, numpy_dtype) if plain else rng.integers(0, 2, shape).astype(numpy_dtype)
         if found.choices:
             return np.full(shape, found.choices[0] if plain else rng.choice(found.choices), numpy_dtype)
         if plain:
@@ -156,13 +158,18 @@ def feeds_for(
     return feeds
 
 
+def _is_flags(found: IntegerRange, shape: Sequence[object]) -> bool:
+    """Whether an array is compared with zero or one: a mask, of which comparing it names one value of the two."""
+    return len(shape) >= 2 and bool(found.choices) and set(found.choices) <= {0, 1}
+
+
 def _looks_like_mask(value: ir.Value) -> bool:
     if value.dtype == ir.DataType.BOOL:
         return True
     if value.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
         return False
     found = integer_range(value)
-    return found.upper is None and not found.choices
+    return _is_flags(found, spec_of(value).dims or ()) or (found.upper is None and not found.choices)
 
 
 def dimension_key(name: str, axis: int, symbol: str | None) -> str:

@@ -148,8 +148,18 @@ class Metric:
         except (Exception, SystemExit) as error:
             raise UsageError(
                 f"the metric {self.name!r} fails: {type(error).__name__}: {error}",
-                hint="it is called with a list of outputs by name and, if it takes two arguments, the labels by name",
+                hint=_received(outputs, labels),
             ) from error
+
+
+def _received(outputs: Sequence[Feeds], labels: Sequence[Labels]) -> str:
+    """What a metric of the user's own is called with, with the names that there are."""
+    made = ", ".join(map(repr, outputs[0] if outputs else ())) or "none"
+    known = ", ".join(map(repr, labels[0] if labels else ())) or "none, the data hold only inputs"
+    return (
+        f"it gets a list of one mapping, output name to array, for each sample (outputs: {made}) and, if it takes two "
+        f"arguments, a mapping, label name to an array with one row for each sample (labels: {known})"
+    )
 
 
 def _stacked(labels: Sequence[Labels]) -> dict[str, Array]:

@@ -103,18 +103,7 @@ class Reference:
     @property
     def is_hollow(self) -> bool:
         """Whether no output of any trial holds a finite number, so that nothing can be compared."""
-        arrays = [
-            array
-            for trial in self.trials
-            for array in trial.outputs.values()
-            if isinstance(array, np.ndarray)
-        ]
-        floats = [array for array in arrays if array.dtype.kind == "f" and array.size]
-        return (
-            bool(floats)
-            and len(floats) == len(arrays)
-            and not any(np.isfinite(array).any() for array in floats)
-        )
+        return all(_is_hollow(trial.outputs) for trial in self.trials)
 
     def compare(self, run: Callable[[Feeds], Mapping[str, Array]], multiple: float) -> Comparison:
         """Run something on every trial and compare with the original.
@@ -183,6 +172,15 @@ class Reference:
 
     def _comparable(self, outputs: Feeds) -> Feeds:
         return {name: array for name, array in outputs.items() if name not in self.random_outputs}
+
+
+def _is_hollow(outputs: Feeds) -> bool:
+    """Whether outputs are floats without a finite number."""
+    arrays = [array for array in outputs.values() if isinstance(array, np.ndarray)]
+    floats = [array for array in arrays if array.dtype.kind == "f" and array.size]
+    if not floats or len(floats) < len(arrays):
+        return False
+    return not any(np.isfinite(array).any() for array in floats)
 
 
 def _run(run: Callable[[Feeds], Mapping[str, Array]], trial: Trial) -> Feeds:
@@ -283,6 +281,7 @@ def _resized_trials(real: Sequence[Trial], specs: Sequence[TensorSpec], session:
 def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int) -> Iterator[Trial]:
     found = 0
     failure: TargetError | None = None
+    hollow: list[Trial] = []
     specs, optional = inputs_of(model), optional_inputs_of(model)
     rounds = list(size_candidates(model))
     static = not rounds[0]
@@ -299,6 +298,10 @@ def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int)
                 if static:
                     break
                 continue
+            if _is_hollow(outputs):
+                # A mask that lets nothing through, a number out of range: such inputs show nothing.
+                hollow.append(Trial(feeds, outputs, sizes=sizes))
+                continue
             found += 1
             yield Trial(feeds, outputs, sizes=sizes)
             # The reference is slow by nature (no fusion, no packing): a heavy model is tried on fewer inputs.
@@ -306,6 +309,9 @@ def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int)
                 return
         if found:
             return
+    if hollow:
+        yield from hollow[:wanted]
+        return
     reason = failure.message if failure is not None else "no size of the dynamic dimensions was accepted"
     raise DataError(
         f"the model runs with none of the made-up inputs: {reason}",

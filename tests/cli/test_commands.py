@@ -330,13 +330,39 @@ def test_passes_lists_passes_groups_and_pipelines(cli: Any) -> None:
     summaries = [entry["summary"] for entry in found["passes"]]
     assert len(set(summaries)) == len(summaries), "each says what it does itself"
     assert set(found["pipelines"]) == {"O0", "O1", "O2"} and found["groups"]["fuse"]["requires"] == ["fold"]
-    assert "hardswish" in cli("passes").out
+    shown = cli("passes").out
+    assert all(summary in shown for summary in summaries), "nothing is cut where stdout is no terminal"
+    assert set(re.findall(r"(\w+): ", re.search("^numerics  .*", shown, re.M)[0])) == {
+        entry["numerics"] for entry in found["passes"]
+    }
+
+
+def test_passes_cuts_long_lines_on_a_terminal(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert "…" in cli("passes").out
 
 
 def test_targets_says_what_runs_here(cli: Any) -> None:
     found = {entry["name"]: entry for entry in cli("targets", "--json").json["targets"]}
     assert found["ort-cpu"]["runnable"] and found["ort-cpu"]["version"]
     assert "ort-cpu" in cli("targets").out
+
+
+def test_targets_says_what_to_install(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt import install
+    from graphopt.errors import MissingExtraError
+    from graphopt.targets.tvm import executable
+
+    def missing() -> str:
+        raise MissingExtraError("apache-tvm", "tvm")
+
+    monkeypatch.setattr(executable, "version", missing)
+    for command in ("targets", "doctor"):
+        lines = cli(command).out.splitlines()
+        for name in ("tvm-llvm", "tvm-cuda"):
+            (line,) = (line for line in lines if line.startswith(name) and "not available" in line)
+            extra = "tvm" if name == "tvm-llvm" else name
+            assert line.endswith(f"apache-tvm is not installed; install it: {install.command(extra)}")
 
 
 def test_doctor_is_well(cli: Any) -> None:

@@ -165,3 +165,20 @@ def test_a_layer_is_told_with_what_lossy_passes_decided(cli: Any, pruned: Path) 
     name = next(one["node"] for one in found if decided[0] in one["decided"])
     shown = cli("explain", pruned, name).out
     assert f"{narrower['channels'][0]} -> {narrower['channels'][1]} channels on ort-cpu" in shown
+
+
+def test_verify_judges_a_lossy_bundle_by_its_budget(cli: Any, pruned: Path) -> None:
+    net, data = pruned.with_name("net.onnx"), pruned.with_name("data.npz")
+    said = json.loads((pruned / "manifest.json").read_text())["verification"]["budget"]
+    done = cli("verify", pruned, net, "--data", data, "--json")
+    assert done.code == 0, done.err
+    found = done.json["budget"]
+    assert (
+        done.json["status"] == "verified" and found["allowed"] == 0.5 and found["samples"] == said["samples"]
+    )
+    assert found["value"] == pytest.approx(said["value"], rel=1e-4)
+    assert "held-out samples" in cli("verify", pruned, net, "--data", data).out
+    over = cli("verify", pruned, net, "--data", data, "--max-drop", "0.0001%")
+    assert over.code == 1 and "over its budget" in over.err and "--max-drop" in over.err
+    made_up = cli("verify", pruned, net, "--json", "--max-drop", "60%")
+    assert made_up.code == 0 and any("no real data" in warning for warning in made_up.json["warnings"])

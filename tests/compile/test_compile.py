@@ -55,6 +55,9 @@ def test_compile_save_load_run(gelu: Path, tmp_path: Path) -> None:
     loaded = graphopt.load(bundle)
     (got,) = loaded(x)
     np.testing.assert_allclose(got, wanted, atol=2e-6)
+    for model in (loaded, compiled):
+        with pytest.raises(UsageError, match=r"by input name, and this is of type ndarray\n.*model\(array\)"):
+            model.run(x)  # type: ignore[arg-type]
     assert compiled.report.verification.status == "verified"
     assert {file.name for file in bundle.iterdir()} >= {"manifest.json", "report.html"}
 
@@ -145,7 +148,12 @@ def test_pipeline_runs_without_a_target(gelu: Path) -> None:
         ({"passes": "fusee"}, UnknownNameError, "did you mean 'fuse'"),
         ({"passes": "fuse{disable=[gelo]}"}, UnknownNameError, "did you mean 'gelu'"),
         ({"target": "ort-cpuu"}, UnknownNameError, "did you mean 'ort-cpu'"),
-        ({"max_drop": 0.01}, UsageError, "none of the passes is lossy"),
+        ({"max_drop": 0.01}, UsageError, "^max_drop is about lossy passes, and none of the passes is lossy"),
+        (
+            {"max_drop": 0.01, "metric": "f1", "best_effort": True},
+            UsageError,
+            "^max_drop, metric and best_effort are",
+        ),
         ({"input_shapes": {"z": (1, 16)}}, UnknownNameError, "unknown input"),
         ({"input_shapes": {"x": (1, 16, 1)}}, UsageError, "x"),
         ({"tune": "soon"}, UsageError, "cannot read the budget"),
@@ -340,3 +348,43 @@ def test_other_sizes_are_tried_as_far_as_the_model_takes_them(tmp_path: Path) ->
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     trials = graphopt.compile(path, target="ort-cpu", data=[{"x": x}], **QUICK).report.verification.trials
     assert {"batch": 3, "length": 2} in trials
+
+
+ONLY_NAN = """
+g (float[batch,4] x) => (float[batch,4] y) <float zero = {0}, float one = {1}> {
+  a = Relu(x)
+  b = Mul(a, zero)
+  c = Div(b, zero)
+  y = Mul(c, one)
+}
+"""
+
+
+def test_what_cannot_be_compared_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "nan.onnx"
+    ir.save(model_from_text(ONLY_NAN), path)
+    compiled = graphopt.compile(path, target="cpu", **QUICK)
+    report = compiled.report
+    assert report.chosen == "original" and not report.knobs
+    assert report.verification.status == "not compared" and report.verification.value is None
+    assert any("nothing can be compared" in warning for warning in report.warnings)
+    compiled.save(tmp_path / "nan.gopt")
+    manifest = json.loads((tmp_path / "nan.gopt" / "manifest.json").read_text())
+    assert manifest["verification"]["status"] == "not compared"
+    with pytest.raises(GraphoptError, match="quantize cannot be judged"):
+        graphopt.compile(path, target="cpu", passes="quantize", synthetic_calibration=True, **QUICK)
+
+
+def test_inputs_that_give_nothing_finite_are_passed_over(tmp_path: Path) -> None:
+    # Random numbers are too small for it; ones are not.
+    text = """
+    g (float[2] x) => (float[2] y) <float[2] least = {0.99, 0.99}, float[2] nan = {0, 0}> {
+      low = ReduceMin<keepdims=0>(x)
+      small = Less(low, least)
+      none = Div(nan, nan)
+      y = Where(small, none, x)
+    }"""
+    path = tmp_path / "picky.onnx"
+    ir.save(model_from_text(text), path)
+    report = graphopt.compile(path, target="ort-cpu", **QUICK).report
+    assert report.verification.status == "verified"

@@ -128,8 +128,9 @@ def test_a_metric_that_raises_is_named(net: Path) -> None:
     def broken(outputs: Any) -> float:
         raise ZeroDivisionError("no rows")
 
-    with pytest.raises(UsageError, match="the metric 'broken' fails: ZeroDivisionError: no rows"):
+    with pytest.raises(UsageError, match="the metric 'broken' fails: ZeroDivisionError: no rows") as caught:
         graphopt.compile(net, data=samples(8), metric=broken, **QUICK)
+    assert "for each sample (outputs: 'y')" in caught.value.hint and "(labels: none" in caught.value.hint
 
 
 def test_unknown_metrics_and_budgets(net: Path) -> None:

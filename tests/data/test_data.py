@@ -42,6 +42,18 @@ def test_npz_is_one_sample_or_many(tmp_path: Path) -> None:
     assert len(list(samples(tmp_path, SPECS))) == 6
 
 
+def test_labels_beside_the_inputs_are_passed_over(tmp_path: Path) -> None:
+    stacked = {name: np.stack([array] * 5) for name, array in feeds().items()}
+    np.savez(tmp_path / "many.npz", **stacked, label=np.arange(5))
+    found = list(samples(tmp_path / "many.npz", SPECS))
+    assert len(found) == 5 and all(set(sample) == set(feeds()) for sample in found)
+    first = next(iter(stacked))
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        list(
+            samples({f"{first}s" if name == first else name: array for name, array in stacked.items()}, SPECS)
+        )
+
+
 def test_folders_of_npy(tmp_path: Path) -> None:
     for name, array in feeds().items():
         np.save(tmp_path / f"{name}.npy", array)
@@ -66,7 +78,6 @@ def test_python_iterables() -> None:
         ({"x": np.ones((2, 4), np.float32)}, DataError, "dimension 1 is 4, not 3"),
         ({"x": np.ones((2, 3, 1, 1), np.float32)}, DataError, "give it 2 dimensions"),
         ({"ids": np.arange(5)}, DataError, "dimension 'n' is 2 in input 'x' but 5 in 'ids'"),
-        ({"idx": np.arange(2)}, UnknownNameError, "did you mean 'ids'"),
     ],
 )
 def test_data_that_do_not_fit(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -125,6 +136,20 @@ def test_integers_are_read_off_the_graph() -> None:
     assert int(made["rate"]) in (8000, 16000)
     again = feeds_for(model, {"batch": 3, "seq": 7}, seed=0, edge=True)
     assert all(np.array_equal(made[name], again[name]) for name in made)
+
+
+@pytest.mark.parametrize("compared", [0, 1])
+def test_a_mask_that_is_compared_with_one_of_its_values_has_both(compared: int) -> None:
+    text = """
+    g (float[batch,seq] x, int64[batch,seq] mask) => (float[batch,seq] y) <int64 one = {ONE}, float low = {-1e9}> {
+      hidden = Equal(mask, one)
+      y = Where(hidden, low, x)
+    }"""
+    model = model_from_text(text.replace("ONE", str(compared)))
+    made = feeds_for(model, {"batch": 3, "seq": 9}, seed=0)["mask"]
+    assert set(np.unique(made)) == {0, 1} and made.dtype == np.int64
+    assert not feeds_for(model, {"batch": 3, "seq": 9}, seed=0, edge=True)["mask"][0].any()
+    assert feeds_for(model, {"batch": 3, "seq": 9}, seed=0, plain=True)["mask"].all()
 
 
 def test_a_one_hot_code_tells_how_many_classes_there_are() -> None:
