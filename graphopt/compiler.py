@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt import artifact, catalog, interrupt
@@ -240,6 +241,9 @@ class Compilation:
             # Whatever came of it would pass unseen.
             forms = forms[:1]
         feeds = reference.trials[0].feeds
+        report.timed_on = {
+            name: np.shape(array) for name, array in feeds.items() if isinstance(array, np.ndarray)
+        }
         with Bench(feeds, threads=request.threads, most_loaded=1 if self._large else 8) as bench:
             selection = Selection(
                 by_name,

@@ -172,6 +172,8 @@ class Proposals:
             else:
                 record.reason = record.reason or proposal.reason
                 record.nodes_after = record.nodes_before
+                if proposal.best_effort is not None or (pass_.recovers and proposal.reason):
+                    record.status = PassStatus.LEFT_OUT
         found = [
             (candidate, legalize(candidate.model))
             for candidate in kept

@@ -137,6 +137,7 @@ class Report:
     verification: Verification = field(default_factory=Verification)
     forms: list[FormTiming] = field(default_factory=list)
     knobs: list[KnobTiming] = field(default_factory=list)
+    timed_on: dict[str, tuple[int, ...]] = field(default_factory=dict)
     chosen: str = ""
     threads: int = 0
     seconds: float = 0.0
@@ -195,6 +196,7 @@ class Report:
             "size": {"before": self.size_before, "after": self.size_after},
             "forms": [vars(form) for form in self.forms],
             "knobs": [vars(knob) for knob in self.knobs],
+            "timed_on": {name: list(shape) for name, shape in self.timed_on.items()},
             "threads": self.threads,
             "seconds": round(self.seconds, 3),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},

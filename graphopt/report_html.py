@@ -21,6 +21,7 @@ _STATUS_CLASS = {
     PassStatus.NOTHING: "quiet",
     PassStatus.PARTLY_UNDONE: "bad",
     PassStatus.UNDONE: "bad",
+    PassStatus.LEFT_OUT: "bad",
 }
 
 

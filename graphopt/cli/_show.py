@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphopt.cli import _lossy
@@ -28,6 +28,8 @@ def lines(report: Report) -> list[str]:
     shown.append(_line("target", _target(report)))
     shown.append(_line("verified", _verified(report)))
     shown.append(_line("speed", _speed(report)))
+    if report.timed_on and report.baseline is not None and report.baseline.milliseconds is not None:
+        shown += [_continued(dim(part)) for part in _wrap("on " + timed_on(report.timed_on))]
     if report.output is not None:
         inside = dim("(report.html inside)")
         shown.append(_line("wrote", f"{bold(report.output)}   {size(report.size_after)}   {inside}"))
@@ -76,6 +78,8 @@ def pass_lines(record: PassRecord, report: Report) -> list[str]:
     label = record.name if len(record.name) < _LABEL else record.name + "\n" + " " * (_LABEL - 1)
     if record.status is PassStatus.UNDONE:
         shown = [_line(label, f"{bad('undone')}: {record.reason}")]
+    elif record.status is PassStatus.LEFT_OUT:
+        shown = [_line(label, f"{bad('left out')}: {record.reason}")]
     elif record.status is PassStatus.NOTHING:
         shown = [_line(label, f"nothing done: {record.reason}")]
     else:
@@ -189,6 +193,11 @@ def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | No
     if optimized.low is not None and optimized.high is not None:
         interval = f" (95 % interval {optimized.low:.2f} to {optimized.high:.2f}, {optimized.rounds} rounds)"
     return f"{before} -> {after} ms{ratio}{interval}"
+
+
+def timed_on(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The inputs that were timed."""
+    return "  ".join(f"{name} [{','.join(map(str, shape))}]" for name, shape in shapes.items())
 
 
 def _speed(report: Report) -> str:

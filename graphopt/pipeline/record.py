@@ -16,6 +16,8 @@ class PassStatus(enum.Enum):
     NOTHING = "nothing to do"
     PARTLY_UNDONE = "partly undone"
     UNDONE = "undone"
+    LEFT_OUT = "left out"
+    """A lossy pass whose result was over the budget, or no better than what it began with."""
 
 
 @dataclass
