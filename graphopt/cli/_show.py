@@ -56,7 +56,12 @@ def _captured(report: Report) -> str:
     if report.source_opset and report.source_opset != report.opset:
         opset = f"opset {report.source_opset} -> {report.opset}"
     name = report.source.replace("\\", "/").rpartition("/")[2] or report.name
-    return f"{name} · {opset} · {report.nodes_before} nodes · {size(report.size_before)}"
+    if name == "torch":
+        name = f"{report.name} (torch)"
+    nodes = f"{report.nodes_before}"
+    if report.nodes_captured not in (0, report.nodes_before):
+        nodes += f" -> {report.nodes_captured}"
+    return f"{name} · {opset} · {nodes} nodes · {size(report.size_before)}"
 
 
 def _passes(report: Report) -> list[str]:

@@ -64,6 +64,11 @@ class Choice:
         wanted = int(np.abs(self.taken - share * len(self.group.classes)).argmin())
         return min(round(wanted / self.step) * self.step, self.most)
 
+    def within(self, share: float) -> int:
+        """The most units that are no more than a share of the group, in steps; one step at least."""
+        most = int(np.searchsorted(self.taken, share * len(self.group.classes) + 1e-9, side="right")) - 1
+        return min(max(most - most % self.step, self.step), self.most)
+
     def share(self, count: int) -> float:
         """What share of the group so many units are."""
         return float(self.taken[count]) / len(self.group.classes)
@@ -198,6 +203,27 @@ def macs(structure: Structure, places: Mapping[str, int], removed: Iterable[int]
     return found
 
 
+def macs_alike(
+    structure: Structure, places: Mapping[str, int], choices_: Sequence[Choice], share: float
+) -> float:
+    """Multiplications of all layers if each group could lose exactly this share, whatever widths kernels like."""
+    every = [one for choice in choices_ for unit in choice.units for one in unit.classes]
+    keep = structure.keeper(every)
+
+    def left(mask: Mask | None) -> float:
+        return 1.0 if mask is None else 1 - share * (1 - float(mask.mean()))
+
+    found = 0.0
+    for layer in structure.layers:
+        dims = facts.static_dims(layer.weight)
+        if dims is None or layer.name not in places:
+            continue
+        out = left(keep(layer.weight, layer.out))
+        read = 1.0 if layer.is_depthwise else left(keep(layer.data, layer.channel))
+        found += places[layer.name] * float(np.prod(dims)) * out * read
+    return found
+
+
 def left_of(masks: Iterable[Mask | None]) -> float:
     """The share that is left of an array, from what is left of its axes; None where all of one is."""
     return math.prod(float(mask.mean()) for mask in masks if mask is not None)
@@ -230,13 +256,12 @@ def cheapest_first(
 
     Args:
         gain: What a group gains with all its units, by name.
-        cap: Share of a group that may go at most.
+        cap: Share of a group that may go at most, or one step where that is more.
     """
     steps: list[tuple[float, int, int]] = []
     for index, choice in enumerate(choices_):
         each = gain[choice.group.name] / len(choice.units) * choice.step
-        # A step, however large it is, may always go.
-        ends = np.arange(choice.step, max(choice.rounded(cap), choice.step) + 1, choice.step)
+        ends = np.arange(choice.step, choice.within(cap) + 1, choice.step)
         # What a step adds, never less than the one before it added.
         added = np.maximum.accumulate(np.diff(choice.loss[np.concatenate([[0], ends])]))
         steps += [
@@ -258,6 +283,7 @@ __all__ = [
     "choices",
     "left_of",
     "macs",
+    "macs_alike",
     "spared",
     "uniform",
 ]

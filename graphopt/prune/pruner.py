@@ -257,16 +257,16 @@ class Pruner:
 
     def _by_loss(self, ratio: float, macs: float) -> set[int]:
         """What costs least for the multiplications it saves, until enough are saved."""
-        wanted = macs or 1 - self._left(choose.uniform(self.choices, ratio))
+        wanted = macs or 1 - self._left_alike(ratio)
         each = costs.per_multiplication(self.times, self._macs)
         gain = {
             choice.group.name: self._saved(choice.removed(len(choice.units)), each) for choice in self.choices
         }
-        capped = min(1.0, _CAP * self._share(wanted))
+        capped = min(1.0, _CAP * _smallest(lambda share: 1 - self._left_alike(share) >= wanted))
         counts, taken = [0] * len(self.choices), []
 
         def is_enough() -> bool:
-            return 1 - self._left(choose.all_removed(self.choices, counts)) >= wanted
+            return 1 - self._left(choose.all_removed(self.choices, counts)) > wanted - _REACHED
 
         for index, end in choose.cheapest_first(self.choices, gain, capped):
             if is_enough():
@@ -293,13 +293,12 @@ class Pruner:
         )
 
     def _share(self, macs: float) -> float:
-        """The share of every group that saves so many multiplications."""
-        low, high = 0.0, 1.0
-        for _ in range(12):
-            middle = (low + high) / 2
-            enough = 1 - self._left(choose.uniform(self.choices, middle)) >= macs
-            low, high = (low, middle) if enough else (middle, high)
-        return high
+        """The share of every group that saves so many multiplications, with the widths that kernels like."""
+        return _smallest(lambda share: 1 - self._left(choose.uniform(self.choices, share)) >= macs)
+
+    def _left_alike(self, share: float) -> float:
+        """What is left of the multiplications without a share of every group, whatever widths kernels like."""
+        return choose.macs_alike(self.structure, self.places, self.choices, share) / self._whole
 
     def _left(self, removed: set[int] | list[int]) -> float:
         return sum(choose.macs(self.structure, self.places, removed).values()) / self._whole
@@ -373,6 +372,15 @@ class Pruner:
             "pruned": outcome.rows(),
             "tried": tried_of(judged),
         }
+
+
+def _smallest(is_enough: Callable[[float], bool]) -> float:
+    """The smallest share from 0 to 1 that is enough, to a few thousandths."""
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
 
 
 def _left_of(value: ir.Value, keep: Keep) -> float:

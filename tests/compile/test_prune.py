@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,3 +245,34 @@ def test_more_samples_are_taken_where_there_is_time() -> None:
     assert taken(7, float("inf")) == 7
     assert taken(0, time.monotonic()) == 128
     assert taken(0, float("inf")) == 512
+
+
+def test_a_ratio_is_met_as_near_as_widths_allow(tmp_path: Path) -> None:
+    # Steps of 8, 16 and 16: three tenths of each, rounded, would be half of the first two.
+    rng = np.random.default_rng(1)
+    widths = (3, 16, 32, 64)
+    nodes, weights = [], []
+    for index, (read, made) in enumerate(itertools.pairwise(widths)):
+        weight = (rng.standard_normal((made, read, 3, 3)) / np.sqrt(9 * read)).astype(np.float32)
+        weights.append(onnx.numpy_helper.from_array(weight, f"w{index}"))
+        inputs = ["x" if index == 0 else f"r{index - 1}", f"w{index}"]
+        nodes.append(onnx.helper.make_node("Conv", inputs, [f"c{index}"], pads=[1] * 4, strides=[2, 2]))
+        nodes.append(onnx.helper.make_node("Relu", [f"c{index}"], [f"r{index}"]))
+    head = rng.standard_normal((64, 5)).astype(np.float32)
+    weights.append(onnx.numpy_helper.from_array(head, "head"))
+    nodes.append(onnx.helper.make_node("GlobalAveragePool", ["r2"], ["p"]))
+    nodes.append(onnx.helper.make_node("Flatten", ["p"], ["f"]))
+    nodes.append(onnx.helper.make_node("MatMul", ["f", "head"], ["y"]))
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 32, 32])]
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 5])]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, weights)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    data = [{"x": rng.standard_normal((1, 3, 32, 32)).astype(np.float32)} for _ in range(24)]
+    options = {**QUICK, "max_drop": 0.99}
+    made = graphopt.compile(
+        tmp_path / "m.onnx", passes="fuse,prune{ratio=0.3,multiple=16}", data=data, **options
+    )
+    macs = np.array([27 * 16 * 256, 9 * 16 * 32 * 64, 9 * 32 * 64 * 16, 64 * 5])
+    alike = float((macs * [0.7, 0.49, 0.49, 0.7]).sum() / macs.sum())
+    assert abs(record(made)["details"]["macs_left"] - alike) < 0.06
