@@ -23,7 +23,7 @@ from graphopt import artifact, catalog, interrupt
 from graphopt._version import __version__
 from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
-from graphopt.data.dataset import HELD_OUT, HELD_OUT_TO_COUNT, Dataset
+from graphopt.data.dataset import Dataset
 from graphopt.data.interface import Feeds, TensorSpec, inputs_of, optional_inputs_of, outputs_of
 from graphopt.data.load import samples
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError
@@ -207,7 +207,7 @@ class Compilation:
         with self._stage("reference"):
             reference = self._reference(captured, dataset)
         if reference.is_hollow:
-            _require_no_judgement(lossy, [target for target, _ in targets])
+            _refuse_to_judge(lossy, [target for target, _ in targets])
         held = self._verify_capture(captured, reference, report)
         with self._stage("passes"):
             optimized, report.passes = self._optimize(captured, passes, reference, held)
@@ -494,9 +494,8 @@ class Compilation:
         """
         request = self.request
         return dataset_for(
-            request.data, captured.model, reference,
+            request.data, captured.model, reference, self._budget().metric,
             synthetic=self._makes_data_up(), seed=request.seed, transform=request.transform,
-            held_out=HELD_OUT_TO_COUNT if self._budget().metric.counts else HELD_OUT,
         )  # fmt: skip
 
     def _reference(self, captured: Captured, dataset: Dataset | None = None) -> Reference:
@@ -702,7 +701,7 @@ def _as_in(final: ir.Model, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ..
     return tuple(replace(spec, dtype=halves.get(spec.name, spec.dtype)) for spec in specs)
 
 
-def _require_no_judgement(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> None:
+def _refuse_to_judge(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> None:
     """Where nothing can be compared, the original in ONNX Runtime is all that can be handed out.
 
     Raises:

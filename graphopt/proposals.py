@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.data.dataset import HELD_OUT, Dataset, Sample, Source, Transform
+from graphopt.data.dataset import HELD_OUT, HELD_OUT_TO_COUNT, Dataset, Sample, Source, Transform
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError, VerificationError
@@ -375,11 +375,11 @@ def dataset_for(
     source: Source | None,
     model: ir.Model,
     reference: Reference | None,
+    metric: Metric,
     *,
     synthetic: bool,
     seed: int,
     transform: Transform | None = None,
-    held_out: int = HELD_OUT,
 ) -> Dataset:
     """The samples of a compilation with lossy passes.
 
@@ -387,13 +387,14 @@ def dataset_for(
         source: The user's; None where there are none.
         model: Whose inputs they are.
         reference: Whose sizes made-up inputs take.
+        metric: By which they are judged; one that counts wants more of them held out.
         synthetic: Whether made-up inputs may stand in for data.
-        held_out: One sample in so many is held out for judging.
 
     Raises:
         DataError: There are no data, and made-up ones were not allowed.
     """
     specs, optional = inputs_of(model), optional_inputs_of(model)
+    held_out = HELD_OUT_TO_COUNT if metric.counts else HELD_OUT
     if source is not None:
         return Dataset(source, specs, optional=optional, transform=transform, held_out=held_out)
     if not synthetic:

@@ -17,8 +17,9 @@ _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
 _PARTS = ("dynamic", "weights")
 """Where a lossy pass says what a second way of its came to."""
 NOT_RUN = "verified, not run on the target"
-NOT_COMPARED = "not compared"
 """Status of a result for a target that the machine lacks: something else was run in its place."""
+NOT_COMPARED = "not compared"
+"""Status of a result of which no output holds a finite number."""
 
 
 @dataclass

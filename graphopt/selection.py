@@ -77,7 +77,7 @@ class Selection:
     wanted: frozenset[str] = frozenset()
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
-    _failed_on_sizes: dict[str, MadeUpSizesError] = field(default_factory=dict)
+    _failed_on_sizes: dict[str, MadeUpSizesError] = field(default_factory=dict, init=False, repr=False)
 
     def verify_all(self, forms: Sequence[Form]) -> tuple[list[Form], list[FormTiming]]:
         """Verify the forms, the original first; returns them as they are to be loaded, and the outcome of each.
@@ -189,7 +189,7 @@ class Selection:
             )
         held = {form.target for form in ours}
         self.report.warnings += [
-            f"{name} was left out, since it fails {error.message.partition(':')[0]}; {error.hint}"
+            f"{name} was left out, since it fails {error.where}; {error.hint}"
             for name, error in self._failed_on_sizes.items()
             if name not in held
         ]

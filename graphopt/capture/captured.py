@@ -21,7 +21,7 @@ class Captured:
         kind: "onnx" or "torch".
         warnings: What the user should know, one sentence each.
         name: Of the model: the file's stem, the module's class, or the graph's name.
-        files: That hold the model and its weights; empty where it came from memory.
+        files: That hold the model and its weights, as far as it did not come from memory.
         file_runs: Whether the backends take the file as it is: its versions are not newer than theirs.
     """
 

@@ -93,7 +93,8 @@ def capture_ir(
         frozenset(files if original is None else files | {original}),
     )
     with ir_model.paused_collection():
-        ir_model.hold_small(model)
+        if files:
+            ir_model.hold_small(model)
         return _capture(model, about, input_shapes, keep_default_inputs)
 
 

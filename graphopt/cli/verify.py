@@ -91,9 +91,8 @@ def command(
                 find_metric(kept.get("metric") if metric is None else metric),
                 parse_drop(kept.get("allowed") if max_drop is None else max_drop),
             )
-            dataset = dataset_for(
-                data, with_inputs(captured.model, specs), reference, synthetic=True, seed=seed
-            )
+            interface = with_inputs(captured.model, specs)
+            dataset = dataset_for(data, interface, reference, wanted.metric, synthetic=True, seed=seed)
             evaluation = evaluate(captured.original_model, dataset, wanted, threads=threads)
             judged = Verification()
             judged.judge(

@@ -7,6 +7,7 @@ by at most half a unit in the last place. It is measured, not assumed, for each 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -68,12 +69,15 @@ class MadeUpSizesError(TargetError):
     Args:
         sizes: By name of the dimension.
         cause: How it fails.
+
+    Attributes:
+        where: The sizes in words.
     """
 
     def __init__(self, sizes: Mapping[str, int], cause: TargetError) -> None:
-        listed = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        self.where = "with " + ", ".join(f"{name} = {size}" for name, size in sizes.items())
         super().__init__(
-            f"with {listed}: {cause.message}",
+            f"{self.where}: {cause.message}",
             hint="these sizes were made up: where they never occur, fix them with --input-shape, or give real "
             "inputs with --data",
         )
@@ -117,20 +121,20 @@ class Reference:
                 there are real inputs as well, the comparison is of those that it takes, and holds the error.
             TargetError: It fails.
         """
-        results: list[Feeds | None] = []
-        failed: MadeUpSizesError | None = None
+        taken: list[Trial] = []
+        results: list[Feeds] = []
+        not_taken = ""
         for trial in self.trials:
             try:
                 results.append(_run(run, trial))
             except MadeUpSizesError as error:
                 if self.synthetic:
                     raise
-                failed = failed or error
-                results.append(None)
-        taken = [index for index, outputs in enumerate(results) if outputs is not None]
-        whole = dataclasses.replace(self, trials=[self.trials[index] for index in taken])
-        comparison = whole.judge([outputs for outputs in results if outputs is not None], multiple)
-        return dataclasses.replace(comparison, not_taken="" if failed is None else failed.message)
+                not_taken = not_taken or error.message
+            else:
+                taken.append(trial)
+        comparison = dataclasses.replace(self, trials=taken).judge(results, multiple)
+        return dataclasses.replace(comparison, not_taken=not_taken)
 
     def compare_model(self, model: ir.Model, multiple: float) -> Comparison:
         """Run a graph with ONNX Runtime's optimisations off on every trial and compare.
@@ -248,34 +252,33 @@ def _real_trials(data: Iterable[Feeds], session: Session) -> Iterator[Trial]:
         yield Trial(feeds, session.run(feeds), synthetic=False)
 
 
-def _resized_trials(real: Sequence[Trial], specs: Sequence[TensorSpec], session: Session) -> Iterator[Trial]:
+def _resized_trials(real: Sequence[Trial], specs: Sequence[TensorSpec], session: Session) -> list[Trial]:
     """Real inputs with other sizes of the dynamic dimensions of which the data know one size only.
 
-    All of these at once; where the model does not take that, one after the other. Sizes are halved, doubled or one
-    more, whatever the model takes first, or none.
+    All of these at once; where the model does not take that, one after the other.
     """
     seen = [sizes_of(trial.feeds, specs) for trial in real]
     single = {
         key: size
         for key, size in (seen[0] if seen else {}).items()
-        if size and all(s.get(key) == size for s in seen)
+        if size and all(sizes.get(key) == size for sizes in seen)
     }
-    for keys in [tuple(single), *((key,) for key in single if len(single) > 1)]:
-        for other in _OTHER_SIZES if keys else ():
-            sizes = {key: other(single[key]) for key in keys}
-            if any(sizes[key] in (0, single[key]) for key in keys):
-                continue
+
+    def resized_trial(keys: Iterable[str]) -> Trial | None:
+        """With half, double or one more of these sizes, whatever the model takes first."""
+        for other in _OTHER_SIZES:
+            sizes = {**single, **{key: other(single[key]) for key in keys}}
             feeds = resized(real[0].feeds, specs, sizes)
-            try:
-                outputs = session.run(feeds)
-            except TargetError:
-                continue
-            yield Trial(feeds, outputs, sizes={**single, **sizes})
-            break
-        else:
-            continue
-        if len(keys) == len(single):
-            return
+            with contextlib.suppress(TargetError):
+                return Trial(feeds, session.run(feeds), sizes=sizes)
+        return None
+
+    if not single:
+        return []
+    whole = resized_trial(single)
+    if whole is not None or len(single) == 1:
+        return [] if whole is None else [whole]
+    return [trial for key in single if (trial := resized_trial([key])) is not None]
 
 
 def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int) -> Iterator[Trial]:

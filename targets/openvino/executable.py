@@ -120,7 +120,7 @@ class OpenVinoExecutable:
         self.path = path
         self._settings = properties(config, threads) | ({"PERF_COUNT": True} if profile else {})
         self._compile()
-        self._mode = denormals.mode(bool(config.get("flush_denormals")))
+        self._mode = denormals.mode(config.get("flush_denormals", False))
         self._inputs = tuple(config["inputs"])
         self._types = tuple(np.dtype(port.element_type.to_dtype()) for port in self.compiled.inputs)
         self.output_names = tuple(config["outputs"])

@@ -83,7 +83,7 @@ class OrtExecutable:
             )
         options = session_options(config, threads)
         providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-        self._mode = denormals.mode(bool(config.get("flush_denormals")))
+        self._mode = denormals.mode(config.get("flush_denormals", False))
         try:
             with denormals.kept():
                 self._session = ort.InferenceSession(
@@ -171,7 +171,7 @@ class OrtRuntime:
         """The kernels that a session on the file runs."""
         from graphopt.targets.ort import kernels
 
-        with denormals.kept(), denormals.mode(bool(config.get("flush_denormals")))():
+        with denormals.kept(), denormals.mode(config.get("flush_denormals", False))():
             return kernels.kernels(
                 folder / config["file"],
                 session_options(config, threads),
