@@ -77,6 +77,7 @@ class Selection:
     wanted: frozenset[str] = frozenset()
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    _unbeaten: list[str] = field(default_factory=list, init=False, repr=False)
     _failed_on_sizes: dict[str, MadeUpSizesError] = field(default_factory=dict, init=False, repr=False)
 
     def verify_all(self, forms: Sequence[Form]) -> tuple[list[Form], list[FormTiming]]:
@@ -199,9 +200,10 @@ class Selection:
         tied: list[Form] = []
         if len(candidates) > 1:
             best, tied = self._fastest(candidates)
-        if not self.try_knobs:
-            return best
-        return self._best_variant([best, *tied], candidates[0])
+        chosen = self._best_variant([best, *tied], candidates[0]) if self.try_knobs else best
+        if self.models[chosen.label] is self.models[candidates[0].label]:
+            self.report.warnings += self._unbeaten
+        return chosen
 
     def _notes(self) -> str:
         labels: dict[str, list[str]] = {}
@@ -274,9 +276,9 @@ class Selection:
         if unbeaten:
             entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
             entry.note = f"not as fast as the original: {best.describe()}"
-            self.report.warnings.append(
+            self._unbeaten = [
                 f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
-            )
+            ]
             return original, [best.form] if best.speedup > 1 - _TIE else []
         return best.form, []
 

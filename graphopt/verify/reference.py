@@ -17,13 +17,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.data.interface import Array, Feeds, TensorSpec, check_feeds, inputs_of, optional_inputs_of
+from graphopt.data.interface import (
+    Array,
+    Feeds,
+    TensorSpec,
+    check_feeds,
+    inputs_of,
+    is_static,
+    optional_inputs_of,
+)
 from graphopt.data.synthesize import feeds_for, resized, size_candidates, sizes_of
 from graphopt.errors import DataError, TargetError, UnsupportedModelError
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
-from graphopt.verify.apart import ApartRun
+from graphopt.verify.apart import ApartSession
 from graphopt.verify.compare import Comparison, compare, deviation
+from graphopt.verify.rehearsal import Rehearsal
 from graphopt.verify.session import Session
 
 _MOST_TRIALS = 8
@@ -219,19 +228,23 @@ def build_reference(
         UnsupportedModelError: ONNX Runtime does not run the original.
         DataError: No made-up inputs are accepted by the model; data must be given.
     """
-    try:
-        session = Session(model, prepack=_packs(model), seed=seed)
-    except TargetError as error:
-        raise UnsupportedModelError(
-            f"the original model does not load: {error.message}",
-            hint="graphopt verifies against the original, so ONNX Runtime must run it as it is",
-        ) from error
-    progress("reference run")
-    if data is not None:
-        found = list(_real_trials(data, session))
-        found += _resized_trials(found, inputs_of(interface or model), session)
-    else:
-        found = list(_synthetic_trials(interface or model, session, trials, seed))
+    interface = interface or model
+    # Floats of the sizes that the model states are safe; sizes and integers that were made up may be anything.
+    risky = _packs(model) and not (is_static(interface) and _takes_floats_only(interface))
+    with Rehearsal(model if risky else None, seed=seed) as rehearsal:
+        try:
+            session = Session(model, prepack=_packs(model), seed=seed)
+        except TargetError as error:
+            raise UnsupportedModelError(
+                f"the original model does not load: {error.message}",
+                hint="graphopt verifies against the original, so ONNX Runtime must run it as it is",
+            ) from error
+        progress("reference run")
+        if data is not None:
+            found = list(_real_trials(data, session))
+            found += _resized_trials(found, inputs_of(interface), session, rehearsal)
+        else:
+            found = list(_synthetic_trials(interface, session, rehearsal, trials, seed))
     random_outputs = frozenset(
         name
         for trial in found[:1]
@@ -252,7 +265,9 @@ def _real_trials(data: Iterable[Feeds], session: Session) -> Iterator[Trial]:
         yield Trial(feeds, session.run(feeds), synthetic=False)
 
 
-def _resized_trials(real: Sequence[Trial], specs: Sequence[TensorSpec], session: Session) -> list[Trial]:
+def _resized_trials(
+    real: Sequence[Trial], specs: Sequence[TensorSpec], session: Session, rehearsal: Rehearsal
+) -> list[Trial]:
     """Real inputs with other sizes of the dynamic dimensions of which the data know one size only.
 
     All of these at once; where the model does not take that, one after the other.
@@ -270,6 +285,7 @@ def _resized_trials(real: Sequence[Trial], specs: Sequence[TensorSpec], session:
             sizes = {**single, **{key: other(single[key]) for key in keys}}
             feeds = resized(real[0].feeds, specs, sizes)
             with contextlib.suppress(TargetError):
+                rehearsal.check(feeds)
                 return Trial(feeds, session.run(feeds), sizes=sizes)
         return None
 
@@ -281,7 +297,9 @@ def _resized_trials(real: Sequence[Trial], specs: Sequence[TensorSpec], session:
     return [trial for key in single if (trial := resized_trial([key])) is not None]
 
 
-def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int) -> Iterator[Trial]:
+def _synthetic_trials(
+    model: ir.Model, session: Session, rehearsal: Rehearsal, wanted: int, seed: int
+) -> Iterator[Trial]:
     found = 0
     failure: TargetError | None = None
     hollow: list[Trial] = []
@@ -292,9 +310,10 @@ def _synthetic_trials(model: ir.Model, session: Session, wanted: int, seed: int)
         for index in range(wanted) if static else range(len(rounds)):
             sizes = rounds[0 if static else index]
             feeds = feeds_for(model, sizes, seed + index, plain=plain, edge=found > 0)
-            started = time.monotonic()
             try:
                 check_feeds(feeds, specs, optional=optional)
+                rehearsal.check(feeds)
+                started = time.monotonic()
                 outputs = session.run(feeds)
             except (TargetError, DataError) as error:
                 failure = failure or (error if isinstance(error, TargetError) else None)
@@ -329,7 +348,8 @@ def _measure_noise(
     if not _packs(model) or len(model.graph) >= _MANY_NODES:
         _absorb_variants(model, session, trials, seed, perturbations, weights=False)
         return ()
-    with ApartRun(model, [trial.feeds for trial in trials], seed=seed) as optimized:
+    with ApartSession(model, optimize="all", seed=seed) as optimized:
+        optimized.begin([trial.feeds for trial in trials])
         _absorb_variants(model, session, trials, seed, perturbations, weights=True)
         try:
             for trial, outputs in zip(trials, optimized.outputs(_OPTIMIZED_SECONDS), strict=True):
@@ -397,6 +417,10 @@ def _perturbed_weights(model: ir.Model, rng: np.random.Generator) -> ir.Model:
         if tensor is not None and tensor.dtype in _MOVED_TYPES:
             value.const_value = ir.tensor(_perturb(tensor.numpy(), rng), name=value.name)
     return moved
+
+
+def _takes_floats_only(model: ir.Model) -> bool:
+    return all(value.dtype in _MOVED_TYPES for value in model.graph.inputs)
 
 
 def _is_floating(array: object) -> bool:
