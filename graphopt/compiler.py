@@ -374,6 +374,11 @@ class Compilation:
                 f"the original scores {evaluation.original:g} by the metric {budget.metric.name!r}: "
                 "are the labels right?"
             )
+        if not evaluation.tells:
+            report.warnings.append(
+                "the original's outputs are one and the same number on all samples: what is lost hardly shows in them "
+                "(give other inputs with --data)"
+            )
         seconds = budget.seconds
         if seconds is None:
             # A pass that takes a share of the time for itself brings as much for those that follow.
@@ -454,8 +459,11 @@ class Compilation:
             for record in report.passes
             if record.numerics is Numerics.LOSSY and record.reason
         ]
-        measured = "slower" if proposals.wanted else "no faster"
-        why = "; ".join(reasons) or f"what it proposed was measured to be {measured} than the float result"
+        held = [form.label for form in report.forms if form.label in proposals.judged and form.verified]
+        if held:
+            measured = "slower" if proposals.wanted else "no faster"
+            reasons.append(f"{', '.join(held)}: measured to be {measured} than the float result")
+        why = "; ".join(reasons)
         report.warnings.append(f"{names} is not part of the result: {why}")
         return None
 

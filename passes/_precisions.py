@@ -137,7 +137,7 @@ def dynamic_int8(model: ir.Model, context: Context, allowed: Allowed) -> Proposa
         smoothed if scaled else model, context,
         weight_limit=kernels.weight_limit, operators=kernels.dynamic, allowed=allowed,
     )  # fmt: skip
-    equalized = [{**vars(entry), "readers": list(entry.readers)} for entry in scaled]
+    equalized = [entry.describe() for entry in scaled]
     details = {"label": found.label, "reason": found.reason, **found.details, "equalized": equalized}
     return replace(proposal_of(found, compact=True), details={"dynamic": details})
 

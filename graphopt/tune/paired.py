@@ -45,7 +45,8 @@ class Timing:
 
     Attributes:
         form: What was timed.
-        milliseconds: Median time of a run.
+        milliseconds: Of a run: the baseline's median; of others that over their speedup, so that the two agree
+            where the machine changes its speed between rounds.
         speedup: Median ratio of the baseline's time to this form's, within rounds.
         low, high: Its 95 % interval.
         rounds: Number of interleaved rounds.
@@ -336,6 +337,6 @@ def _timing(form: Form, baseline: Sequence[float], own: Sequence[float]) -> Timi
     rng = np.random.default_rng(0)
     resampled = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.percentile(resampled, (2.5, 97.5))
-    return Timing(
-        form, float(np.median(own)) * 1e3, float(np.median(ratios)), float(low), float(high), len(ratios)
-    )
+    speedup = float(np.median(ratios))
+    milliseconds = float(np.median(baseline)) * 1e3 / speedup
+    return Timing(form, milliseconds, speedup, float(low), float(high), len(ratios))

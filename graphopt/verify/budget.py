@@ -289,6 +289,25 @@ class Evaluation:
                 f"the original scores {self.original} by the metric {self.metric.name!r}",
                 hint="choose another --metric",
             )
+        powers = _powers(self.references, self.references)
+        if self.metric.agreement is not None and powers and not any(signal for _, signal in powers):
+            raise DataError(
+                "the original's outputs hold nothing but zeros on the samples to judge on: what is lost cannot be told",
+                hint="give other inputs with --data",
+            )
+
+    @property
+    def tells(self) -> bool:
+        """Whether the original's outputs hold more than one number: what does not move by itself hides what is lost."""
+        seen: dict[str, float] = {}
+        for outputs in self.references:
+            for name, array in outputs.items():
+                if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+                    return True
+                known = array[np.isfinite(array)] if array.dtype.kind == "f" else array.reshape(-1)
+                if known.size and (known != seen.setdefault(name, known[0])).any():
+                    return True
+        return not seen
 
     @property
     def is_coarse(self) -> bool:

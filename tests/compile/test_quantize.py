@@ -18,7 +18,9 @@ from graphopt.errors import DataError, UnknownNameError, UsageError, Verificatio
 from graphopt.machine import Form
 from graphopt.models import builders
 from graphopt.passes import _preparation
+from graphopt.testing import model_from_text
 from graphopt.tune.kernels import kernels_of
+from graphopt.verify.budget import Evaluation, find_metric
 
 QUICK: dict[str, Any] = {"threads": 1, "tune": "3s", "target": "ort-cpu", "passes": "fuse,quantize"}
 
@@ -313,11 +315,49 @@ def test_a_metric_that_ends_the_program_or_scores_nothing_is_said(net: Path) -> 
     assert any("the original scores 0" in text for text in compiled.report.warnings)
 
 
+def test_outputs_that_show_nothing_are_told(tmp_path: Path) -> None:
+    """Zeros: nothing can be judged by them. One number, whatever the inputs: little can."""
+    path = tmp_path / "mlp.onnx"
+    onnx.save(_mlp(np.random.default_rng(0)), path)
+    zeros = [{"x": np.zeros((4, 256), np.float32)} for _ in range(12)]
+    with pytest.raises(DataError, match="nothing but zeros on the samples"):
+        graphopt.compile(path, data=zeros, **QUICK)
+    references = [{"y": np.full((4, 2), 0.5, np.float32)}, {"y": np.full((3, 2), 0.5, np.float32)}]
+    metric = find_metric(None)
+    assert not Evaluation([{}, {}], references, [{}, {}], metric).tells
+    references[1]["y"][0] = np.nan
+    assert not Evaluation([{}, {}], references, [{}, {}], metric).tells
+    references[1]["y"][1] = 0.25
+    assert Evaluation([{}, {}], references, [{}, {}], metric).tells
+
+
+def test_products_whose_channels_were_smoothed_are_saved(tmp_path: Path) -> None:
+    """A normalization with an outlier channel: what smoothing did to it is part of the report, as plain JSON."""
+    rng = np.random.default_rng(0)
+    scale = np.ones(256, np.float32)
+    scale[3] = 200
+    weight = rng.standard_normal((256, 256)).astype(np.float32) / 16
+    weight[3] /= 200
+    model = model_from_text(
+        """g (float[B,8,256] x) => (float[B,8,256] y) <float[256] s = {0}, float[256] z = {0}, float[256,256] w = {0}>
+        { n = LayerNormalization (x, s, z)  y = MatMul(n, w) }"""
+    )
+    for name, array in (("s", scale), ("z", np.zeros(256, np.float32)), ("w", weight)):
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    path = tmp_path / "product.onnx"
+    ir.save(model, path)
+    data = [{"x": rng.standard_normal((2, 8, 256)).astype(np.float32)} for _ in range(12)]
+    compiled = graphopt.compile(path, data=data, **QUICK)
+    details = lossy(compiled.report)["details"]["dynamic"]
+    assert details["equalized"] and all("factors" not in entry for entry in details["equalized"])
+    assert compiled.save(tmp_path / "product.gopt").is_dir()
+
+
 def test_data_that_never_change_are_warned_about_whatever_is_proposed(tmp_path: Path) -> None:
     """Products alone: dynamic int8 is proposed first, and may be all there is time for."""
     path = tmp_path / "mlp.onnx"
     onnx.save(_mlp(np.random.default_rng(0)), path)
-    data = [{"x": np.zeros((4, 256), np.float32)} for _ in range(12)]
+    data = [{"x": np.ones((4, 256), np.float32)} for _ in range(12)]
     warnings = graphopt.compile(path, data=data, **QUICK | {"tune": "1s"}).report.warnings
     assert any("samples of the calibration data are the same" in text for text in warnings)
 
