@@ -460,11 +460,11 @@ class Compilation:
             if record.numerics is Numerics.LOSSY and record.reason
         ]
         held = [form.label for form in report.forms if form.label in proposals.judged and form.verified]
-        if held:
+        if held or not reasons:
             measured = "slower" if proposals.wanted else "no faster"
-            reasons.append(f"{', '.join(held)}: measured to be {measured} than the float result")
-        why = "; ".join(reasons)
-        report.warnings.append(f"{names} is not part of the result: {why}")
+            what = f"{', '.join(held)}:" if held else "what it proposed was"
+            reasons.append(f"{what} measured to be {measured} than the float result")
+        report.warnings.append(f"{names} is not part of the result: {'; '.join(reasons)}")
         return None
 
     def _read_back(self, proposals: Proposals, chosen: Form, report: Report) -> None:

@@ -412,7 +412,7 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
     and run in a few seconds.
 
     Raises:
-        DataError: There are no samples.
+        DataError: There are no samples, or the original makes zeros of all of them.
         TargetError: The original does not run on one.
     """
     counts = budget.metric.counts
@@ -440,6 +440,11 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
         budget.max_drop,
         held_out,
     )
+    if budget.metric.agreement is not None and evaluation.is_silent:
+        raise DataError(
+            "the original's outputs hold nothing but zeros on the samples to judge on: what is lost cannot be told",
+            hint="give other inputs with --data",
+        )
     evaluation.padding = find_padding(session, evaluation)
     return evaluation
 

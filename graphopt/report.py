@@ -28,7 +28,7 @@ class FormTiming:
 
     Attributes:
         label: Of the form.
-        milliseconds: Median time of a run.
+        milliseconds: Of a run; as :class:`graphopt.tune.paired.Timing` has it.
         speedup, low, high: Ratio to the original, with its 95 % interval.
         rounds: Interleaved rounds.
         verified: Whether its outputs held; an unverified form is never chosen.

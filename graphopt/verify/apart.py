@@ -40,7 +40,6 @@ class ApartSession:
         self._count = 0
         self._pending: list[Path] = []
         self._heard = b""
-        self._alive = True
         with contextlib.ExitStack() as stack:
             path, _ = stack.enter_context(skeleton_file(model, share=False))
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
@@ -63,7 +62,7 @@ class ApartSession:
     @property
     def alive(self) -> bool:
         """Whether it can be asked for more: not after a crash, a rejected model or a run that took too long."""
-        return self._alive
+        return self._process.poll() is None
 
     def begin(self, feeds: Sequence[Feeds]) -> None:
         """Run the model on these sets of inputs, one after the other; :meth:`outputs` waits for them."""
@@ -93,7 +92,6 @@ class ApartSession:
         """For the answer to one set of inputs."""
         answer = self._line(deadline, timeout)
         if not answer:
-            self._alive = False
             code = self._process.wait()
             self._errors.seek(0)
             raise TargetError(last_words(code, self._errors.read()))
@@ -108,7 +106,8 @@ class ApartSession:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._heard:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    self._alive = False
+                    self._process.kill()
+                    self._process.wait()
                     raise TargetError(f"ONNX Runtime took longer than {timeout:g} s")
                 heard = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not heard:

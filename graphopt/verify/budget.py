@@ -289,12 +289,12 @@ class Evaluation:
                 f"the original scores {self.original} by the metric {self.metric.name!r}",
                 hint="choose another --metric",
             )
-        powers = _powers(self.references, self.references)
-        if self.metric.agreement is not None and powers and not any(signal for _, signal in powers):
-            raise DataError(
-                "the original's outputs hold nothing but zeros on the samples to judge on: what is lost cannot be told",
-                hint="give other inputs with --data",
-            )
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the original's float outputs are zero, or no number, on all samples: then noise has no measure."""
+        signals = [signal for _, signal in _powers(self.references, self.references)]
+        return bool(signals) and not any(signals)
 
     @property
     def tells(self) -> bool:

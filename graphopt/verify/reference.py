@@ -228,18 +228,18 @@ def build_reference(
         UnsupportedModelError: ONNX Runtime does not run the original.
         DataError: No made-up inputs are accepted by the model; data must be given.
     """
+    try:
+        session = Session(model, prepack=_packs(model), seed=seed)
+    except TargetError as error:
+        raise UnsupportedModelError(
+            f"the original model does not load: {error.message}",
+            hint="graphopt verifies against the original, so ONNX Runtime must run it as it is",
+        ) from error
+    progress("reference run")
     interface = interface or model
     # Floats of the sizes that the model states are safe; sizes and integers that were made up may be anything.
     risky = _packs(model) and not (is_static(interface) and _takes_floats_only(interface))
     with Rehearsal(model if risky else None, seed=seed) as rehearsal:
-        try:
-            session = Session(model, prepack=_packs(model), seed=seed)
-        except TargetError as error:
-            raise UnsupportedModelError(
-                f"the original model does not load: {error.message}",
-                hint="graphopt verifies against the original, so ONNX Runtime must run it as it is",
-            ) from error
-        progress("reference run")
         if data is not None:
             found = list(_real_trials(data, session))
             found += _resized_trials(found, inputs_of(interface), session, rehearsal)

@@ -173,3 +173,15 @@ def test_a_small_share_does_not_read_as_none() -> None:
     assert [percent(share) for share in (0.0, 0.01, -0.0014, 1e-5, -2.5e-4, float("inf"))] == [
         "0.00%", "1.00%", "-0.14%", "0.001%", "-0.025%", "inf%",
     ]  # fmt: skip
+
+
+def test_zeros_in_some_samples_are_no_reason_to_refuse() -> None:
+    """Those that are tried first hold nothing (a detector that finds nothing there); the others do."""
+    references = logits(16)
+    for index in range(0, 16, 2):
+        references[index] = {"y": np.zeros((1, 10), np.float32)}
+    held = evaluation(references, "sqnr", 0.01)
+    assert not held.is_silent and held.tells
+    answers = iter([*references[::2], *references[1::2]])
+    assert held.judge_while_hopeful(lambda feeds: next(answers)).ok
+    assert evaluation([references[0]] * 3, "sqnr", 0.01).is_silent

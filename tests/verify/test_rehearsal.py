@@ -35,8 +35,8 @@ def of(size: int) -> dict[str, np.ndarray]:
     return {"x": np.ones(size, np.float32)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _crashes() -> None:
+@pytest.fixture(scope="module")
+def crashes() -> None:
     with Rehearsal(frames()) as trying:
         try:
             trying.check(of(599))
@@ -45,6 +45,7 @@ def _crashes() -> None:
     pytest.skip("this ONNX Runtime does not crash")
 
 
+@pytest.mark.usefixtures("crashes")
 def test_a_crash_is_an_error_and_the_next_inputs_are_tried_again() -> None:
     with Rehearsal(frames()) as trying:
         for _ in range(2):
@@ -69,6 +70,7 @@ def test_nothing_is_run_where_nothing_is_to_be_tried() -> None:
         trying.check(of(599))
 
 
+@pytest.mark.usefixtures("crashes")
 def test_the_reference_takes_sizes_that_do_not_end_it() -> None:
     trials = build_reference(frames()).trials
     assert trials and all(trial.sizes["length"] > 600 for trial in trials)
@@ -76,6 +78,7 @@ def test_the_reference_takes_sizes_that_do_not_end_it() -> None:
     assert [len(trial.feeds["x"]) for trial in real] == [1000, 2000]
 
 
+@pytest.mark.usefixtures("crashes")
 def test_where_all_made_up_inputs_end_it_that_is_said() -> None:
     model = model_from_text(FRAMES.replace("from={600}", "from={1000000}"))
     with pytest.raises(DataError, match=r"none of the made-up inputs: it crashed \(SIGFPE\)"):
