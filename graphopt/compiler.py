@@ -41,7 +41,7 @@ from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
-from graphopt.verify.budget import Evaluation, find_metric, parse_drop
+from graphopt.verify.budget import TELLS_NOTHING, Evaluation, find_metric, parse_drop
 from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
@@ -375,10 +375,7 @@ class Compilation:
                 "are the labels right?"
             )
         if not evaluation.tells:
-            report.warnings.append(
-                "the original's outputs are one and the same number on all samples: what is lost hardly shows in them "
-                "(give other inputs with --data)"
-            )
+            report.warnings.append(TELLS_NOTHING)
         seconds = budget.seconds
         if seconds is None:
             # A pass that takes a share of the time for itself brings as much for those that follow.
@@ -503,7 +500,7 @@ class Compilation:
         request = self.request
         return dataset_for(
             request.data, captured.model, reference, self._budget().metric,
-            synthetic=self._makes_data_up(), seed=request.seed, transform=request.transform,
+            synthetic=self._makes_data_up(), seed=request.seed, transform=request.transform, fixed=captured.fixed,
         )  # fmt: skip
 
     def _reference(self, captured: Captured, dataset: Dataset | None = None) -> Reference:
@@ -512,8 +509,9 @@ class Compilation:
             data = (sample.feeds for sample in dataset)
         elif self.request.data is not None:
             data = samples(
-                self.request.data, inputs_of(captured.model), optional=optional_inputs_of(captured.model)
-            )
+                self.request.data, inputs_of(captured.model),
+                optional=optional_inputs_of(captured.model), fixed=captured.fixed,
+            )  # fmt: skip
         return build_reference(
             captured.original_model,
             interface=captured.model,
@@ -654,9 +652,8 @@ class Compilation:
         verification.synthetic = reference.synthetic
         verification.random_outputs = tuple(sorted(reference.random_outputs))
         if reference.synthetic:
-            report.warnings.append(
-                "no real data were seen: verified on made-up inputs (give real ones with --data)"
-            )
+            what = "the inputs were made up" if reference.is_hollow else "verified on made-up inputs"
+            report.warnings.append(f"no real data were seen: {what} (give real ones with --data)")
         report.warnings += reference.warnings
         if reference.random_outputs:
             report.warnings.append(

@@ -138,6 +138,10 @@ class TargetError(GraphoptError):
     """A target cannot build or run the graph."""
 
 
+class ProcessLostError(TargetError):
+    """The process that runs a form ended, or does not answer; it can be asked for nothing more."""
+
+
 class BundleError(GraphoptError):
     """A bundle on disk is damaged, needs what this machine lacks, or cannot be written."""
 

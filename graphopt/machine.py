@@ -55,8 +55,20 @@ def cores() -> int:
 
 
 def child_environment() -> dict[str, str]:
-    """Of a Python process that is to import what this one does."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    """Of a Python process that is to import what this one does, and not what lies in the current folder (from Python
+    3.11 on)."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def end_with_parent() -> None:
+    """On Linux, be killed when the parent dies: one that is stopped or busy would not notice."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -380,6 +381,7 @@ def dataset_for(
     synthetic: bool,
     seed: int,
     transform: Transform | None = None,
+    fixed: Mapping[str, ir.TensorProtocol] = MappingProxyType({}),
 ) -> Dataset:
     """The samples of a compilation with lossy passes.
 
@@ -389,6 +391,8 @@ def dataset_for(
         reference: Whose sizes made-up inputs take.
         metric: By which they are judged; one that counts wants more of them held out.
         synthetic: Whether made-up inputs may stand in for data.
+        transform: Applied to each entry of the source.
+        fixed: Inputs of the model as given that are constants now, with their value.
 
     Raises:
         DataError: There are no data, and made-up ones were not allowed.
@@ -396,7 +400,7 @@ def dataset_for(
     specs, optional = inputs_of(model), optional_inputs_of(model)
     held_out = HELD_OUT_TO_COUNT if metric.counts else HELD_OUT
     if source is not None:
-        return Dataset(source, specs, optional=optional, transform=transform, held_out=held_out)
+        return Dataset(source, specs, optional=optional, fixed=fixed, transform=transform, held_out=held_out)
     if not synthetic:
         raise DataError(
             "lossy passes are calibrated and judged on data, and there are none",

@@ -47,6 +47,11 @@ def capture(
             "dynamic_shapes are for a torch.nn.Module, which is exported with them; this model has its shapes already",
             hint="declare them when exporting it, or leave dynamic_shapes out",
         )
+    if example_inputs is not None and not torch_model.is_module(model):
+        raise UsageError(
+            "example_inputs are for a torch.nn.Module, which is captured with them; this model has its inputs already",
+            hint="give inputs to verify on as data={'name': array}, and what follows by name: target='ort-cpu'",
+        )
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         suffix = path.suffix.lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class Captured:
         name: Of the model: the file's stem, the module's class, or the graph's name.
         files: That hold the model and its weights, as far as it did not come from memory.
         file_runs: Whether the backends take the file as it is: its versions are not newer than theirs.
+        fixed: Inputs with a default value, which are constants of ``model``, with that value.
     """
 
     original: Path | None
@@ -34,3 +36,4 @@ class Captured:
     name: str = ""
     files: frozenset[Path] = frozenset()
     file_runs: bool = True
+    fixed: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)

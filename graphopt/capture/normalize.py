@@ -16,6 +16,9 @@ from graphopt.ir.describe import all_reads, describe_cycle, find_cycle, neighbou
 from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
 from graphopt.ir.shapes import size_or_name
 
+_OVERRIDABLE = 4
+"""From this IR version on, an initializer that is an input too is its default."""
+
 MAX_IR_VERSION = opset.limits().ir_version
 
 
@@ -125,15 +128,25 @@ def _return_outer_values_by_identity(model: ir.Model) -> None:
         visit(model.graph, {}, True)
 
 
+def defaults(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Inputs that a caller may override, with the value that they have where nobody does."""
+    if (model.ir_version or 0) < _OVERRIDABLE:
+        return {}
+    return {
+        value.name: value.const_value
+        for value in model.graph.inputs
+        if value.is_initializer() and value.name and value.const_value is not None
+    }
+
+
 def _fix_default_inputs(model: ir.Model, keep: bool) -> list[str]:
     """Inputs that have an initializer are constants from here on.
 
-    Up to IR version 3 every initializer had to be listed as an input; from version 4 on it means a default that
-    a caller may override.
+    Up to IR version 3 every initializer had to be listed as an input.
     """
     graph = model.graph
     defaults = [value for value in graph.inputs if value.is_initializer()]
-    overridable = model.ir_version >= 4
+    overridable = model.ir_version >= _OVERRIDABLE
     if not defaults or (keep and overridable):
         return []
     kept = [value for value in graph.inputs if not value.is_initializer()]

@@ -106,6 +106,7 @@ def _capture(
 ) -> Captured:
     noted = about.warnings
     file_runs = (model.ir_version or 0) <= normalize.MAX_IR_VERSION
+    fixed = {} if keep_default_inputs else normalize.defaults(model)
     noted += normalize.repair(model, keep_default_inputs=keep_default_inputs)
     if "" not in model.graph.opset_imports and _uses_onnx(model):
         raise InvalidGraphError(
@@ -138,7 +139,7 @@ def _capture(
         shapes.infer(model)
     check.check(model, allow_domains=check.RUNTIME_DOMAINS)
     return dataclasses.replace(
-        about, model=model, original_model=given, source_opset=source_opset, file_runs=file_runs
+        about, model=model, original_model=given, source_opset=source_opset, file_runs=file_runs, fixed=fixed
     )
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 _RECURRENT = ("lstm", "gru")
+_STRIDES = "Cannot view a tensor with shape"
+"""What torch says where its attention kernel with a float mask left other strides than its decomposition leaves (T5,
+BEiT, Swin): the view behind it was traced for the first."""
 
 
 def require_torch() -> Any:
@@ -225,10 +228,9 @@ def _forget_how_recurrence_was_traced() -> None:
 def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir.Model, list[str]]:
     import torch
 
-    _forget_how_recurrence_was_traced()
-    try:
+    def export() -> Any:
         with quiet():
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 model,
                 args if args is not None else (),
                 kwargs=kwargs or None,
@@ -236,6 +238,18 @@ def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir
                 dynamo=True,
                 verbose=False,
             )
+
+    _forget_how_recurrence_was_traced()
+    try:
+        try:
+            program = export()
+        except Exception as error:
+            if _STRIDES not in _cause(error):
+                raise
+            # What it remembers of shapes would fail again.
+            torch._subclasses.FakeTensorMode.cache_clear()
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                program = export()
     except Exception as error:  # torch.onnx wraps all that may go wrong in a user's module
         raise UnsupportedModelError(
             f"torch cannot export {type(model).__name__}: {_cause(error)}",

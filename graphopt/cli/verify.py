@@ -54,7 +54,7 @@ def command(
     from graphopt.proposals import Budget, dataset_for, evaluate
     from graphopt.report import Verification
     from graphopt.selection import FORM_MULTIPLE, compare_form, judge_form
-    from graphopt.verify.budget import find_metric, parse_drop
+    from graphopt.verify.budget import TELLS_NOTHING, find_metric, parse_drop
     from graphopt.verify.reference import build_reference
 
     with Progress() as progress:
@@ -85,6 +85,7 @@ def command(
         progress.say(f"running {bundle}")
         budget = manifest.verification.get("budget")
         judged = comparison = None
+        warnings = []
         if budget or metric is not None or max_drop is not None:
             kept = budget or {}
             wanted = Budget(
@@ -94,6 +95,8 @@ def command(
             interface = with_inputs(captured.model, specs)
             dataset = dataset_for(data, interface, reference, wanted.metric, synthetic=True, seed=seed)
             evaluation = evaluate(captured.original_model, dataset, wanted, threads=threads)
+            if not evaluation.tells:
+                warnings.append(TELLS_NOTHING)
             judged = Verification()
             judged.judge(
                 judge_form(subject.form, evaluation, threads),
@@ -103,7 +106,6 @@ def command(
             )
         else:
             comparison = compare_form(subject.form, reference, threads, FORM_MULTIPLE)
-    warnings = []
     if not same:
         warnings.append(f"{model} is not the model that {bundle} was compiled from (their content differs)")
     if reference.synthetic:

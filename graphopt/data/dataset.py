@@ -13,7 +13,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from graphopt.data import files, load
 from graphopt.data.interface import Array, Feeds, TensorSpec, check_feeds, load_feeds, save_feeds
 from graphopt.data.rows import Rows
 from graphopt.errors import DataError, GraphoptError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Source = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -51,6 +55,7 @@ class Dataset:
         source: As for :func:`graphopt.data.load.samples`. Entries that are no input of the model are labels.
         specs: The model's inputs.
         optional: Inputs that may be left out.
+        fixed: Inputs that are constants now, with their value.
         transform: Applied to each entry before it is checked (an image to an array, a rescaling).
         held_out: One sample in so many is held out for judging.
 
@@ -64,6 +69,7 @@ class Dataset:
         specs: tuple[TensorSpec, ...],
         *,
         optional: frozenset[str] = frozenset(),
+        fixed: Mapping[str, ir.TensorProtocol] = MappingProxyType({}),
         transform: Transform | None = None,
         held_out: int = HELD_OUT,
     ) -> None:
@@ -71,6 +77,7 @@ class Dataset:
         self._source = source
         self._specs = specs
         self._optional = optional
+        self._fixed = fixed
         self._transform = transform
         self._spool: Path | None = None
         self._few: bool | None = None
@@ -156,6 +163,7 @@ class Dataset:
 
     def _apart(self, raw: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The samples of an entry with their labels, and where each comes from."""
+        load.check_fixed(raw, self._fixed, origin)
         names = {spec.name for spec in self._specs}
         inputs = {name: array for name, array in raw.items() if name in names}
         # Where nothing fits, the usual message names what does.

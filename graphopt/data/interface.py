@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +191,11 @@ def save_feeds(path: Path, feeds: Mapping[str, Any]) -> None:
             outlines[name] = _outline(value, plain)
     if outlines:
         plain[_OUTLINES] = np.array(json.dumps(outlines))
-    np.savez(path, **plain)
+    # By hand, since numpy.savez takes the names as arguments and has some of its own ("file").
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in plain.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def load_feeds(path: Path) -> Feeds:

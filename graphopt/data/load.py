@@ -18,13 +18,17 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphopt.data.interface import Feeds, TensorSpec, check_feeds
 from graphopt.data.rows import rows_of
 from graphopt.errors import DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _NPY_MAGIC = b"\x93NUMPY"
 _NPZ_HINT = (
@@ -37,14 +41,19 @@ def samples(
     specs: tuple[TensorSpec, ...],
     *,
     optional: frozenset[str] = frozenset(),
+    fixed: Mapping[str, ir.TensorProtocol] = MappingProxyType({}),
 ) -> Iterator[Feeds]:
     """Samples from ``source``, each checked against the model's inputs ``specs``.
+
+    Args:
+        fixed: Inputs that are constants now, with their value.
 
     Raises:
         DataError: The source does not exist, cannot be read, is empty or does not fit.
     """
     count = 0
     for origin, raw in entries(source):
+        check_fixed(raw, fixed, origin)
         for feeds in split(_without_labels(raw, specs), specs, origin):
             count += 1
             yield check_feeds(feeds, specs, optional=optional, origin=origin)
@@ -56,6 +65,23 @@ def _without_labels(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> Ma
     """The inputs of an entry that has them all; another one as it is, since an unknown name may be meant for one."""
     inputs = {spec.name: raw[spec.name] for spec in specs if spec.name in raw}
     return inputs if len(inputs) == len(specs) else raw
+
+
+def check_fixed(raw: Mapping[str, Any], fixed: Mapping[str, ir.TensorProtocol], origin: str) -> None:
+    """Hold what an entry says of inputs that are constants now to their value; one row or many.
+
+    Raises:
+        DataError: The compiled model would compute with another value.
+    """
+    for name in raw.keys() & fixed.keys():
+        given, value = np.asarray(raw[name]), fixed[name].numpy()
+        same_shape = given.shape[max(0, given.ndim - value.ndim) :] == value.shape
+        if not same_shape or not (given == value).all():
+            raise DataError(
+                f"{origin}: {name!r} is an input with a default value, which is compiled as a constant, and the data "
+                "hold another value of it",
+                hint="leave it out of the data, or take the default out of the model to compile it as an input",
+            )
 
 
 def entries(

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
-from graphopt.errors import TargetError
+from graphopt.errors import ProcessLostError, TargetError
 from graphopt.machine import Form, child_environment
 
 _LOAD_TIMEOUT = 120.0
@@ -155,17 +155,17 @@ class Worker:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise TargetError(f"the process that runs the form {self.form.label!r} ended") from error
+            raise ProcessLostError(f"the process that runs the form {self.form.label!r} ended") from error
 
     def _receive(self, timeout: float) -> dict[str, Any]:
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout):
-                raise TargetError(f"the form {self.form.label!r} did not answer within {timeout:g} s")
+                raise ProcessLostError(f"the form {self.form.label!r} did not answer within {timeout:g} s")
         line = self._process.stdout.readline()
         if not line:
-            raise TargetError(f"the process that runs the form {self.form.label!r} crashed")
+            raise ProcessLostError(f"the process that runs the form {self.form.label!r} crashed")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise TargetError(f"the form {self.form.label!r} fails: {answer['error']}", hint=answer["hint"])

@@ -15,11 +15,12 @@ from typing import Any
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import GraphoptError
+from graphopt.machine import end_with_parent
 
 
 def main() -> None:
     """The worker's loop. Commands: ``load``, ``run`` (timed), ``outputs`` (of given inputs, to a file)."""
-    _end_with_parent()
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     executable: Any = None
@@ -41,16 +42,6 @@ def main() -> None:
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
         print(json.dumps(answer), file=answers, flush=True)
-
-
-def _end_with_parent() -> None:
-    """On Linux, be killed when the parent dies: a stopped process would not notice by itself."""
-    if sys.platform == "linux":
-        import ctypes
-        import signal
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _load(request: dict[str, Any]) -> tuple[Any, Feeds]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import TargetError, shorten
-from graphopt.machine import child_environment
+from graphopt.machine import child_environment, end_with_parent
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -135,6 +135,7 @@ def last_words(code: int, errors: str) -> str:
 
 def _child() -> None:
     """The child's side: load the model that the first line names, then run it on the inputs of each further line."""
+    end_with_parent()
     # Native libraries print to file descriptor 1; the answers must stay alone there.
     answer_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -167,6 +167,12 @@ def _stacked(labels: Sequence[Labels]) -> dict[str, Array]:
     return {name: np.stack([np.asarray(sample[name]) for sample in labels]) for name in names}
 
 
+TELLS_NOTHING = (
+    "the original's outputs are one and the same number on all samples: what is lost hardly shows in them (give other "
+    "inputs with --data)"
+)
+
+
 def find_metric(given: str | Callable[..., float] | None) -> Metric:
     """A metric by its name, by ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``, or a Python callable.
 
@@ -177,7 +183,9 @@ def find_metric(given: str | Callable[..., float] | None) -> Metric:
     if given is None:
         return Metric(DEFAULT_METRIC, METRICS[DEFAULT_METRIC])
     if callable(given):
-        return Metric(getattr(given, "__name__", "metric"), task=given)
+        name = getattr(given, "__name__", "metric")
+        # The name goes into the bundle, where it must not be taken for one of ours.
+        return Metric(f"{name}()" if name in METRICS else name, task=given)
     if given in METRICS:
         return Metric(given, METRICS[given])
     if ":" not in given:

@@ -27,7 +27,7 @@ from graphopt.data.interface import (
     optional_inputs_of,
 )
 from graphopt.data.synthesize import feeds_for, resized, size_candidates, sizes_of
-from graphopt.errors import DataError, TargetError, UnsupportedModelError
+from graphopt.errors import DataError, ProcessLostError, TargetError, UnsupportedModelError
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.verify.apart import ApartSession
@@ -127,7 +127,8 @@ class Reference:
 
         Raises:
             MadeUpSizesError: It fails where sizes of dynamic dimensions were made up, which may never occur. Where
-                there are real inputs as well, the comparison is of those that it takes, and holds the error.
+                there are real inputs as well, the comparison is of those that it takes, and holds the error; unless
+                its process is lost, which is no way to refuse a size.
             TargetError: It fails.
         """
         taken: list[Trial] = []
@@ -137,7 +138,7 @@ class Reference:
             try:
                 results.append(_run(run, trial))
             except MadeUpSizesError as error:
-                if self.synthetic:
+                if self.synthetic or isinstance(error.__cause__, ProcessLostError):
                     raise
                 not_taken = not_taken or error.message
             else:
@@ -239,10 +240,12 @@ def build_reference(
     interface = interface or model
     # Floats of the sizes that the model states are safe; sizes and integers that were made up may be anything.
     risky = _packs(model) and not (is_static(interface) and _takes_floats_only(interface))
+    warnings: tuple[str, ...] = ()
     with Rehearsal(model if risky else None, seed=seed) as rehearsal:
         if data is not None:
             found = list(_real_trials(data, session))
             found += _resized_trials(found, inputs_of(interface), session, rehearsal)
+            warnings = _untold_sizes(found, inputs_of(interface))
         else:
             found = list(_synthetic_trials(interface, session, rehearsal, trials, seed))
     random_outputs = frozenset(
@@ -252,7 +255,7 @@ def build_reference(
         if moved.any()
     )
     progress("noise floor")
-    warnings = _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
+    warnings += _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
     return Reference(found, random_outputs, bounded_outputs(model), warnings)
 
 
@@ -295,6 +298,22 @@ def _resized_trials(
     if whole is not None or len(single) == 1:
         return [] if whole is None else [whole]
     return [trial for key in single if (trial := resized_trial([key])) is not None]
+
+
+def _untold_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """A warning of dynamic dimensions that have one size in all trials, since the original refuses others."""
+    sizes = [sizes_of(trial.feeds, specs) for trial in trials] or [{}]
+    only = [
+        f"{key} = {size}"
+        for key, size in sizes[0].items()
+        if size and all(one.get(key) == size for one in sizes)
+    ]
+    if not only:
+        return ()
+    return (
+        f"verified with {', '.join(only)} only: the original itself fails with the other sizes that were tried, "
+        "although its inputs declare them dynamic",
+    )
 
 
 def _synthetic_trials(
@@ -378,7 +397,9 @@ def _absorb_variants(
     for trial in trials:
         for _ in range(perturbations if floating else 0):
             moved = {name: _perturb(array, rng) for name, array in trial.feeds.items()}
-            _absorb(trial, session.run(moved))
+            # A variant that ONNX Runtime cannot run says nothing about the noise of the model.
+            with contextlib.suppress(TargetError):
+                _absorb(trial, session.run(moved))
     # Indices and bytes cannot be moved a little: the weights stand in for them.
     moves = 0 if not weights else 1 if floating else 1 + perturbations
     for number in range(1 + moves):
@@ -390,8 +411,7 @@ def _absorb_variants(
             for trial in trials:
                 _absorb(trial, other.run(trial.feeds))
         except TargetError:
-            # A variant that ONNX Runtime cannot run says nothing about the noise of the model.
-            continue
+            continue  # as above
 
 
 def bounded_outputs(model: ir.Model) -> dict[str, float]:
@@ -428,15 +448,20 @@ def _is_floating(array: object) -> bool:
 
 
 def _perturb(array: Array, rng: np.random.Generator) -> Array:
-    """Each float moved by at most half a unit in the last place, relatively."""
+    """Each float moved by at most half a unit in the last place, relatively.
+
+    Whole numbers move away from zero only: a size, an index or a class that comes as a float stays what it is when it
+    is cast to an integer. Otherwise the noise would be that of another size.
+    """
     if not _is_floating(array):
         return array
     half_ulp = float(np.finfo(array.dtype).eps) / 2
-    noise = 1 + half_ulp * rng.uniform(-1, 1, array.shape)
+    step = half_ulp * rng.uniform(-1, 1, array.shape)
     # The largest finite number, common in masks, has no neighbour to be moved to: it stays as it is.
     with np.errstate(over="ignore", invalid="ignore"):
-        moved = (array.astype(np.float64) * noise).astype(array.dtype)
-        away = moved + (array - moved) * 2
+        whole = np.trunc(array) == array
+        moved = (array.astype(np.float64) * (1 + np.where(whole, np.abs(step), step))).astype(array.dtype)
+        away = np.where(whole, array * 2, moved + (array - moved) * 2)
         nudged = np.where(rng.random(array.shape) < 0.25, np.nextafter(array, away), moved)
     return np.asarray(np.where(np.isfinite(nudged), nudged, array), dtype=array.dtype)
 

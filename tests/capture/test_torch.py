@@ -132,6 +132,36 @@ def test_dynamic_shapes_of_what_is_no_module(net: Any, tmp_path: Path) -> None:
             capture(model, dynamic_shapes=({0: "batch"},))
 
 
+def test_example_inputs_of_what_is_no_module(net: Any, tmp_path: Path) -> None:
+    program = torch.export.export(net, inputs())
+    for model in (program, tmp_path / "model.onnx"):
+        for mistaken in ("ort-cpu", inputs(), {"data": inputs()[0]}):
+            with pytest.raises(UsageError, match=r"example_inputs are for a torch\.nn\.Module"):
+                capture(model, example_inputs=mistaken)
+
+
+def test_attention_with_a_learned_bias() -> None:
+    """torch 2.13 exports T5 with its kernel for attention on CPUs, and fails when it then decomposes it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    encoder = transformers.T5EncoderModel(config).eval()
+
+    class Encoder(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, ids: Any) -> Any:
+            return self.encoder(input_ids=ids)[0]
+
+    ids = torch.randint(1, 50, (2, 9))
+    captured = capture(Encoder().eval(), example_inputs=(ids,))
+    (got,) = run(captured.model, {"ids": ids.numpy()}).values()
+    with torch.no_grad():
+        np.testing.assert_allclose(got, encoder(input_ids=ids)[0].numpy(), atol=1e-5)
+
+
 def test_an_exported_program_and_its_file(net: Any, tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(net, inputs(), dynamic_shapes=({0: batch}, {0: batch}))

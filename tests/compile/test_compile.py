@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
 
 import graphopt
 from graphopt import artifact
-from graphopt.errors import BundleError, GraphoptError, UnknownNameError, UsageError
+from graphopt.errors import BundleError, DataError, GraphoptError, UnknownNameError, UsageError
 from graphopt.ir import opset
 from graphopt.models import builders
 from graphopt.pipeline.record import PassStatus
@@ -350,6 +351,47 @@ def test_other_sizes_are_tried_as_far_as_the_model_takes_them(tmp_path: Path) ->
     assert {"batch": 3, "length": 2} in trials
 
 
+def test_a_size_that_the_original_itself_fixes_is_told(tmp_path: Path) -> None:
+    text = """
+    g (float[2,length] x) => (float[2,5] y) <int64[2] to = {2, 5}> {
+        fixed = Reshape(x, to)
+        y = Relu(fixed)
+    }"""
+    path = tmp_path / "net.onnx"
+    ir.save(model_from_text(text), path)
+    data = [{"x": np.ones((2, 5), np.float32)}]
+    report = graphopt.compile(path, target="ort-cpu", data=data, **QUICK).report
+    assert any("verified with length = 5 only" in warning for warning in report.warnings)
+
+
+SCALED = """
+g (float[batch,3] x, float[1] scale) => (float[batch,3] y) { y = Mul(x, scale) }
+"""
+
+
+@pytest.mark.parametrize("passes", ["fuse", "fuse,quantize"])
+def test_data_that_differ_from_a_default_value_are_refused(tmp_path: Path, passes: str) -> None:
+    proto = ir.to_proto(model_from_text(SCALED))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full(1, 2, np.float32), "scale"))
+    onnx.save(proto, tmp_path / "net.onnx")
+    x = np.ones((8, 2, 3), np.float32)
+    for scale in (np.full((8, 1), 7, np.float32), np.full((8, 2), 2, np.float32)):
+        with pytest.raises(DataError, match="'scale' is an input with a default value"):
+            graphopt.compile(
+                tmp_path / "net.onnx", target="ort-cpu", data={"x": x, "scale": scale}, passes=passes, **QUICK
+            )
+
+
+def test_data_that_repeat_a_default_value_are_taken(tmp_path: Path) -> None:
+    proto = ir.to_proto(model_from_text(SCALED))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full(1, 2, np.float32), "scale"))
+    onnx.save(proto, tmp_path / "net.onnx")
+    x = np.ones((8, 2, 3), np.float32)
+    data = {"x": x, "scale": np.full((8, 1), 2, np.float32)}
+    compiled = graphopt.compile(tmp_path / "net.onnx", target="ort-cpu", data=data, **QUICK)
+    np.testing.assert_array_equal(compiled.run({"x": x[0]})["y"], 2 * x[0])
+
+
 ONLY_NAN = """
 g (float[batch,4] x) => (float[batch,4] y) <float zero = {0}, float one = {1}> {
   a = Relu(x)
@@ -365,6 +407,7 @@ def test_what_cannot_be_compared_is_left_as_it_was(tmp_path: Path) -> None:
     ir.save(model_from_text(ONLY_NAN), path)
     compiled = graphopt.compile(path, target="cpu", **QUICK)
     report = compiled.report
+    assert not any("verified on" in warning for warning in report.warnings)
     assert report.chosen == "original" and not report.knobs
     assert report.verification.status == "not compared" and report.verification.value is None
     assert any("nothing can be compared" in warning for warning in report.warnings)

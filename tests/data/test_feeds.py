@@ -26,3 +26,14 @@ def test_sequences_maps_and_missing_optionals_come_back(tmp_path: Path, value: o
     back = load_feeds(tmp_path / "f.npz")
     assert sorted(back) == ["value", "x"]
     np.testing.assert_equal(back["value"], value)
+
+
+def test_any_name_will_do(tmp_path: Path) -> None:
+    feeds = {
+        name: np.full(3, index) for index, name in enumerate(("file", "allow_pickle", "args", "a/b:0", " "))
+    }
+    save_feeds(tmp_path / "f.npz", feeds)
+    back = load_feeds(tmp_path / "f.npz")
+    assert list(back) == list(feeds)
+    for name, array in feeds.items():
+        np.testing.assert_array_equal(back[name], array)

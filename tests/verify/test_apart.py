@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -55,7 +62,7 @@ def test_a_crash_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             run.outputs(60)
         assert not run.alive
     made = build_reference(product(), data=[feeds(0)])
-    (warning,) = made.warnings
+    *_, warning = made.warnings
     assert "the noise floor is measured without them (it crashed (SIGABRT))" in warning
     assert all(np.isfinite(trial.noise["y"]).all() for trial in made.trials)
 
@@ -83,7 +90,7 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apart, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
     monkeypatch.setattr(reference, "_OPTIMIZED_SECONDS", 0.5)
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.5)
-    (warning,) = build_reference(product(), data=[feeds(0)]).warnings
+    *_, warning = build_reference(product(), data=[feeds(0)]).warnings
     assert "took longer than 0.5 s" in warning
 
 
@@ -113,3 +120,55 @@ def test_an_original_that_only_runs_with_fewer_optimisations_is_still_the_baseli
     x = np.random.default_rng(0).standard_normal((1, 4, 6)).astype(np.float32)
     wanted = np.sin((np.clip(np.round(x / np.float32(0.05)) + 3, -128, 127) - 3) * np.float32(0.05))
     np.testing.assert_allclose(compiled.run({"x": x})["y"], wanted.reshape(4, 6), atol=1e-6)
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no switch for it")
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    with ApartSession(product(), optimize="off") as run:
+        run.begin([feeds(0)])
+        assert len(run.outputs(60)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_a_session_ends_with_its_parent_though_it_is_busy() -> None:
+    program = """
+import numpy, time
+from graphopt.testing import model_from_text
+from graphopt.verify.apart import ApartSession
+model = model_from_text('''g (float[4] x) => (float[4] y) <int64 turns={4000000000000}, bool more={1}> {
+    y = Loop<body = b (int64 i, bool c, float[4] v) => (bool d, float[4] w) { d = Identity(c) w = Add(v, v) }>
+        (turns, more, x) }''')
+run = ApartSession(model, optimize="off")
+run.begin([{"x": numpy.ones(4, numpy.float32)}])
+print(run._process.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc", parent.stdout.readline().strip())
+        deadline = time.monotonic() + 30
+        while "graphopt.verify.apart" not in _arguments_of(child) or _seconds_of(child) < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        parent.kill()
+    while _arguments_of(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _arguments_of(process: Path) -> str:
+    """Its command line; nothing where it has ended."""
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_text()
+    return ""
+
+
+def _seconds_of(process: Path) -> float:
+    """That it computed."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")

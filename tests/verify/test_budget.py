@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,11 @@ def test_zeros_in_some_samples_are_no_reason_to_refuse() -> None:
     answers = iter([*references[::2], *references[1::2]])
     assert held.judge_while_hopeful(lambda feeds: next(answers)).ok
     assert evaluation([references[0]] * 3, "sqnr", 0.01).is_silent
+
+
+def test_a_function_is_not_taken_for_the_metric_of_its_name() -> None:
+    def f1(outputs: Sequence[Any]) -> float:
+        return 0.5
+
+    metric = find_metric(f1)
+    assert metric.name not in METRICS and metric.score([], [], []) == 0.5

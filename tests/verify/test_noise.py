@@ -2,11 +2,15 @@
 
 import warnings
 
+import hypothesis.extra.numpy
+import hypothesis.strategies
 import numpy as np
 import onnx_ir as ir
+import pytest
+from hypothesis import given
 
 from graphopt.testing import model_from_text
-from graphopt.verify.reference import Reference, build_reference
+from graphopt.verify.reference import Reference, _perturb, build_reference
 
 
 def _reference(text: str, **weights: np.ndarray) -> Reference:
@@ -61,3 +65,43 @@ def test_sequences_are_made_up_and_compared() -> None:
     assert len(reference.trials[0].feeds["s"]) == 3
     assert reference.compare_model(model_from_text(text), 2.0).identical
     assert not reference.compare_model(model_from_text(text.replace("Relu", "Neg")), 2.0).ok
+
+
+COUNT = """g (float[2,8] x, float[1] count) => (float[2,4] y) <int64[2] to={2,4}> {
+    k = Cast<to=7>(count) best, where = TopK(x, k) y = Reshape(best, to) }"""
+
+
+def test_a_count_that_comes_as_a_float_stays_itself() -> None:
+    data = [
+        {
+            "x": np.random.default_rng(0).standard_normal((2, 8), np.float32),
+            "count": np.full(1, 4, np.float32),
+        }
+    ]
+    reference = build_reference(model_from_text(COUNT), data=data)
+    assert 0 < reference.trials[0].noise["y"].max() < 1e-6
+
+
+def test_a_moved_input_that_the_model_refuses_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The largest float below 1 - a count of zero - has 1 beside it.
+    edge = np.full(1, np.nextafter(np.float32(4.5), np.float32(9)), np.float32)
+    text = COUNT.replace("Cast<to=7>(count)", "Cast<to=7>(rounded) ").replace(
+        "k =", "rounded = Round(count) k ="
+    )
+    data = [{"x": np.ones((2, 8), np.float32), "count": edge}]
+    monkeypatch.setattr("graphopt.verify.reference._PERTURBATIONS", 20)
+    text = text.replace("{2,4}", "{2,5}").replace("float[2,4] y", "float[2,5] y")
+    reference = build_reference(model_from_text(text), data=data * 2)
+    assert reference.trials[0].outputs["y"].shape == (2, 5)
+
+
+@given(
+    hypothesis.extra.numpy.arrays(
+        np.float32, 7, elements=hypothesis.strategies.integers(-(2**21), 2**21).map(float)
+    ),
+    hypothesis.strategies.integers(0, 99),
+)
+def test_whole_numbers_are_cast_to_what_they_were(array: np.ndarray, seed: int) -> None:
+    moved = _perturb(array, np.random.default_rng(seed))
+    np.testing.assert_array_equal(np.trunc(moved), array)
+    np.testing.assert_array_equal(np.rint(moved), array)
