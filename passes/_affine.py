@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +15,16 @@ from graphopt.rewrite import Builder, Refuse
 
 MOST_STEPS = 6
 MOST_READERS = 16
+_VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 
 
-def passes_through(node: ir.Node, affine: Affine) -> bool:
+def passes_through(node: ir.Node, affine: Affine, *, up: bool) -> bool:
     """Whether ``node(affine(x)) == affine(node(x))``, the axis aside (see :func:`across`), for data input 0.
 
     Sources: ONNX operator specifications. A positive factor passes through anything homogeneous of degree one.
+
+    Args:
+        up: Whether ``affine`` has the axis of the node's output, not of its input.
     """
     kind = node.op_type
     if node.domain or any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
@@ -45,9 +50,34 @@ def passes_through(node: ir.Node, affine: Affine) -> bool:
         if facts.attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
             return False
         return affine.is_scalar and (not affine.shifts or facts.attribute(node, "mode", "nearest") != "cubic")
-    return affine.is_scalar and kind in (
-        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace", "SpaceToDepth", "Identity"),
-    )
+    if kind in _VIEWS:
+        return affine.is_scalar or _axis_of_view(node, affine.axis, up=up) is not None
+    return affine.is_scalar and kind in ("Slice", "DepthToSpace", "SpaceToDepth", "Identity")
+
+
+def _axis_of_view(node: ir.Node, axis: int, *, up: bool) -> int | None:
+    """The axis on the other side of a view whose positions are those of ``axis``: as long, with as much behind it.
+
+    None where there is none, or where sizes behind it are not known.
+    """
+    here, there = facts.dims(node.outputs[0]), facts.dims(node.inputs[0])
+    if not up:
+        here, there = there, here
+    if here is None or there is None:
+        return None
+    behind = [size for size in here[axis:] if isinstance(size, int) and size > 0]
+    if len(behind) < len(here) - axis:
+        return None
+    size, inner = behind[0], math.prod(behind[1:])
+    product = 1
+    for index in reversed(range(len(there))):
+        length = there[index]
+        if not isinstance(length, int) or product > inner:
+            return None
+        if product == inner and length == size:
+            return index
+        product *= length
+    return None
 
 
 def _averages_only_data(node: ir.Node) -> bool:
@@ -72,6 +102,10 @@ def across(node: ir.Node, affine: Affine, *, up: bool) -> Affine:
     if node.op_type == "Transpose" and not affine.is_scalar:
         perm = facts.attribute(node, "perm")
         return replace(affine, axis=perm[affine.axis] if up else perm.index(affine.axis))
+    if node.op_type in _VIEWS and not affine.is_scalar:
+        axis = _axis_of_view(node, affine.axis, up=up)
+        assert axis is not None  # passes_through said so
+        return replace(affine, axis=axis)
     return affine
 
 
@@ -149,7 +183,7 @@ def absorb_upwards(node: ir.Node, build: Builder) -> ir.Value | None:
             break
         linear = None
         shifted = None if affine.shifts else shifted_constant(producer)
-        if shifted is None and not passes_through(producer, affine):
+        if shifted is None and not passes_through(producer, affine, up=True):
             return None
         path.append((producer, affine))
         affine = across(producer, affine, up=True)
@@ -205,7 +239,7 @@ def absorb_downwards(node: ir.Node, build: Builder, makers: frozenset[str]) -> i
         return None  # the constant enlarges its operand
     at_linear = affine
     for step in reversed(path):
-        if not passes_through(step, at_linear):
+        if not passes_through(step, at_linear, up=False):
             return None
         at_linear = across(step, at_linear, up=False)
     if not linear.takes_in(at_linear):
@@ -279,7 +313,7 @@ def all_absorb(value: ir.Value, affine: Affine, budget: int = MOST_READERS) -> b
                 if shared or not linear.takes_in(affine):
                     return False
             else:
-                passable = reader.op_type in _PASSABLE and passes_through(reader, affine)
+                passable = reader.op_type in _PASSABLE and passes_through(reader, affine, up=False)
                 if not passable or not check(reader.outputs[0], across(reader, affine, up=False)):
                     return False
         return True

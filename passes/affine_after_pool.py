@@ -38,7 +38,7 @@ class AffineAfterPool(Rewrite):
             strides = facts.attribute(node, "strides", ())
             if all(stride == 1 for stride in strides):
                 return None
-        if not _affine.passes_through(node, affine):
+        if not _affine.passes_through(node, affine, up=False):
             return None
         _affine.must_be_alone(value)
         pooled = _affine.copy_of(node, affine.source, build)

@@ -1,8 +1,8 @@
 """BatchNormalization(Conv(x, W, B))  ==>  Conv(x, s * W, s * B + b), with s = scale / sqrt(var + epsilon)
 
 Forms: every exporter of a trained network writes the normalisation after Conv, ConvTranspose (groups too),
-Gemm (``alpha``, ``beta``, ``transB``), MatMul, or MatMul and Add; some with a MaxPool, AveragePool or Transpose
-between the two, which the map passes through. Jacob et al., "Quantization and Training of Neural Networks for
+Gemm (``alpha``, ``beta``, ``transB``), MatMul, or MatMul and Add; some with a MaxPool, AveragePool, Transpose or
+Reshape between the two, which the map passes through. Jacob et al., "Quantization and Training of Neural Networks for
 Efficient Integer-Arithmetic-Only Inference", section 3.2.
 
 Refuses: a linear op whose output, or whose weight, something else reads; folded weights that overflow, or that

@@ -91,7 +91,7 @@ class _Plan:
                 return
             self._change(added[1], content)
             self.follow(node.outputs[0], affine)
-        elif index == 0 and _affine.passes_through(node, affine):
+        elif index == 0 and _affine.passes_through(node, affine, up=False):
             self.follow(node.outputs[0], _affine.across(node, affine, up=False))
         elif node.domain == "" and (node.op_type == "Mul" or (node.op_type == "Div" and index == 0)):
             if affine.is_scalar or facts.same_shape(value, node.outputs[0]):

@@ -348,3 +348,37 @@ def test_consecutive(seed: int, data: st.DataObject, kind: str, widths: tuple[in
     if kind != "Conv":
         assert (a * c < a * b + b * c) == bool(counts)
         assert sum(op in ("MatMul", "Gemm") for op in kinds(after)) == 2 - bool(counts)
+
+
+VIEWS = [
+    (24, 6),
+    (6, 4, 6),
+    (2, 12, 6),
+    (2, 3, 24),
+    (2, 3, 4, 2, 3),
+    (2, 3, 4, 6, 1),
+    (2, 3, 4, 1, 6),
+    (3, 2, 4, 6),
+    (144,),
+]
+
+
+@given(st.integers(0, 1000), st.sampled_from(VIEWS), st.booleans(), st.data())
+@QUICK
+def test_views_between(seed: int, view: tuple[int, ...], up: bool, data: st.DataObject) -> None:
+    """A map along any axis of a view, behind a product or before one."""
+    source = (2, 3, 4, 6)
+    chain = Chain((2, 3, 4, 5) if up else view, "float32", seed)
+    axis = data.draw(st.integers(0, len(view) - 1))
+    scale = chain.positive(view[axis], *(1,) * (len(view) - 1 - axis))
+    op = data.draw(st.sampled_from(["Mul", "Add"]))
+    if up:
+        chain.add("MatMul", "_", chain.normal(5, 6)).add("Add", "_", chain.normal(6))
+        chain.add("Reshape", "_", chain.constant(np.array(view))).add(op, "_", scale)
+    else:
+        chain.add(op, "_", scale).add("Reshape", "_", chain.constant(np.array(source)))
+        chain.add("MatMul", "_", chain.normal(6, 5)).add("Add", "_", chain.normal(5))
+    rewrites = (ScaleIntoConv(), AddIntoBias()) if up else (ScaleBeforeConv(), ShiftBeforeConv())
+    _, counts = chain.check(*rewrites)
+    is_scalar, is_column = view[axis] == 1, view[axis] == 6 and np.prod(view[axis + 1 :]) == 1
+    assert bool(counts) == (is_scalar or is_column)

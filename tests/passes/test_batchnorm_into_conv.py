@@ -116,3 +116,34 @@ def test_ignores_what_is_not_constant(body: str) -> None:
         "g (float[1,1,4,4] x, float[2] d, float[2,1,1,1] u) => (float[1,2,4,4] y) "
         f"{BN}float[2,1,1,1] w={{1,10}}> {{ {body} }}",
     )
+
+
+@pytest.mark.parametrize("leading", ["3,5", "N,5", "3,L"])
+def test_through_a_view_that_keeps_the_axis(leading: str) -> None:
+    """LeViT and other transformers with batch normalisation flatten batch and positions for it."""
+    head = f"g (float[{leading},1] x) => (float[M,2] y)"
+    flat = "t = MatMul(x, w) f = Reshape(t, to)"
+    check(
+        BatchNormIntoConv(),
+        f"{head} {BN}float[1,2] w={{1,10}}, int64[2] to={{-1,2}}> {{ {flat} y = {NORM}(f, s, b, m, v) }}",
+        f"{head} <float[1,2] w={{2,40}}, float[2] c={{-1,-14}}, int64[2] to={{-1,2}}> "
+        "{ t = MatMul(x, w) a = Add(t, c) y = Reshape(a, to) }",
+    )
+
+
+@pytest.mark.parametrize(("rows", "to"), [("4", "2,2,2"), ("4", "4,2,1"), ("2", "1,2,2")])
+def test_a_view_that_moves_the_axis(rows: str, to: str) -> None:
+    """The second axis of what is normalised is that of the columns in ``4,2,1`` only."""
+    text = (
+        f"g (float[{rows},3] x) => (float[{to}] y) {BN}float[3,2] w={{1,10,2,3,4,5}}, int64[3] to={{{to}}}> "
+        f"{{ t = MatMul(x, w) f = Reshape(t, to) y = {NORM}(f, s, b, m, v) }}"
+    )
+    if to == "4,2,1":
+        check(
+            BatchNormIntoConv(),
+            text,
+            f"g (float[{rows},3] x) => (float[{to}] y) <float[3,2] w={{2,40,4,12,8,20}}, float[2] c={{-1,-14}}, "
+            f"int64[3] to={{{to}}}> {{ t = MatMul(x, w) a = Add(t, c) y = Reshape(a, to) }}",
+        )
+    else:
+        check_ignores(BatchNormIntoConv(), text)
