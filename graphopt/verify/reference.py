@@ -255,6 +255,7 @@ def build_reference(
         if moved.any()
     )
     progress("noise floor")
+    warnings += _silent_outputs(found)
     warnings += _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
     return Reference(found, random_outputs, bounded_outputs(model), warnings)
 
@@ -313,6 +314,27 @@ def _untold_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> tuple
     return (
         f"verified with {', '.join(only)} only: the original itself fails with the other sizes that were tried, "
         "although its inputs declare them dynamic",
+    )
+
+
+def _silent_outputs(trials: Sequence[Trial]) -> tuple[str, ...]:
+    """A warning of float outputs that are zeros in all trials, where an error upstream need not show."""
+    floats = {
+        name: [array for trial in trials if isinstance(array := trial.outputs.get(name), np.ndarray)]
+        for name, first in trials[0].outputs.items()
+        if _is_floating(first)
+    }
+    silent = [
+        repr(name)
+        for name, arrays in floats.items()
+        if any(array.size for array in arrays) and not any(map(np.any, arrays))
+    ]
+    if not silent:
+        return ()
+    listed = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+    return (
+        f"on these inputs the original's output holds nothing but zeros, in which an error need not show: {listed} "
+        "(give other inputs with --data)",
     )
 
 

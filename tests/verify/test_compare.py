@@ -134,3 +134,13 @@ def test_a_process_that_is_lost_is_no_size_that_is_refused() -> None:
     assert comparison.ok and "not this size" in comparison.not_taken
     with pytest.raises(MadeUpSizesError, match="not this size"):
         reference.compare(lambda feeds: refuses(feeds, ProcessLostError), 8)
+
+
+def test_outputs_of_zeros_are_told() -> None:
+    text = """g (float[2,4] x) => (float[2,4] y, float[2,4] z, int64[2] i) {
+        p = Abs(x) n = Neg(p) z = Relu(n) y = Relu(x) k = ArgMax<axis=1, keepdims=0>(z) i = Identity(k) }"""
+    (warning,) = build_reference(model_from_text(text)).warnings
+    assert (
+        "nothing but zeros" in warning and "'z'" in warning and "'y'" not in warning and "'i'" not in warning
+    )
+    assert not build_reference(model_from_text(text.replace("z = Relu(n)", "z = Sigmoid(n)"))).warnings
