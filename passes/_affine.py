@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.passes._affine_linear import Affine, Array, LinearOp, linear_at, read_affine, rounded
+from graphopt.passes._shapes import VIEWS
 from graphopt.rewrite import Builder, Refuse
 
 MOST_STEPS = 6
 MOST_READERS = 16
-_VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 
 
 def passes_through(node: ir.Node, affine: Affine, *, up: bool) -> bool:
@@ -50,7 +50,7 @@ def passes_through(node: ir.Node, affine: Affine, *, up: bool) -> bool:
         if facts.attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
             return False
         return affine.is_scalar and (not affine.shifts or facts.attribute(node, "mode", "nearest") != "cubic")
-    if kind in _VIEWS:
+    if kind in VIEWS:
         return affine.is_scalar or _axis_of_view(node, affine.axis, up=up) is not None
     return affine.is_scalar and kind in ("Slice", "DepthToSpace", "SpaceToDepth", "Identity")
 
@@ -102,7 +102,7 @@ def across(node: ir.Node, affine: Affine, *, up: bool) -> Affine:
     if node.op_type == "Transpose" and not affine.is_scalar:
         perm = facts.attribute(node, "perm")
         return replace(affine, axis=perm[affine.axis] if up else perm.index(affine.axis))
-    if node.op_type in _VIEWS and not affine.is_scalar:
+    if node.op_type in VIEWS and not affine.is_scalar:
         axis = _axis_of_view(node, affine.axis, up=up)
         assert axis is not None  # passes_through said so
         return replace(affine, axis=axis)
@@ -265,9 +265,9 @@ def absorb_downwards(node: ir.Node, build: Builder, makers: frozenset[str]) -> i
 
 _PASSABLE = frozenset(
     (
+        *VIEWS,
         "AveragePool",
         "DepthToSpace",
-        "Flatten",
         "GlobalAveragePool",
         "GlobalMaxPool",
         "Identity",
@@ -278,13 +278,10 @@ _PASSABLE = frozenset(
         "ReduceMean",
         "ReduceSum",
         "Relu",
-        "Reshape",
         "Resize",
         "Slice",
         "SpaceToDepth",
-        "Squeeze",
         "Transpose",
-        "Unsqueeze",
     )
 )
 

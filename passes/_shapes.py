@@ -9,6 +9,9 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir.facts import Dim, known_dims
 
+VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators that give the same elements in the same order in another shape."""
+
 
 def reshape_target(source: ir.Value, wanted: Sequence[Dim]) -> list[int] | None:
     """The shape operand of a Reshape (``allowzero`` unset) of ``source`` to ``wanted``, or None where there is none.

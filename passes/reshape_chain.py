@@ -17,10 +17,8 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir.facts import known_dims
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import VIEWS, reshape_target
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
-
-_VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def _axes(node: ir.Node) -> tuple[int, ...] | None:
@@ -45,14 +43,14 @@ class ReshapeChain(Rewrite):
     """Two operators that only change the shape become one Reshape, or cancel."""
 
     name: ClassVar[str] = "reshape-chain"
-    roots: ClassVar[tuple[str, ...]] = _VIEWS
+    roots: ClassVar[tuple[str, ...]] = VIEWS
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def apply(self, node: ir.Node, build: Builder) -> ir.Value | None:
         """One Reshape from what the first reads to what the second makes."""
         middle, out = node.inputs[0], node.outputs[0]
         inner = None if middle is None else middle.producer()
-        if inner is None or inner.domain != "" or inner.op_type not in _VIEWS:
+        if inner is None or inner.domain != "" or inner.op_type not in VIEWS:
             return None
         x = inner.inputs[0]
         if x is None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphopt.errors import InvalidGraphError
+from graphopt.errors import InvalidGraphError, listed
 from graphopt.ir import names, opset
 from graphopt.ir.describe import all_reads, describe_cycle, find_cycle, neighbourhood
 from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
@@ -144,20 +144,17 @@ def _fix_default_inputs(model: ir.Model, keep: bool) -> list[str]:
 
     Up to IR version 3 every initializer had to be listed as an input.
     """
-    graph = model.graph
-    defaults = [value for value in graph.inputs if value.is_initializer()]
-    overridable = model.ir_version >= _OVERRIDABLE
-    if not defaults or (keep and overridable):
+    inputs = model.graph.inputs
+    overridable = defaults(model)
+    if keep and overridable:
         return []
-    kept = [value for value in graph.inputs if not value.is_initializer()]
-    graph.inputs.clear()
-    graph.inputs.extend(kept)
+    kept = [value for value in inputs if not value.is_initializer()]
+    if len(kept) < len(inputs):
+        inputs.clear()
+        inputs.extend(kept)
     if not overridable:
         return []
-    listed = ", ".join(repr(value.name) for value in defaults[:5])
-    if len(defaults) > 5:
-        listed += f" and {len(defaults) - 5} more"
-    return [f"inputs with a default value are treated as constants: {listed}"]
+    return [f"inputs with a default value are treated as constants: {listed(overridable)}"]
 
 
 def _has_duplicate_names(model: ir.Model) -> bool:

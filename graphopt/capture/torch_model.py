@@ -225,7 +225,7 @@ def _forget_how_recurrence_was_traced() -> None:
                 cache.clear()
 
 
-def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir.Model, list[str]]:
+def _program_of(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> Any:
     import torch
 
     def export() -> Any:
@@ -239,17 +239,21 @@ def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir
                 verbose=False,
             )
 
+    try:
+        return export()
+    except Exception as error:
+        if _STRIDES not in _cause(error):
+            raise
+    # What torch remembers of shapes would fail again.
+    torch._subclasses.FakeTensorMode.cache_clear()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return export()
+
+
+def _export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ir.Model, list[str]]:
     _forget_how_recurrence_was_traced()
     try:
-        try:
-            program = export()
-        except Exception as error:
-            if _STRIDES not in _cause(error):
-                raise
-            # What it remembers of shapes would fail again.
-            torch._subclasses.FakeTensorMode.cache_clear()
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                program = export()
+        program = _program_of(model, args, kwargs, dynamic_shapes)
     except Exception as error:  # torch.onnx wraps all that may go wrong in a user's module
         raise UnsupportedModelError(
             f"torch cannot export {type(model).__name__}: {_cause(error)}",

@@ -27,7 +27,7 @@ from graphopt.data.interface import (
     optional_inputs_of,
 )
 from graphopt.data.synthesize import feeds_for, resized, size_candidates, sizes_of
-from graphopt.errors import DataError, ProcessLostError, TargetError, UnsupportedModelError
+from graphopt.errors import DataError, ProcessLostError, TargetError, UnsupportedModelError, listed
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.verify.apart import ApartSession
@@ -245,7 +245,7 @@ def build_reference(
         if data is not None:
             found = list(_real_trials(data, session))
             found += _resized_trials(found, inputs_of(interface), session, rehearsal)
-            warnings = _untold_sizes(found, inputs_of(interface))
+            warnings = _untried_sizes(found, inputs_of(interface))
         else:
             found = list(_synthetic_trials(interface, session, rehearsal, trials, seed))
     random_outputs = frozenset(
@@ -276,12 +276,7 @@ def _resized_trials(
 
     All of these at once; where the model does not take that, one after the other.
     """
-    seen = [sizes_of(trial.feeds, specs) for trial in real]
-    single = {
-        key: size
-        for key, size in (seen[0] if seen else {}).items()
-        if size and all(sizes.get(key) == size for sizes in seen)
-    }
+    single = _single_sizes(real, specs)
 
     def resized_trial(keys: Iterable[str]) -> Trial | None:
         """With half, double or one more of these sizes, whatever the model takes first."""
@@ -301,19 +296,23 @@ def _resized_trials(
     return [trial for key in single if (trial := resized_trial([key])) is not None]
 
 
-def _untold_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """A warning of dynamic dimensions that have one size in all trials, since the original refuses others."""
-    sizes = [sizes_of(trial.feeds, specs) for trial in trials] or [{}]
-    only = [
-        f"{key} = {size}"
-        for key, size in sizes[0].items()
-        if size and all(one.get(key) == size for one in sizes)
-    ]
-    if not only:
+def _single_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """Dynamic dimensions that have one size in all trials, and it."""
+    seen = [sizes_of(trial.feeds, specs) for trial in trials] or [{}]
+    return {
+        key: size for key, size in seen[0].items() if size and all(sizes.get(key) == size for sizes in seen)
+    }
+
+
+def _untried_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """A warning of dynamic dimensions of which the original took no other size."""
+    single = _single_sizes(trials, specs)
+    if not single:
         return ()
+    only = ", ".join(f"{key} = {size}" for key, size in single.items())
     return (
-        f"verified with {', '.join(only)} only: the original itself fails with the other sizes that were tried, "
-        "although its inputs declare them dynamic",
+        f"verified with {only} only: the original itself fails with the other sizes that were tried, although its "
+        "inputs declare them dynamic",
     )
 
 
@@ -325,16 +324,15 @@ def _silent_outputs(trials: Sequence[Trial]) -> tuple[str, ...]:
         if _is_floating(first)
     }
     silent = [
-        repr(name)
+        name
         for name, arrays in floats.items()
         if any(array.size for array in arrays) and not any(map(np.any, arrays))
     ]
     if not silent:
         return ()
-    listed = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
     return (
-        f"on these inputs the original's output holds nothing but zeros, in which an error need not show: {listed} "
-        "(give other inputs with --data)",
+        "on these inputs the original's output holds nothing but zeros, in which an error need not show: "
+        f"{listed(silent)} (give other inputs with --data)",
     )
 
 

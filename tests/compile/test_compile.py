@@ -364,31 +364,28 @@ def test_a_size_that_the_original_itself_fixes_is_told(tmp_path: Path) -> None:
     assert any("verified with length = 5 only" in warning for warning in report.warnings)
 
 
-SCALED = """
-g (float[batch,3] x, float[1] scale) => (float[batch,3] y) { y = Mul(x, scale) }
-"""
+@pytest.fixture
+def scaled(tmp_path: Path) -> Path:
+    """A model with an input that has a default value."""
+    text = "g (float[batch,3] x, float[1] scale) => (float[batch,3] y) { y = Mul(x, scale) }"
+    proto = ir.to_proto(model_from_text(text))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full(1, 2, np.float32), "scale"))
+    onnx.save(proto, tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
 
 
 @pytest.mark.parametrize("passes", ["fuse", "fuse,quantize"])
-def test_data_that_differ_from_a_default_value_are_refused(tmp_path: Path, passes: str) -> None:
-    proto = ir.to_proto(model_from_text(SCALED))
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full(1, 2, np.float32), "scale"))
-    onnx.save(proto, tmp_path / "net.onnx")
+def test_data_that_differ_from_a_default_value_are_refused(scaled: Path, passes: str) -> None:
     x = np.ones((8, 2, 3), np.float32)
     for scale in (np.full((8, 1), 7, np.float32), np.full((8, 2), 2, np.float32)):
         with pytest.raises(DataError, match="'scale' is an input with a default value"):
-            graphopt.compile(
-                tmp_path / "net.onnx", target="ort-cpu", data={"x": x, "scale": scale}, passes=passes, **QUICK
-            )
+            graphopt.compile(scaled, target="ort-cpu", data={"x": x, "scale": scale}, passes=passes, **QUICK)
 
 
-def test_data_that_repeat_a_default_value_are_taken(tmp_path: Path) -> None:
-    proto = ir.to_proto(model_from_text(SCALED))
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full(1, 2, np.float32), "scale"))
-    onnx.save(proto, tmp_path / "net.onnx")
+def test_data_that_repeat_a_default_value_are_taken(scaled: Path) -> None:
     x = np.ones((8, 2, 3), np.float32)
     data = {"x": x, "scale": np.full((8, 1), 2, np.float32)}
-    compiled = graphopt.compile(tmp_path / "net.onnx", target="ort-cpu", data=data, **QUICK)
+    compiled = graphopt.compile(scaled, target="ort-cpu", data=data, **QUICK)
     np.testing.assert_array_equal(compiled.run({"x": x[0]})["y"], 2 * x[0])
 
 

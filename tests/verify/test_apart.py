@@ -62,7 +62,8 @@ def test_a_crash_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             run.outputs(60)
         assert not run.alive
     made = build_reference(product(), data=[feeds(0)])
-    *_, warning = made.warnings
+    sizes, warning = made.warnings
+    assert "verified with N = 3 only" in sizes
     assert "the noise floor is measured without them (it crashed (SIGABRT))" in warning
     assert all(np.isfinite(trial.noise["y"]).all() for trial in made.trials)
 
@@ -90,7 +91,8 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apart, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
     monkeypatch.setattr(reference, "_OPTIMIZED_SECONDS", 0.5)
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.5)
-    *_, warning = build_reference(product(), data=[feeds(0)]).warnings
+    sizes, warning = build_reference(product(), data=[feeds(0)]).warnings
+    assert "verified with N = 3 only" in sizes
     assert "took longer than 0.5 s" in warning
 
 

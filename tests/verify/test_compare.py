@@ -8,11 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from graphopt.data.interface import Feeds
-from graphopt.errors import ProcessLostError, TargetError
-from graphopt.testing import model_from_text
 from graphopt.verify.compare import Status, compare_output, deviation, element_floor
-from graphopt.verify.reference import MadeUpSizesError, build_reference
 
 RNG = np.random.default_rng(0)
 
@@ -119,28 +115,3 @@ def test_neighbours_are_those_within_an_eighth(length: int, seed: int) -> None:
     wanted = [noise[max(0, place - reach) : place + reach + 1].max() for place in range(length)]
     floor = element_floor(np.full((length, 32), 1e-6, np.float32), noise)
     np.testing.assert_array_equal(floor[:, 0], np.maximum(wanted, noise.max() / 64))
-
-
-def test_a_process_that_is_lost_is_no_size_that_is_refused() -> None:
-    model = model_from_text("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }")
-    reference = build_reference(model, data=[{"x": np.ones((4, 4), np.float32)}])
-
-    def refuses(feeds: Feeds, error: type[TargetError] = TargetError) -> Feeds:
-        if len(feeds["x"]) != 4:
-            raise error("not this size")
-        return {"y": feeds["x"]}
-
-    comparison = reference.compare(refuses, 8)
-    assert comparison.ok and "not this size" in comparison.not_taken
-    with pytest.raises(MadeUpSizesError, match="not this size"):
-        reference.compare(lambda feeds: refuses(feeds, ProcessLostError), 8)
-
-
-def test_outputs_of_zeros_are_told() -> None:
-    text = """g (float[2,4] x) => (float[2,4] y, float[2,4] z, int64[2] i) {
-        p = Abs(x) n = Neg(p) z = Relu(n) y = Relu(x) k = ArgMax<axis=1, keepdims=0>(z) i = Identity(k) }"""
-    (warning,) = build_reference(model_from_text(text)).warnings
-    assert (
-        "nothing but zeros" in warning and "'z'" in warning and "'y'" not in warning and "'i'" not in warning
-    )
-    assert not build_reference(model_from_text(text.replace("z = Relu(n)", "z = Sigmoid(n)"))).warnings

@@ -1,0 +1,36 @@
+"""What the reference makes of a form that is lost, and what it tells of the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.data.interface import Feeds
+from graphopt.errors import ProcessLostError, TargetError
+from graphopt.testing import model_from_text
+from graphopt.verify.reference import MadeUpSizesError, build_reference
+
+
+def test_a_process_that_is_lost_is_no_size_that_is_refused() -> None:
+    model = model_from_text("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }")
+    reference = build_reference(model, data=[{"x": np.ones((4, 4), np.float32)}])
+
+    def refuses(feeds: Feeds, error: type[TargetError] = TargetError) -> Feeds:
+        if len(feeds["x"]) != 4:
+            raise error("not this size")
+        return {"y": feeds["x"]}
+
+    comparison = reference.compare(refuses, 8)
+    assert comparison.ok and "not this size" in comparison.not_taken
+    with pytest.raises(MadeUpSizesError, match="not this size"):
+        reference.compare(lambda feeds: refuses(feeds, ProcessLostError), 8)
+
+
+def test_outputs_of_zeros_are_told() -> None:
+    text = """g (float[2,4] x) => (float[2,4] y, float[2,4] z, int64[2] i) {
+        p = Abs(x) n = Neg(p) z = Relu(n) y = Relu(x) k = ArgMax<axis=1, keepdims=0>(z) i = Identity(k) }"""
+    (warning,) = build_reference(model_from_text(text)).warnings
+    assert (
+        "nothing but zeros" in warning and "'z'" in warning and "'y'" not in warning and "'i'" not in warning
+    )
+    assert not build_reference(model_from_text(text.replace("z = Relu(n)", "z = Sigmoid(n)"))).warnings
