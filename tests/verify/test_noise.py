@@ -87,10 +87,10 @@ def test_a_count_that_comes_as_a_float_stays_itself() -> None:
 
 def test_a_moved_input_that_the_model_refuses_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphopt.verify.reference._PERTURBATIONS", 20)
-    # Rounded it is 5, and 4 where it is moved down.
-    edge = np.nextafter(np.float32(4.5), np.float32(5))
-    reference = build_reference(_top(5, "Round(count)"), data=[_feeds(edge)] * 2)
-    assert reference.trials[0].outputs["y"].shape == (2, 5)
+    # Rounded it is 7, and 6 where it is moved down.
+    edge = np.nextafter(np.float32(6.5), np.float32(7))
+    reference = build_reference(_top(7, "Round(count)"), data=[_feeds(edge)] * 2)
+    assert reference.trials[0].outputs["y"].shape == (2, 7)
 
 
 @given(hnp.arrays(np.float32, 7, elements=st.integers(-(2**21), 2**21).map(float)), st.integers(0, 99))
