@@ -18,7 +18,7 @@ PACKAGE = ROOT / "graphopt"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("install",),
-    ("errors", "_version", "machine", "cache", "denormals", "interrupt"),
+    ("errors", "_version", "machine", "processes", "cache", "denormals", "interrupt"),
     ("ir",),
     ("rewrite", "data", "capture"),
     ("verify", "models"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,10 +21,9 @@ from types import FrameType
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, PassFailedError
-from graphopt.machine import child_environment
 from graphopt.pipeline.base import Pass, replace_content
+from graphopt.processes import answers, child_environment, last_words
 from graphopt.rewrite import Refusal, RewriteLog
-from graphopt.verify.apart import last_words
 
 LARGE_BYTES = 4096
 
@@ -141,9 +139,7 @@ def _child() -> None:
     pass_ = cls(cls.Options(**options))
     model = ir.load(request["source"])
     log = RewriteLog()
-    # Native libraries print to file descriptor 1; the answer must stay alone there.
-    answer_to = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answer_to = answers()
     modified = pass_.run(model, log)
     if modified:
         ir.save(model, request["result"])

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import GraphoptError, TargetError
-from graphopt.machine import Form, Inspectable, Kernel, child_environment
+from graphopt.machine import Form, Inspectable, Kernel
+from graphopt.processes import child_environment, last_words
 
 _TIMEOUT = 300.0
 
@@ -34,20 +35,17 @@ def kernels_of(form: Form, feeds: Feeds, *, threads: int = 0, runs: int = 10) ->
             "runs": runs,
             "to": str(result),
         }
-        environment = child_environment()
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "graphopt.tune.kernels"],
                 input=json.dumps(request), text=True, capture_output=True, check=False,
-                env=environment, timeout=_TIMEOUT,
+                env=child_environment(), timeout=_TIMEOUT,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise TargetError(f"the form {form.label!r} was not profiled within {_TIMEOUT:g} s") from error
         if done.returncode or not result.exists():
-            words = done.stderr.strip().splitlines()
-            raise TargetError(
-                f"the form {form.label!r} cannot be profiled: {words[-1] if words else f'exit code {done.returncode}'}"
-            )
+            why = last_words(done.returncode, done.stderr)
+            raise TargetError(f"the form {form.label!r} cannot be profiled: {why}")
         content = json.loads(result.read_text(encoding="utf-8"))
     return [
         Kernel(**{**entry, "outputs": tuple(entry["outputs"]), "readers": tuple(entry["readers"])})

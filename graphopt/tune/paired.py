@@ -9,11 +9,8 @@ the Bootstrap, ch. 13, percentile method)."""
 from __future__ import annotations
 
 import contextlib
-import json
-import selectors
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +23,8 @@ import numpy as np
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import ProcessLostError, TargetError
-from graphopt.machine import Form, child_environment
+from graphopt.machine import Form
+from graphopt.processes import Child, SilentError, last_words
 
 _LOAD_TIMEOUT = 120.0
 _ROUND_SECONDS = 0.06
@@ -71,12 +69,8 @@ class Worker:
         self.form = form
         self.once = 0.0
         self._ready = False
-        environment = child_environment()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "graphopt.tune.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
-        )  # fmt: skip
-        self._send(
+        self._child = Child("graphopt.tune.worker")
+        self._child.send(
             {
                 "load": {
                     "target": form.target,
@@ -109,7 +103,7 @@ class Worker:
     def run(self, count: int, seconds: float, timeout: float = 300.0) -> list[float]:
         """Seconds of each of up to ``count`` runs; afterwards the process rests."""
         with self._awake():
-            self._send({"run": {"count": count, "seconds": seconds}})
+            self._child.send({"run": {"count": count, "seconds": seconds}})
             return [float(value) for value in self._receive(timeout)["seconds"]]
 
     @contextlib.contextmanager
@@ -119,11 +113,11 @@ class Worker:
             yield
             time.sleep(_SPIN_SECONDS)
             return
-        self._process.send_signal(signal.SIGCONT)
+        self._child.signal(signal.SIGCONT)
         try:
             yield
         finally:
-            self._process.send_signal(signal.SIGSTOP)
+            self._child.signal(signal.SIGSTOP)
 
     def outputs(self, feeds: Feeds, timeout: float = 300.0) -> Feeds:
         """The form's outputs for these inputs.
@@ -135,38 +129,22 @@ class Worker:
             source, result = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
             save_feeds(source, feeds)
             with self._awake():
-                self._send({"outputs": {"feeds": str(source), "to": str(result)}})
+                self._child.send({"outputs": {"feeds": str(source), "to": str(result)}})
                 self._receive(timeout)
             return load_feeds(result)
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-    def _send(self, command: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise ProcessLostError(f"the process that runs the form {self.form.label!r} ended") from error
+        self._child.close()
 
     def _receive(self, timeout: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout):
-                raise ProcessLostError(f"the form {self.form.label!r} did not answer within {timeout:g} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise ProcessLostError(f"the process that runs the form {self.form.label!r} crashed")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer = self._child.receive(timeout)
+        except SilentError as silent:
+            said = f"did not answer within {timeout:g} s"
+            if silent.ended:
+                said = f"is lost: {last_words(self._child.wait(), '')}"
+            raise ProcessLostError(f"the process that runs the form {self.form.label!r} {said}") from silent
         if "error" in answer:
             raise TargetError(f"the form {self.form.label!r} fails: {answer['error']}", hint=answer["hint"])
         return answer

@@ -7,7 +7,6 @@ that is timed gets a process, and the parent alternates between them.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import GraphoptError
-from graphopt.machine import end_with_parent
+from graphopt.processes import answers, end_with_parent
 
 
 def main() -> None:
     """The worker's loop. Commands: ``load``, ``run`` (timed), ``outputs`` (of given inputs, to a file)."""
     end_with_parent()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answer_to = answers()
     executable: Any = None
     feeds: Feeds = {}
     for line in sys.stdin:
@@ -41,7 +39,7 @@ def main() -> None:
             answer = {"error": error.message, "hint": error.hint}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer), file=answer_to, flush=True)
 
 
 def _load(request: dict[str, Any]) -> tuple[Any, Feeds]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import selectors
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import TargetError, shorten
-from graphopt.machine import child_environment, end_with_parent
+from graphopt.processes import Child, SilentError, answers, end_with_parent, last_words
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_PROGRAM = ("-m", "graphopt.verify.apart")
+_CHILD = "graphopt.verify.apart"
 
 
 class ApartSession:
@@ -39,30 +35,25 @@ class ApartSession:
 
         self._count = 0
         self._pending: list[Path] = []
-        self._heard = b""
         with contextlib.ExitStack() as stack:
             path, _ = stack.enter_context(skeleton_file(model, share=False))
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
             self._errors = stack.enter_context(open(self._folder / "errors", "w+", encoding="utf-8"))
-            self._process = subprocess.Popen(
-                [sys.executable, *_PROGRAM],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=child_environment(),
-            )  # fmt: skip
+            self._child = Child(_CHILD, errors=self._errors)
+            stack.callback(self._child.close)
             self._cleanup = stack.pop_all()
-        self._send({"model": str(path), "optimize": optimize, "seed": seed})
+        self._child.send({"model": str(path), "optimize": optimize, "seed": seed})
 
     def __enter__(self) -> ApartSession:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.communicate()
         self._cleanup.close()
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked for more: not after a crash, a rejected model or a run that took too long."""
-        return self._process.poll() is None
+        return self._child.alive
 
     def begin(self, feeds: Sequence[Feeds]) -> None:
         """Run the model on these sets of inputs, one after the other; :meth:`outputs` waits for them."""
@@ -71,7 +62,7 @@ class ApartSession:
             self._count += 1
             save_feeds(source, one)
             self._pending.append(result)
-            self._send({"feeds": str(source), "to": str(result)})
+            self._child.send({"feeds": str(source), "to": str(result)})
 
     def outputs(self, timeout: float) -> list[Feeds]:
         """The outputs for each set of inputs that was begun since the last call.
@@ -90,55 +81,23 @@ class ApartSession:
 
     def _wait(self, deadline: float, timeout: float) -> None:
         """For the answer to one set of inputs."""
-        answer = self._line(deadline, timeout)
-        if not answer:
-            code = self._process.wait()
+        try:
+            error = self._child.receive(deadline - time.monotonic())["error"]
+        except SilentError as silent:
+            if not silent.ended:
+                self._child.close()
+                raise TargetError(f"ONNX Runtime took longer than {timeout:g} s") from silent
+            code = self._child.wait()
             self._errors.seek(0)
-            raise TargetError(last_words(code, self._errors.read()))
-        error = json.loads(answer)["error"]
+            raise TargetError(last_words(code, self._errors.read())) from silent
         if error:
             raise TargetError(error)
-
-    def _line(self, deadline: float, timeout: float) -> bytes:
-        """The next line of the child, nothing where it ended. Read without a buffer, which no selector sees."""
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._heard:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    self._process.kill()
-                    self._process.wait()
-                    raise TargetError(f"ONNX Runtime took longer than {timeout:g} s")
-                heard = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not heard:
-                    return b""
-                self._heard += heard
-        line, _, self._heard = self._heard.partition(b"\n")
-        return line
-
-    def _send(self, request: dict[str, object]) -> None:
-        assert self._process.stdin is not None
-        # A child that is gone is noticed when its answer is missing.
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-
-
-def last_words(code: int, errors: str) -> str:
-    """Why a child process ended with the exit code ``code``, having written ``errors``."""
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"it crashed ({signal.Signals(-code).name})"
-    lines = [line for line in errors.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit code {code}"
 
 
 def _child() -> None:
     """The child's side: load the model that the first line names, then run it on the inputs of each further line."""
     end_with_parent()
-    # Native libraries print to file descriptor 1; the answers must stay alone there.
-    answer_to = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answer_to = answers()
     import onnxruntime
 
     request = json.loads(sys.stdin.readline())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.errors import TargetError
-from graphopt.machine import child_environment
+from graphopt.processes import child_environment
 from graphopt.targets.openvino.executable import last_words
 
 _TIMEOUT = 600.0

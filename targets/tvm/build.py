@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.errors import TargetError
-from graphopt.machine import child_environment
+from graphopt.processes import child_environment
 
 _SECONDS = 900.0
 _MEMORY = 24 << 30

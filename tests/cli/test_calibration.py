@@ -71,7 +71,13 @@ def test_files_through_a_transform(cli: Any, model: Path, tmp_path: Path) -> Non
     )
     options = ("--data", "texts", "--transform", "mine.py:read", "--max-memory", "512M", "--json")
     # Static int8 is left out where dynamic int8 took most of a short budget: here it is not to depend on the machine.
-    options = (*options, "--passes", "quantize{calibration=percentile,percentile=99,cache=none}", "--tune", "60s")
+    options = (
+        *options,
+        "--passes",
+        "quantize{calibration=percentile,percentile=99,cache=none}",
+        "--tune",
+        "60s",
+    )
     done = cli(*QUANTIZE, *options)
     assert done.code == 0, done.err
     assert "quantize: all 5 samples of the calibration data are the same" in done.json["warnings"]

@@ -9,7 +9,7 @@ import textwrap
 import threading
 
 from graphopt import interrupt
-from graphopt.machine import child_environment
+from graphopt.processes import child_environment
 
 
 def in_a_process(body: str) -> None:

@@ -18,8 +18,9 @@ pytest.importorskip("tvm_ffi")
 import graphopt
 from graphopt import artifact
 from graphopt.errors import BundleError, TargetError, UnknownNameError, UsageError
-from graphopt.machine import Probe, child_environment
+from graphopt.machine import Probe
 from graphopt.models import builders
+from graphopt.processes import child_environment
 from graphopt.report import NOT_RUN
 from graphopt.targets.tvm import cuda_code, cuda_executable, worker
 from graphopt.targets.tvm import target as targeting

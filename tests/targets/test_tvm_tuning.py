@@ -28,8 +28,8 @@ from graphopt import api, artifact
 from graphopt.cli import main as cli
 from graphopt.compiler import parse_effort
 from graphopt.errors import GraphoptError, TargetError, UsageError
-from graphopt.machine import child_environment
 from graphopt.models import builders
+from graphopt.processes import child_environment
 from graphopt.target import Effort
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
 from graphopt.targets.tvm.tuning import session

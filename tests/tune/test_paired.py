@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_a_form_that_does_not_load_says_why(tmp_path: Path) -> None:
 def test_workers_end_with_the_bench(tmp_path: Path) -> None:
     with Bench(FEEDS, threads=1) as bench:
         worker = bench.worker(form(tmp_path, "one", ONE))
-        pid = worker._process.pid
+        pid = worker._child.pid
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -64,6 +65,6 @@ def test_workers_end_with_the_bench(tmp_path: Path) -> None:
 def test_a_crash_is_an_error_of_that_form(tmp_path: Path) -> None:
     with Bench(FEEDS, threads=1) as bench:
         worker = bench.worker(form(tmp_path, "one", ONE))
-        worker._process.kill()
+        worker._child.signal(signal.SIGKILL)
         with pytest.raises(TargetError, match="'one'"):
             worker.run(1, 0.1)

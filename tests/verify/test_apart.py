@@ -54,8 +54,10 @@ def test_inputs_that_are_rejected_do_not_end_the_session() -> None:
     np.testing.assert_array_equal(got["y"], np.maximum(feeds(2)["x"], 0))
 
 
-def test_a_crash_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "_PROGRAM", ("-c", "import os; os.abort()"))
+def test_a_crash_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "aborts.py").write_text("import os; os.abort()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(apart, "_CHILD", "aborts")
     with ApartSession(product(), optimize="all") as run:
         run.begin([feeds(0)])
         with pytest.raises(TargetError, match=r"it crashed \(SIGABRT\)"):
@@ -87,8 +89,10 @@ def test_a_real_crash_ends_neither_the_noise_floor_nor_the_compilation() -> None
     assert report.verification.status == "verified" and report.speedup is not None and report.speedup >= 1
 
 
-def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
+def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(apart, "_CHILD", "hangs")
     monkeypatch.setattr(reference, "_OPTIMIZED_SECONDS", 0.5)
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.5)
     sizes, warning = build_reference(product(), data=[feeds(0)]).warnings
@@ -147,7 +151,7 @@ model = model_from_text('''g (float[4] x) => (float[4] y) <int64 turns={40000000
         (turns, more, x) }''')
 run = ApartSession(model, optimize="off")
 run.begin([{"x": numpy.ones(4, numpy.float32)}])
-print(run._process.pid, flush=True)
+print(run._child.pid, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -54,8 +55,10 @@ def test_a_crash_is_an_error_and_the_next_inputs_are_tried_again() -> None:
             trying.check(of(700))
 
 
-def test_a_hang_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
+def test_a_hang_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(apart, "_CHILD", "hangs")
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.5)
     started = time.monotonic()
     with Rehearsal(frames()) as trying:

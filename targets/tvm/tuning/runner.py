@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.data.interface import load_feeds
+from graphopt.processes import answers, end_with_parent
 from graphopt.targets.tvm.executable import TvmExecutable, aligned, import_runtime, last_words
 from graphopt.targets.tvm.tuning.arguments import Argument, filled
 
@@ -38,8 +38,8 @@ _SLOW = 4.0
 
 def main() -> None:
     """Answer until the standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    end_with_parent()
+    answer_to = answers()
     ffi = import_runtime()
     ffi.get_global_func("runtime.config_threadpool")(0, int(sys.argv[1]))
     kept: dict[str, list[list[Any]]] = {}
@@ -54,8 +54,7 @@ def main() -> None:
                 answer = {"seconds": _measure(ffi, library, request["kernels"], kept)}
         except Exception as error:  # tvm_ffi raises RuntimeError, ValueError and others
             answer = {"error": last_words(error)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        print(json.dumps(answer), file=answer_to, flush=True)
 
 
 def _profile(library: Path, config: Mapping[str, Any], feeds: Path) -> dict[str, Any]:

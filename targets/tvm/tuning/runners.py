@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from graphopt.errors import TargetError
-from graphopt.machine import child_environment
+from graphopt.processes import Child, SilentError
 from graphopt.targets.tvm.adapter import rpc, tensor
 from graphopt.targets.tvm.executable import last_words
 from graphopt.targets.tvm.tuning.arguments import Argument, filled
-from graphopt.targets.tvm.tuning.lines import Lines
 
 _SECONDS, _PROFILE_SECONDS = 8.0, 600.0
 """For measuring some kernels, which takes a fraction of a second; for running a whole model several times."""
@@ -57,7 +53,7 @@ class LocalRunner:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._process: subprocess.Popen[str] | None = None
+        self._child: Child | None = None
 
     def measure(self, library: Path, kernels: Sequence[Mapping[str, Any]]) -> list[float]:
         """As :class:`Runner`; a process that crashed or hangs is replaced."""
@@ -70,42 +66,26 @@ class LocalRunner:
         return self._ask(request, _PROFILE_SECONDS)
 
     def _ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        process = self._process or self._start()
-        assert process.stdin is not None
+        if self._child is None:
+            self._child = Child(
+                "graphopt.targets.tvm.tuning.runner", str(self._threads),
+                environment={"TVM_NUM_THREADS": str(self._threads), "TVM_BIND_THREADS": "0"},
+            )  # fmt: skip
+        self._child.send(request)
         try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            line = self._lines.next(seconds)
-        except OSError:
-            line = ""
-        if not line:
+            answer = self._child.receive(seconds)
+        except SilentError as silent:
             self.close()
-            raise TargetError("a kernel crashed or hung where it was measured")
-        answer: dict[str, Any] = json.loads(line)
+            raise TargetError("a kernel crashed or hung where it was measured") from silent
         if "error" in answer:
             raise TargetError(answer["error"])
         return answer
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.kill()
-            self._process.wait()
-            self._lines.close()
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-            self._process = None
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "graphopt.targets.tvm.tuning.runner", str(self._threads)]
-        environment = {**child_environment(), "TVM_NUM_THREADS": str(self._threads), "TVM_BIND_THREADS": "0"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=environment,
-        )  # fmt: skip
-        self._lines = Lines(self._process)
-        return self._process
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
 
 class RemoteRunner:

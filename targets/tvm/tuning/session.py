@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.errors import TargetError
-from graphopt.machine import child_environment, cores
+from graphopt.machine import cores
+from graphopt.processes import Lines, SilentError, child_environment
 from graphopt.target import Effort, TunedKernel, Tuning
 from graphopt.targets.tvm.tuning.database import Database
-from graphopt.targets.tvm.tuning.lines import Lines
 
 _BATCH_SECONDS = 90.0
 """For building and measuring a few kernels, which takes one or two; then TVM has hung."""
@@ -131,10 +131,10 @@ class _Session:
         """Take in what the process tells; whether it came to its end."""
         patience = _PREPARE_SECONDS
         while True:
-            line = lines.next(patience)
-            if not line:
+            try:
+                event = lines.next(patience)
+            except SilentError:
                 return False
-            event = json.loads(line)
             kind = event.pop("event")
             if kind == "error":
                 raise TargetError(event["message"], hint=event["hint"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import GraphoptError, TargetError
+from graphopt.processes import answers
 from graphopt.targets.tvm.adapter import IRModule, Target, compile_module, te, topi
 from graphopt.targets.tvm.executable import INSIDE, LIBRARY, WEIGHTS, last_words
 from graphopt.targets.tvm.lower.importer import import_packed, number_of
@@ -40,12 +40,10 @@ _GAIN = 0.02
 def main() -> None:
     """Tune; an error is the last event."""
     job = json.loads(sys.argv[1])
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    events = answers()
 
     def tell(event: str, **about: Any) -> None:
-        events.write(json.dumps({"event": event, **about}) + "\n")
-        events.flush()
+        print(json.dumps({"event": event, **about}), file=events, flush=True)
 
     try:
         _tune(job, tell)
