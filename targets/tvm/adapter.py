@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tvm
-from tvm import relax, rpc, te, tirx, topi
+from tvm import relax, rpc, s_tir, te, tirx, topi
+from tvm.error import InternalError
 from tvm.ir import IRModule
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential
@@ -19,11 +20,13 @@ from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize as reali
 from tvm.s_tir.dlight.gpu.matmul import auto_inline_consumer_chain, auto_inline_producers
 from tvm.s_tir.dlight.gpu.matmul import get_index_map as index_maps_of
 from tvm.script import from_source
+from tvm.sym.analyzer import Analyzer
 from tvm.target import Target
 from tvm.target.codegen import llvm_lookup_intrinsic_id as llvm_intrinsic
 from tvm.tirx import IndexMap
 from tvm.tirx.analysis import undefined_vars
 from tvm.tirx.op import register_intrin_lowering
+from tvm_ffi import structural_equal
 
 compile_module = tvm.compile
 tensor = tvm.runtime.tensor
@@ -43,9 +46,11 @@ def register_lowering(intrinsic: str, function: Callable[[Any], Any]) -> None:
 
 __all__ = [
     "GPU_RULES",
+    "Analyzer",
     "Constant",
     "IRModule",
     "IndexMap",
+    "InternalError",
     "ONNXGraphImporter",
     "PassContext",
     "SBlock",
@@ -66,6 +71,8 @@ __all__ = [
     "register_tensor_intrinsic",
     "relax",
     "rpc",
+    "s_tir",
+    "structural_equal",
     "te",
     "tensor",
     "tirx",

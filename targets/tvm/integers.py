@@ -51,13 +51,26 @@ def why_not(node: ir.Node) -> str:
         return "it gives places as well"
     if node.op_type != "Conv":
         return ""
-    dims, weight = facts.static_dims(node.inputs[0]), facts.static_dims(node.inputs[1])
-    if dims is None or weight is None:
+    dims, weight = facts.dims(node.inputs[0]), facts.static_dims(node.inputs[1])
+    if dims is None or len(dims) < 2 or dims[1] is None or weight is None:
         return "its sizes are not known"
+    if pads_are_open(node):
+        return "its pads depend on sizes that are open"
     return why_no_convolution(dims, weight, facts.attribute(node, "group", 1))
 
 
-def why_no_convolution(data: Sequence[int], weight: Sequence[int], groups: int) -> str:
+def pads_are_open(node: ir.Node) -> bool:
+    """Whether a window is to be padded by what depends on sizes that are not known."""
+    if facts.attribute(node, "auto_pad", "NOTSET") not in ("SAME_UPPER", "SAME_LOWER"):
+        return False
+    dims = facts.dims(node.inputs[0])
+    strides = facts.attribute(node, "strides", ()) or (1,) * (len(dims or ()) - 2)
+    return dims is None or any(
+        size is None and stride > 1 for size, stride in zip(dims[2:], strides, strict=True)
+    )
+
+
+def why_no_convolution(data: Sequence[int | None], weight: Sequence[int], groups: int) -> str:
     """Why a convolution of bytes of these sizes, data [batch, channels, ...], has no loops; empty where it has."""
     if len(data) not in (3, 4):
         return "it is neither of an image nor of a line"
@@ -68,6 +81,6 @@ def why_no_convolution(data: Sequence[int], weight: Sequence[int], groups: int) 
     return ""
 
 
-def is_depthwise(channels: int, weight: Sequence[int], groups: int) -> bool:
+def is_depthwise(channels: int | None, weight: Sequence[int], groups: int) -> bool:
     """Whether each channel is convolved by itself."""
-    return weight[1] == 1 and groups == channels > 1
+    return weight[1] == 1 and groups > 1 and groups == channels

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from graphopt.errors import TargetError
+from graphopt.errors import TargetError, listed
 from graphopt.ir import facts
+from graphopt.targets.tvm.integers import pads_are_open
 
 _MOST_NAMED = 5
 
@@ -41,11 +42,10 @@ def check(model: ir.Model) -> None:
     Raises:
         TargetError: Names the nodes that cannot, with the reason.
     """
-    open_inputs = [value.name for value in model.graph.inputs if not _is_known(value)]
-    if open_inputs:
+    unknown = [value.name or "" for value in model.graph.inputs if value.shape is None]
+    if unknown:
         raise TargetError(
-            f"TVM needs shapes of numbers and names, and that of {', '.join(map(repr, open_inputs[:_MOST_NAMED]))} "
-            "has neither",
+            f"TVM needs the number of axes of each input, and that of {listed(unknown)} is not known",
             hint="fix them with --input-shape NAME:SIZE,SIZE,...",
         )
     found = []
@@ -66,6 +66,8 @@ def why_not(node: ir.Node) -> str:
     if node.domain not in ("", "ai.onnx"):
         return f"it is of the domain {node.domain}"
     if node.op_type not in CHECKED:
+        if node.op_type in _IN_STEPS and facts.static_dims(node.inputs[0]) is None:
+            return "the number of its steps, or of its rows, is open (--input-shape fixes it)"
         return "TVM has no such operator"
     for value in (*node.inputs[:1], *node.outputs):
         dims = () if value is None else facts.dims(value) or ()
@@ -75,14 +77,6 @@ def why_not(node: ir.Node) -> str:
         return "TVM gives its first output only"
     condition = _CONDITIONS.get(node.op_type)
     return "" if condition is None else condition(node)
-
-
-def _is_known(value: ir.Value) -> bool:
-    """Whether each size is a number, or has a name of its own by which TVM can tell it from others."""
-    if value.shape is None:
-        return False
-    names = [size.value for size in value.shape if isinstance(size, ir.SymbolicDim)]
-    return all(name is not None and name.isidentifier() for name in names)
 
 
 def _is_read(value: ir.Value) -> bool:
@@ -127,15 +121,15 @@ def _resize(node: ir.Node) -> str:
     if scales is None or not scales.size:
         return ""
     exact = all(
-        isinstance(old, int) and isinstance(new, int) and new == old * float(scale)
+        float(scale).is_integer()
+        or (isinstance(old, int) and isinstance(new, int) and new == old * float(scale))
         for old, new, scale in zip(before, after, scales, strict=True)
     )
     return "" if exact else "TVM takes the scales from the sizes"
 
 
 def _pool(node: ir.Node) -> str:
-    same = facts.attribute(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
-    return "TVM pads otherwise where it is to find the pads itself" if same else ""
+    return "its pads depend on sizes that are open" if pads_are_open(node) else ""
 
 
 def _scatter_elements(node: ir.Node) -> str:
@@ -178,13 +172,17 @@ def _quantized(node: ir.Node) -> str:
 
 
 def _conv_integer(node: ir.Node) -> str:
-    weight = facts.static_dims(node.inputs[1])
-    if weight is None or facts.static_dims(node.inputs[0]) is None:
+    weight, data = facts.static_dims(node.inputs[1]), facts.dims(node.inputs[0])
+    if weight is None or data is None or data[1] is None:
         return "its sizes are not known"
+    if pads_are_open(node):
+        return "its pads depend on sizes that are open"
     return "" if len(weight) in (3, 4) else "it is neither of an image nor of a line"
 
 
 _INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.INT16}
+_IN_STEPS = frozenset({"GRU", "LSTM", "RNN"})
+"""What legalisation makes steps of, where it can."""
 _ONE_OUTPUT = frozenset({"Dropout", "LayerNormalization", "MaxPool", "RMSNormalization"})
 _CONDITIONS: Mapping[str, Callable[[ir.Node], str]] = {
     "AveragePool": _pool,

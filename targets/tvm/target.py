@@ -342,7 +342,13 @@ def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str
     with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
         source = Path(temporary) / "model.onnx"
         _save(model, source)
-        return build(source, folder, {**target, "inside": INSIDE})
+        try:
+            return build(source, folder, {**target, "inside": INSIDE})
+        except TargetError as error:
+            if not any(facts.static_dims(value) is None for value in model.graph.inputs):
+                raise
+            hint = "fix the sizes that are open (--input-shape NAME:SIZE,SIZE,...), or compile for --target ort-cpu"
+            raise TargetError(error.message, hint=hint) from error
 
 
 def _check(model: ir.Model) -> None:
@@ -360,7 +366,20 @@ def _save(model: ir.Model, source: Path) -> None:
     # Parameters of CUDA kernels are called by the names of inputs.
     for place, value in enumerate(plain.graph.inputs):
         value.name = f"graphopt_input_{place}"
+    _name_open_sizes(plain)
     ir_model.save(plain, source)
+
+
+def _name_open_sizes(model: ir.Model) -> None:
+    """Give each open size of an input a name that TVM can have: a number of its own, the same where it was the same."""
+    names: dict[object, str] = {}
+    for value in model.graph.inputs:
+        sizes = list(value.shape or ())
+        for place, size in enumerate(sizes):
+            if not isinstance(size, int):
+                key = size.value or (value.name, place)
+                sizes[place] = ir.SymbolicDim(names.setdefault(key, f"size_{len(names)}"))
+        value.shape = ir.Shape(sizes)
 
 
 def _interface(model: ir.Model) -> dict[str, Any]:

@@ -136,13 +136,6 @@ def test_an_index_beyond_the_table_reads_nothing_else(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made["y"], table[[3, 3, 0]])
 
 
-def test_shapes_that_are_not_known_are_named(tmp_path: Path) -> None:
-    model = model_from_text("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
-    model.graph.inputs[0].shape = ir.Shape([None, 2])
-    with pytest.raises(TargetError, match="shapes of numbers and names, and that of 'x' has neither"):
-        TvmTarget().emit(model, tmp_path, {})
-
-
 def test_what_is_handed_out_belongs_to_the_caller(bundle: Path) -> None:
     loaded = graphopt.load(bundle)
     first = loaded.run(feeds(0))

@@ -27,9 +27,17 @@ PADDED = "padded"
 DEPTHWISE = "depthwise_sums"
 ROWS, WIDTH = "graphopt.rows", "graphopt.width"
 RUNS_ON, CHANNELS_INSIDE = "graphopt.runs_on", "graphopt.channels_inside"
+IN_TILES = "graphopt.in_tiles"
 """Annotations of a block: its tile."""
+OPEN_LENGTH = 240
+"""Stands for a size that is open, where tiles are chosen: any few rows divide it."""
 
 Array = npt.NDArray[Any]
+
+
+def number_or_size(size: Any) -> Any:
+    """A size of a tensor: a number where it is known, else TVM's expression."""
+    return int(size) if isinstance(size, int | tirx.IntImm) else size
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,12 @@ class Window:
         """Of the tensor."""
         return {"image": (n, y, x, c), "line": (n, x, c), "column": (n, x, 1, c)}[self.form]
 
-    def output(self, shape: Sequence[Any], kernel: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of what it makes of a tensor of this shape (ONNX specification, Conv)."""
-        sizes = [int(size) for size in shape[1:-1]]
+    def output(self, shape: Sequence[Any], kernel: tuple[int, int]) -> tuple[Any, Any]:
+        """Height and width of what it makes of a tensor of this shape (ONNX specification, Conv).
+
+        They are numbers where those of the tensor are.
+        """
+        sizes = [number_or_size(size) for size in shape[1:-1]]
         height, width = sizes if self.form == "image" else (1, sizes[0])
         extents = [dilation * (size - 1) + 1 for dilation, size in zip(self.dilations, kernel, strict=True)]
         return (
@@ -67,9 +78,56 @@ class Window:
             (width + self.pads[1] + self.pads[3] - extents[1]) // self.strides[1] + 1,
         )
 
+    def length(self, shape: Sequence[int | None], kernel: tuple[int, int]) -> int:
+        """Of a line of what it makes of a tensor of this shape; a long one where it is open."""
+        known = [size or OPEN_LENGTH * self.strides[1] for size in shape]
+        return int(self.output(known, kernel)[1])
+
     def is_pointwise(self, kernel: tuple[int, int]) -> bool:
         """Whether it is a product of matrices: every output is made of all channels at its place."""
         return kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads) and self.groups == 1
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the output as its sums are counted: to the end of its last tile.
+
+    Where its length is open, tiles and the positions in a tile are counted each by themselves: of one number TVM could
+    not tell how many of its positions are in a tile.
+
+    Attributes:
+        length: Positions that there are.
+        rows: Of a tile.
+    """
+
+    length: Any
+    rows: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the length is not known."""
+        return not isinstance(self.length, int)
+
+    @property
+    def columns(self) -> Any:
+        """Positions that are computed."""
+        return round_up(self.length, self.rows)
+
+    @property
+    def axes(self) -> tuple[Any, ...]:
+        """Sizes by which its positions are counted."""
+        if self.is_open:
+            # Written so that TVM sees that the last position lies in the last tile.
+            return (self.length - 1) // self.rows + 1, self.rows
+        return (self.columns,)
+
+    def at(self, indices: Sequence[Any]) -> Any:
+        """A position, from its places along the axes."""
+        return indices[0] * self.rows + indices[1] if self.is_open else indices[0]
+
+    def places(self, position: Any) -> tuple[Any, ...]:
+        """Where a position is along the axes."""
+        return (position // self.rows, position % self.rows) if self.is_open else (position,)
 
 
 def pack_kernel(weight: Array, groups: int, width: int) -> Array:
@@ -116,30 +174,32 @@ def convolution(data: Any, packed: Any, *, outputs: int, window: Window, tile: T
     batch = data.shape[0]
     groups, blocks, tall, broad, inputs, width, *fours = (int(size) for size in packed.shape)
     made_high, made_wide = window.output(data.shape, (tall, broad))
-    columns = round_up(made_wide, tile.rows)
+    line = _Line(made_wide, tile.rows)
     four = FOUR if fours else 1
     more_channels = groups * inputs * four - int(data.shape[-1])
-    source = _padded(data, window, columns - made_wide, more_channels, zero)
+    source = _padded(data, window, (tall, broad), (made_high, line), more_channels, zero)
     channel = te.reduce_axis((0, inputs), "channel")
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
     inside = [te.reduce_axis((0, size), "four") for size in fours]
     (sy, sx), (dy, dx) = window.strides, window.dilations
 
-    def add_up(n: Any, y: Any, x: Any, block: Any, lane: Any) -> Any:
-        group = block // blocks
+    def add_up(n: Any, y: Any, *indices: Any) -> Any:
+        (*places, block, lane), group = indices, indices[-2] // blocks
+        x = line.at(places)
         at = (group * inputs + channel) * four + (inside[0] if inside else 0)
         number = source[window.at(n, at, y * sy + ky * dy, x * sx + kx * dx)]
         place = (group, block % blocks, ky, kx, channel, lane, *inside)
         return te.sum(_multiplied(number, packed[place]), axis=[channel, ky, kx, *inside])
 
     sums = te.compute(
-        (batch, made_high, columns, groups * blocks, width),
-        add_up, name=INTEGER_SUMS if fours else SUMS, attrs=_attributes(tile),
+        (batch, made_high, *line.axes, groups * blocks, width),
+        add_up, name=INTEGER_SUMS if fours else SUMS, attrs=_attributes(tile, line),
     )  # fmt: skip
 
     def unpack(n: Any, *place: Any) -> Any:
         (y, x), o = window.image(place), place[-1]
-        return sums[n, y, x, o // width, o % width]
+        at = (n, y, *line.places(x), o // width, o % width)
+        return sums[at]
 
     each = outputs // groups
     if groups == 1 or each % width == 0:
@@ -177,24 +237,27 @@ def depthwise(data: Any, packed: Any, *, outputs: int, window: Window, tile: Til
     tall, broad, made = (int(size) for size in packed.shape)
     multiplier = outputs // channels
     made_high, made_wide = window.output(data.shape, (tall, broad))
-    columns = round_up(made_wide, tile.rows)
-    source = _padded(data, window, columns - made_wide, -(-made // multiplier) - channels, zero)
+    line = _Line(made_wide, tile.rows)
+    more_channels = -(-made // multiplier) - channels
+    source = _padded(data, window, (tall, broad), (made_high, line), more_channels, zero)
     ky, kx = te.reduce_axis((0, tall), "ky"), te.reduce_axis((0, broad), "kx")
     (sy, sx), (dy, dx) = window.strides, window.dilations
+
+    def add_up(n: Any, y: Any, *indices: Any) -> Any:
+        *places, o = indices
+        number = source[
+            window.at(n, o // multiplier, y * sy + ky * dy, line.at(places) * sx + kx * dx)
+        ].astype("float32")
+        return te.sum(number * packed[ky, kx, o], axis=[ky, kx])
+
     sums = te.compute(
-        (batch, made_high, columns, made),
-        lambda n, y, x, o: te.sum(
-            source[window.at(n, o // multiplier, y * sy + ky * dy, x * sx + kx * dx)].astype("float32")
-            * packed[ky, kx, o],
-            axis=[ky, kx],
-        ),
-        name=DEPTHWISE,
-        attrs=_attributes(tile),
+        (batch, made_high, *line.axes, made), add_up, name=DEPTHWISE, attrs=_attributes(tile, line)
     )
 
     def unpack(n: Any, *place: Any) -> Any:
         (y, x), o = window.image(place), place[-1]
-        return sums[n, y, x, o]
+        at = (n, y, *line.places(x), o)
+        return sums[at]
 
     return te.compute(window.shape(batch, outputs, made_high, made_wide), unpack, name=UNPACKED)
 
@@ -210,24 +273,30 @@ def product(data: Any, packed: Any, *, outputs: int, tile: Tile) -> Any:
         data = topi.nn.pad(data, [0] * len(shape), behind, name=PADDED)
     element = te.reduce_axis((0, inputs), "element")
     inside = [te.reduce_axis((0, size), "four") for size in fours]
-    rows = leading[-1]
-    made = rows if tile.runs_on else round_up(int(rows), tile.rows)
+    rows = number_or_size(leading[-1])
+    line = _Line(rows, 1 if tile.runs_on else tile.rows)
+    is_whole = not line.is_open and line.columns == rows
 
     def add_up(*indices: Any) -> Any:
-        position, (row, block, lane) = indices[:-3], indices[-3:]
+        position, places, (block, lane) = (
+            indices[: len(leading) - 1],
+            indices[len(leading) - 1 : -2],
+            indices[-2:],
+        )
         # Behind the last row the last one is computed again.
-        row = row if made is rows or made == int(rows) else tirx.min(row, int(rows) - 1)
+        row = line.at(places) if is_whole else tirx.min(line.at(places), rows - 1)
         at = (*position, row, element * four + (inside[0] if inside else 0))
         place = (block, element, lane, *inside)
         return te.sum(_multiplied(data[at], packed[place]), axis=[element, *inside])
 
     sums = te.compute(
-        (*leading[:-1], made, blocks, width),
-        add_up, name=INTEGER_SUMS if fours else SUMS, attrs=_attributes(tile),
+        (*leading[:-1], *line.axes, blocks, width),
+        add_up, name=INTEGER_SUMS if fours else SUMS, attrs=_attributes(tile, line),
     )  # fmt: skip
 
     def unpack(*indices: Any) -> Any:
-        place = (*indices[:-1], indices[-1] // width, indices[-1] % width)
+        *position, row, o = indices
+        place = (*position, *line.places(row), o // width, o % width)
         return sums[place]
 
     return te.compute((*leading, outputs), unpack, name=UNPACKED)
@@ -240,20 +309,55 @@ def _multiplied(number: Any, weight: Any) -> Any:
     return number.astype("int32") * weight.astype("int32")
 
 
-def _padded(data: Any, window: Window, more_columns: int, more_channels: int, zero: int = 0) -> Any:
-    top, left, bottom, right = window.pads
-    right += more_columns * window.strides[1]
-    if not (top or left or bottom or right or more_channels):
-        return data
-    before, after = window.at(0, 0, top, left), window.at(0, more_channels, bottom, right)
-    return topi.nn.pad(data, before, after, tirx.const(zero, str(data.dtype)), name=PADDED)
+def _padded(
+    data: Any,
+    window: Window,
+    kernel: tuple[int, int],
+    made: tuple[Any, _Line],
+    more_channels: int,
+    zero: int,
+) -> Any:
+    """What a convolution reads of an image.
+
+    Args:
+        made: Height and lines of the output.
+        more_channels: Zeros behind the channels.
+        zero: What lies beyond the edges.
+    """
+    high, line = made
+    beyond = tirx.const(zero, str(data.dtype))
+    if isinstance(high, int) and not line.is_open:
+        top, left, bottom, right = window.pads
+        right += (line.columns - line.length) * window.strides[1]
+        if not (top or left or bottom or right or more_channels):
+            return data
+        before, after = window.at(0, 0, top, left), window.at(0, more_channels, bottom, right)
+        return topi.nn.pad(data, before, after, beyond, name=PADDED)
+    # Sizes that follow from what is read of it: TVM cannot see that the image with its pads covers that.
+    read = [
+        (size - 1) * stride + (length - 1) * dilation + 1
+        for size, stride, dilation, length in zip(
+            (high, line.columns), window.strides, window.dilations, kernel, strict=True
+        )
+    ]
+    sizes = window.shape(data.shape[0], int(data.shape[-1]) + more_channels, *read)
+    offsets = window.at(0, 0, *window.pads[:2])
+
+    def place(*indices: Any) -> Any:
+        inside = [index - offset for index, offset in zip(indices, offsets, strict=True)]
+        # The batch is that of the data.
+        edges = zip(inside[1:], data.shape[1:], strict=True)
+        conditions = [condition for index, size in edges for condition in (index >= 0, index < size)]
+        return tirx.if_then_else(tirx.all(*conditions), data[tuple(inside)], beyond)
+
+    return te.compute(sizes, place, name=PADDED)
 
 
 def padded_by(data: Any, zero: Any, *, window: Window) -> Any:
     """Bytes [batch, height, width, channels] with a zero point, a tensor of one int32, around them."""
     top, left, bottom, right = window.pads
     before, after = window.at(0, 0, top, left), window.at(0, 0, bottom, right)
-    sizes = [int(size) for size in data.shape]
+    sizes = [number_or_size(size) for size in data.shape]
     made = [more + size + behind for more, size, behind in zip(before, sizes, after, strict=True)]
 
     def place(*indices: Any) -> Any:
@@ -270,10 +374,11 @@ def padded_by(data: Any, zero: Any, *, window: Window) -> Any:
     return te.compute(made, place, name="padded_by_zero_point")
 
 
-def _attributes(tile: Tile) -> dict[str, int]:
+def _attributes(tile: Tile, line: _Line) -> dict[str, int]:
     return {
         ROWS: tile.rows,
         WIDTH: tile.width,
         RUNS_ON: int(tile.runs_on),
+        IN_TILES: int(line.is_open),
         CHANNELS_INSIDE: int(tile.channels_inside),
     }

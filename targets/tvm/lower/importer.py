@@ -18,7 +18,14 @@ from graphopt.targets.tvm.executable import DEPTHWISE, END_OF_NUMBER, product_of
 from graphopt.targets.tvm.integers import is_depthwise, why_no_convolution
 from graphopt.targets.tvm.lower import compute, quantized
 from graphopt.targets.tvm.lower.compute import Array, Window
-from graphopt.targets.tvm.lower.layouts import ChannelsLast, operator_of, static_shape
+from graphopt.targets.tvm.lower.layouts import (
+    BROADCAST,
+    ChannelsLast,
+    known_sizes,
+    made_alike,
+    operator_of,
+    static_shape,
+)
 from graphopt.targets.tvm.lower.products import Product
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, depthwise_tile
 
@@ -30,6 +37,7 @@ _PAIRWISE = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minim
 _ON_INTEGERS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 )
+_WINDOWS = frozenset({"AveragePool", "MaxPool"})
 _BYTES = 256
 _FUSES_EPILOGUE = 4
 """TVM's kOutEWiseFusable: what comes behind, element by element, may join the kernel."""
@@ -92,6 +100,12 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
         made = None
+        if op_name in _WINDOWS:
+            attrs = self._with_pads(inputs, attrs)
+        elif op_name in BROADCAST and not any(isinstance(value, relax.ShapeExpr) for value in inputs):
+            inputs = onnx_input(made_alike(self.bb, list(inputs)))
+        elif op_name == "Concat" and not any(isinstance(value, relax.ShapeExpr) for value in inputs):
+            inputs = onnx_input(made_alike(self.bb, list(inputs), self._axis(inputs, attrs)))
         if op_name == "Gather" and self._is_of_bytes(inputs):
             made = relax.op.take(inputs[0], inputs[1], axis=0)
         elif op_name == "Gather" and not isinstance(inputs[1], Constant):
@@ -110,9 +124,29 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             return self.bb.normalize(made)
         return super()._convert_operator(op_name, inputs, attrs, opset)
 
+    def _axis(self, inputs: Any, attrs: Mapping[str, Any]) -> int:
+        axis = int(attrs.get("axis", 0))
+        rank = max(len(known_sizes(self.bb.normalize(value)) or ()) for value in inputs)
+        return axis % rank if rank else axis
+
+    def _with_pads(self, inputs: Any, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Pads that are to be found from the sizes, found: TVM rounds them otherwise, and needs all sizes."""
+        shape = known_sizes(self.bb.normalize(inputs[0]))
+        if attrs.get("auto_pad", b"NOTSET") not in (b"SAME_UPPER", b"SAME_LOWER") or shape is None:
+            return attrs
+        kernel = attrs["kernel_shape"]
+        strides, dilations = (
+            attrs.get("strides", (1,) * len(kernel)),
+            attrs.get("dilations", (1,) * len(kernel)),
+        )
+        if _pads_are_open(shape, attrs):
+            return attrs
+        pads = _pads(attrs, shape[2:], kernel, strides, dilations)
+        return {**attrs, "auto_pad": b"NOTSET", "pads": pads}
+
     def _on_integers(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
         if op_name == "ConvInteger":
-            data, weight = (static_shape(self.bb.normalize(value)) or () for value in inputs[:2])
+            data, weight = (known_sizes(self.bb.normalize(value)) or () for value in inputs[:2])
             strides, dilations = attrs.get("strides", (1, 1)), attrs.get("dilations", (1, 1))
             pads = _pads(attrs, data[2:], weight[2:], strides, dilations)
             return quantized.convolution(self.bb, inputs, attrs, pads)
@@ -205,8 +239,10 @@ class _Packing(_Importer):
     def _conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
         """With its channels last; None where it has no loops here."""
         weight = _constant(inputs[1])
-        shape = static_shape(self.bb.normalize(inputs[0]))
+        shape = known_sizes(self.bb.normalize(inputs[0]))
         if weight is None or shape is None or len(shape) not in (3, 4) or weight.dtype != np.float32:
+            return None
+        if shape[1] is None or _pads_are_open(shape, attrs):
             return None
         weight, window = _window(weight, shape, attrs)
         made = self._convolved(self._layouts.of(inputs[0]), (shape[0], *shape[2:], shape[1]), weight, window)
@@ -217,11 +253,11 @@ class _Packing(_Importer):
     def _integer_conv(self, inputs: list[Any], attrs: Mapping[str, Any]) -> Any | None:
         """int32 with its channels last; None where it has no loops here."""
         operands = self._bytes(inputs)
-        shape = static_shape(self.bb.normalize(inputs[0]))
+        shape = known_sizes(self.bb.normalize(inputs[0]))
         if operands is None or shape is None or np.any(operands.middle):
             return None
         weight, groups = operands.weight, int(attrs.get("group", 1))
-        if why_no_convolution(shape, weight.shape, groups):
+        if why_no_convolution(shape, weight.shape, groups) or _pads_are_open(shape, attrs):
             return None
         sums = weight.astype(np.int64).reshape(len(weight), -1).sum(axis=1)
         weight, window = _window(weight, shape, attrs)
@@ -233,7 +269,7 @@ class _Packing(_Importer):
             data = self.bb.emit(self.bb.call_te(expression, data, zero, primfunc_name_hint="pad"))
             window = replace(window, pads=(0, 0, 0, 0))
         made = self._convolved(
-            data, static_shape(data) or (), weight, window, zero if isinstance(zero, int) else 0
+            data, known_sizes(data) or (), weight, window, zero if isinstance(zero, int) else 0
         )
         # Sums of each channel by itself are whole numbers in float32.
         in_float = is_depthwise(shape[1], weight.shape, groups)
@@ -296,7 +332,7 @@ class _Packing(_Importer):
         return relax.op.subtract(self.bb.emit(made), relax.op.multiply(zero, relax.const(wide)))
 
     def _convolved(
-        self, data: Any, shape: tuple[int, ...], weight: Array, window: Window, zero: int = 0
+        self, data: Any, shape: tuple[int | None, ...], weight: Array, window: Window, zero: int = 0
     ) -> Any:
         if is_depthwise(shape[-1], weight.shape, window.groups):
             return self._depthwise(data, shape, weight, window, zero)
@@ -304,9 +340,10 @@ class _Packing(_Importer):
             return self._product(data, weight[:, :, 0, 0].T)
         return self._tiled(Product(shape, weight.shape, window, weight.dtype == np.int8), data, weight, zero)
 
-    def _depthwise(self, data: Any, shape: Sequence[int], weight: Array, window: Window, zero: int) -> Any:
-        _, wide = window.output(shape, weight.shape[2:])
-        tile = depthwise_tile(wide, len(weight), self.vectors)
+    def _depthwise(
+        self, data: Any, shape: Sequence[int | None], weight: Array, window: Window, zero: int
+    ) -> Any:
+        tile = depthwise_tile(window.length(shape, weight.shape[2:]), len(weight), self.vectors)
         expression = partial(compute.depthwise, outputs=len(weight), window=window, tile=tile, zero=zero)
         packed = compute.pack_depthwise(weight.astype(np.float32), tile.width)
         return self._kernel(DEPTHWISE, expression, data, packed)
@@ -331,9 +368,11 @@ class _Packing(_Importer):
 
     def _product(self, data: Any, weight: Array) -> Any:
         data = self.bb.normalize(data)
-        shape = static_shape(data)
+        shape = known_sizes(data)
         if shape is None or len(shape) < 2 or weight.dtype not in (np.float32, np.int8):
             return None
+        if shape[-1] != len(weight):
+            return None  # open, so that it may still turn out to be one
         return self._tiled(Product(shape, weight.shape, integer=weight.dtype == np.int8), data, weight)
 
     def _tiled(self, product: Product, data: Any, weight: Array, zero: int = 0) -> Any:
@@ -354,7 +393,7 @@ class _Packing(_Importer):
         )  # fmt: skip
 
 
-def _window(weight: Array, shape: Sequence[int], attrs: Mapping[str, Any]) -> tuple[Array, Window]:
+def _window(weight: Array, shape: Sequence[int | None], attrs: Mapping[str, Any]) -> tuple[Array, Window]:
     """How a convolution of a tensor of this shape moves, and its weights as those of an image."""
     spatial = len(shape) - 2
     strides = tuple(attrs.get("strides", (1,) * spatial))
@@ -371,8 +410,16 @@ def _window(weight: Array, shape: Sequence[int], attrs: Mapping[str, Any]) -> tu
     return np.ascontiguousarray(weight), Window(strides, pads, dilations, groups, form)  # type: ignore[arg-type]
 
 
+def _pads_are_open(shape: Sequence[int | None], attrs: Mapping[str, Any]) -> bool:
+    """Whether the pads depend on sizes that are not known."""
+    if attrs.get("auto_pad", b"NOTSET") not in (b"SAME_UPPER", b"SAME_LOWER"):
+        return False
+    strides = attrs.get("strides", (1,) * (len(shape) - 2))
+    return any(size is None and stride > 1 for size, stride in zip(shape[2:], strides, strict=True))
+
+
 def _pads(
-    attrs: Mapping[str, Any], sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int],
+    attrs: Mapping[str, Any], sizes: Sequence[int | None], kernel: Sequence[int | None], strides: Sequence[int],
     dilations: Sequence[int],
 ) -> tuple[int, ...]:  # fmt: skip
     """All beginnings, then all ends; found from the sizes where ``auto_pad`` says so (ONNX specification, Conv)."""
@@ -383,6 +430,10 @@ def _pads(
         return (0,) * (2 * len(sizes))
     less, more = [], []
     for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        assert width is not None
+        if stride == 1:
+            size = 1  # the pads do not depend on it
+        assert size is not None
         whole = max((-(-size // stride) - 1) * stride + dilation * (width - 1) + 1 - size, 0)
         less.append(whole // 2)
         more.append(whole - whole // 2)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.targets.tvm.adapter import Constant, relax
+from graphopt.targets.tvm.adapter import Analyzer, Constant, relax
+from graphopt.targets.tvm.lower.compute import number_or_size
 
 Convert = Callable[[list[Any]], Any]
 """An operator, as TVM's frontend converts it, of other inputs."""
@@ -24,7 +25,7 @@ _ELEMENTWISE = frozenset((
     "Shrink", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
 ))  # fmt: skip
 """Of their first input; the others are numbers."""
-_BROADCAST = frozenset((
+BROADCAST = frozenset((
     "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul",
     "Or", "PRelu", "Pow", "Sub", "Sum", "Where",
 ))  # fmt: skip
@@ -42,7 +43,7 @@ class ChannelsLast:
         self._twins: dict[Any, Any] = {}
         self._rules: Mapping[str, Callable[[list[Any], Mapping[str, Any], Convert], Any | None]] = {
             **dict.fromkeys(_ELEMENTWISE, self._elementwise),
-            **dict.fromkeys(_BROADCAST, self._broadcast),
+            **dict.fromkeys(BROADCAST, self._broadcast),
             "AveragePool": partial(self._pool, relax.op.nn.avg_pool2d),
             "BatchNormalization": self._batch_normalization,
             "Concat": self._concat,
@@ -125,7 +126,8 @@ class ChannelsLast:
             return None
         rank = len(known[0].ty.shape)
         axis = _place(int(attrs.get("axis", 0)), rank)
-        return self.add(relax.op.concat([self.of(value) for value in inputs], axis))
+        twins = made_alike(self._builder, [self.of(value) for value in inputs], axis)
+        return self.add(relax.op.concat(twins, axis))
 
     def _gather(self, inputs: list[Any], attrs: Mapping[str, Any], convert: Convert) -> Any | None:
         """From a list of numbers."""
@@ -261,15 +263,55 @@ class ChannelsLast:
         return self._builder.emit(relax.op.reshape(twin, after)) if is_point else None
 
 
-def static_shape(value: Any) -> tuple[int, ...] | None:
-    """The shape of a tensor whose sizes are all known."""
+def made_alike(builder: Any, values: list[Any], axis: int | None = None) -> list[Any]:
+    """Operands of one operator, with open sizes that have to be the same known to be the same.
+
+    Sizes that were divided and multiplied on different ways are different expressions for TVM, which then gives up on
+    the shape of what is made of them. That they are the same is checked when the model runs.
+
+    Args:
+        axis: Along which sizes may differ.
+    """
+    shapes = [_shape_of(builder, value) for value in values]
+    rank = max((len(shape) for shape in shapes if shape is not None), default=0)
+    whole = [place for place, shape in enumerate(shapes) if shape is not None and len(shape) == rank]
+    cast = set()
+    for at in range(rank):
+        sizes = [shapes[place][at] for place in whole]  # type: ignore[index]
+        wanted = next((size for size in sizes if isinstance(size, int) and size > 1), None)
+        wanted = next((size for size in sizes if not isinstance(size, int)), 1) if wanted is None else wanted
+        if at == axis or all(isinstance(size, int) for size in sizes):
+            continue
+        for place, size in zip(whole, sizes, strict=True):
+            if not isinstance(size, int) and not Analyzer().can_prove_equal(size, wanted):
+                shapes[place][at] = wanted  # type: ignore[index]
+                cast.add(place)
+    return [
+        builder.match_cast(value, relax.TensorType(shapes[place], value.ty.dtype)) if place in cast else value
+        for place, value in enumerate(values)
+    ]
+
+
+def _shape_of(builder: Any, value: Any) -> list[Any] | None:
+    if not isinstance(value, relax.Expr) or isinstance(value, relax.ShapeExpr):
+        return None
+    shape: Any = getattr(builder.normalize(value).ty, "shape", None)
+    return None if not hasattr(shape, "values") else [number_or_size(size) for size in shape.values]
+
+
+def known_sizes(value: Any) -> tuple[int | None, ...] | None:
+    """The shape of a tensor, None for each size that is open; None where its axes are not known."""
     shape = getattr(value.ty, "shape", None)
     if shape is None or not hasattr(shape, "values"):
         return None
-    try:
-        return tuple(int(size) for size in shape.values)
-    except TypeError:
-        return None
+    sizes = map(number_or_size, shape.values)
+    return tuple(size if isinstance(size, int) else None for size in sizes)
+
+
+def static_shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor whose sizes are all known."""
+    sizes = known_sizes(value)
+    return None if sizes is None or None in sizes else sizes  # type: ignore[return-value]
 
 
 def operator_of(expression: Any) -> str:

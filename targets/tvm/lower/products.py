@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from graphopt.targets.tvm.lower import compute
-from graphopt.targets.tvm.lower.compute import Array, Window
+from graphopt.targets.tvm.lower.compute import OPEN_LENGTH, Array, Window
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
 
 _WEIGHTS_THAT_STAY = 1 << 17
@@ -23,13 +22,13 @@ class Product:
     """A Conv, MatMul or Gemm of float32; a pointwise Conv is a MatMul.
 
     Attributes:
-        data: Shape of the data, channels last.
+        data: Shape of the data, channels last; None for a size that is open.
         weight: Shape of the weights, [outputs, inputs / groups, height, width] or [inputs, outputs].
         window: Of a convolution; None of a product of matrices.
         integer: Whether data are uint8, weights int8, and sums int32.
     """
 
-    data: tuple[int, ...]
+    data: tuple[int | None, ...]
     weight: tuple[int, ...]
     window: Window | None = None
     integer: bool = False
@@ -37,7 +36,8 @@ class Product:
     @property
     def key(self) -> str:
         """What it is known by in a database of tuned kernels."""
-        sizes = f"{'x'.join(map(str, self.data))} by {'x'.join(map(str, self.weight))}"
+        data = ("?" if size is None else str(size) for size in self.data)
+        sizes = f"{'x'.join(data)} by {'x'.join(map(str, self.weight))}"
         kind = "integer " if self.integer else ""
         if self.window is None:
             return f"{kind}product {sizes}"
@@ -46,22 +46,32 @@ class Product:
         return f"{kind}convolution {sizes} {','.join(map(str, numbers))} {window.form}"
 
     @property
+    def is_open(self) -> bool:
+        """Whether a size is not known: such a product cannot be measured by itself."""
+        return None in self.data
+
+    @property
     def operations(self) -> int:
-        """Multiplications and additions."""
+        """Multiplications and additions, of one element along axes that are open."""
+        data = [size or 1 for size in self.data]
         if self.window is None:
-            return 2 * int(np.prod(self.data)) * self.weight[1]
-        high, wide = self.window.output(self.data, self.weight[2:])  # type: ignore[arg-type]
-        return 2 * self.data[0] * high * wide * int(np.prod(self.weight))
+            return 2 * math.prod(data) * self.weight[1]
+        high, wide = self.window.output(data, self.weight[2:])  # type: ignore[arg-type]
+        return int(2 * data[0] * high * wide * math.prod(self.weight))
 
     def tiles(self, vectors: Vectors) -> list[Tile]:
         """All that it can be computed in, the most promising first."""
+        runs_on = self.window is None and self.data[-2] is not None
         if self.window is None:
-            lines, length, channels = int(np.prod(self.data[:-2])), self.data[-2], self.weight[1]
+            # Lines are joined as far as their number is known.
+            known = itertools.takewhile(lambda size: size is not None, reversed(self.data[:-2]))
+            lines, length, channels = math.prod(known), self.data[-2] or OPEN_LENGTH, self.weight[1]  # type: ignore[arg-type]
         else:
-            lines, length = self.window.output(self.data, self.weight[2:])  # type: ignore[arg-type]
+            data = [size or OPEN_LENGTH * self.window.strides[1] for size in self.data]
+            lines, length = self.window.output(data, self.weight[2:])  # type: ignore[arg-type]
             channels = self.weight[0] // self.window.groups
         found = []
-        for tile in tiles_of(lines, length, channels, vectors, runs_on=self.window is None):
+        for tile in tiles_of(lines, length, channels, vectors, runs_on=runs_on):
             found.append(tile)
             # With one block of channels there is no order of blocks.
             if channels > tile.width:

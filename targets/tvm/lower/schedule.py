@@ -6,13 +6,24 @@ A function that :func:`scheduled` has no rule for keeps the loops that TVM made:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from graphopt.targets.tvm.adapter import IndexMap, IRModule, Schedule, ScheduleError, tirx
+from graphopt.targets.tvm.adapter import (
+    IndexMap,
+    InternalError,
+    IRModule,
+    Schedule,
+    ScheduleError,
+    Sequential,
+    s_tir,
+    structural_equal,
+    tirx,
+)
 from graphopt.targets.tvm.lower.compute import (
     CHANNELS_INSIDE,
     DEPTHWISE,
+    IN_TILES,
     INTEGER_SUMS,
     PADDED,
     ROWS,
@@ -21,6 +32,7 @@ from graphopt.targets.tvm.lower.compute import (
     TAKEN,
     UNPACKED,
     WIDTH,
+    number_or_size,
 )
 from graphopt.targets.tvm.lower.dots import dot_product
 from graphopt.targets.tvm.lower.tiles import Vectors
@@ -28,6 +40,7 @@ from graphopt.targets.tvm.lower.tiles import Vectors
 SCHEDULED = "tirx.is_scheduled"
 """TVM's own mark."""
 _PARALLEL_FROM = 1 << 13
+_OPEN = 64
 """Elements below which starting threads costs more than they save."""
 _MOST_UNROLLED = 64
 _MOST_ROWS = 8
@@ -55,14 +68,56 @@ def each_function(module: IRModule, change: Callable[[str, Any], Any]) -> IRModu
 
 def for_processor(function: Any, vectors: Vectors) -> Any:
     """One loop nest with loops for this processor."""
-    for rule in (_product, _depthwise, _contraction, _rows, _lines):
+    is_open = _is_open(function)
+    for rule in (_product, _product_in_lines, _depthwise, _contraction, _rows, _lines):
         schedule = Schedule(function)
         try:
-            if rule(schedule, vectors):
+            if rule(schedule, vectors) and not (is_open and _keeps_open_room(schedule.mod)):
                 return schedule.mod["main"].with_attr(SCHEDULED, True)
-        except ScheduleError:
+        except (ScheduleError, InternalError, _OpenError):
             continue
     return function
+
+
+def _is_open(function: Any) -> bool:
+    """Whether a tensor that it takes has sizes that are not known."""
+    shapes = [getattr(parameter.ty, "shape", ()) for parameter in function.params]
+    return any(not isinstance(size, tirx.IntImm) for shape in shapes for size in shape)
+
+
+def _keeps_open_room(module: IRModule) -> bool:
+    """Whether the sums of a tile would lie in room of a size that is not known.
+
+    What TVM finds for it may be too small.
+    """
+    passes = (
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+    )
+    return any(
+        not isinstance(size, tirx.IntImm)
+        for statement in _statements(Sequential(passes)(module)["main"].body)
+        for buffer in getattr(statement, "alloc_buffers", None) or ()
+        if buffer.scope() == "local"
+        for size in buffer.shape
+    )
+
+
+def _statements(statement: Any) -> Iterator[Any]:
+    """It and all inside."""
+    yield statement
+    for name in ("body", "block", "init", "then_case", "else_case"):
+        inside = getattr(statement, name, None)
+        if inside is not None:
+            yield from _statements(inside)
+    for inside in getattr(statement, "seq", None) or ():
+        yield from _statements(inside)
+
+
+class _OpenError(Exception):
+    """TVM cannot tell how long a loop is that is to have a few turns: sizes that are open are divided too often."""
 
 
 def _blocks(schedule: Any) -> list[Any]:
@@ -83,6 +138,17 @@ def _extent(schedule: Any, loop: Any) -> int:
     return int(extent) if isinstance(extent, tirx.IntImm) else 0
 
 
+def _is_large(extents: Sequence[int]) -> bool:
+    """Whether so many elements are worth starting threads; what is not known counts as some."""
+    return math.prod(extent or _OPEN for extent in extents) >= _PARALLEL_FROM
+
+
+def _are_alike(schedule: Any, loops: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether loops are as long as others, one by one."""
+    pairs = zip(loops, others, strict=True)
+    return all(structural_equal(*(schedule.get(loop).extent for loop in pair)) for pair in pairs)
+
+
 def _find(schedule: Any, prefix: str) -> Any | None:
     return next((block for block in _blocks(schedule) if _name(schedule, block).startswith(prefix)), None)
 
@@ -99,14 +165,19 @@ def _inline(schedule: Any, keep: tuple[Any, ...]) -> Any:
     return blocks[-1]
 
 
-def _product(schedule: Any, vectors: Vectors) -> bool:
+def _product_in_lines(schedule: Any, vectors: Vectors) -> bool:
+    """As :func:`_product`, with a loop for the tiles of a line alone."""
+    return _product(schedule, vectors, in_lines=True)
+
+
+def _product(schedule: Any, vectors: Vectors, *, in_lines: bool = False) -> bool:
     """Packed sums of a convolution or a product, with what follows them computed tile by tile."""
     sums = _find(schedule, SUMS) or _find(schedule, INTEGER_SUMS)
     if sums is None:
         return False
     is_integer = _name(schedule, sums).startswith(INTEGER_SUMS)
     about = schedule.get(sums).annotations
-    rows, runs_on = int(about[ROWS]), bool(int(about[RUNS_ON]))
+    runs_on = bool(int(about[RUNS_ON]))
     # Groups that do not fill whole blocks are unpacked with what fills them up, and taken out of it at the end.
     has_gaps = _find(schedule, TAKEN) is not None
     unpacked = _find(schedule, UNPACKED)
@@ -123,12 +194,17 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     (*positions, block, lane), reduced = loops[:kept], loops[kept:]
     fours = [reduced.pop()] if is_integer else []
     reduced = _channels_inside(reduced)
-    far, near = schedule.split(positions[-1], [None, rows])
-    places = [*positions[:-1], far]
-    in_order = [*places, block] if int(about[CHANNELS_INSIDE]) else [block, *places]
-    schedule.reorder(*in_order, *reduced, near, lane, *fours)
-    shared = schedule.fuse(*in_order)
-    schedule.parallel(shared)
+    before, far, near = _tiles_of_lines(schedule, positions, about)
+    channels_inside = bool(int(about[CHANNELS_INSIDE]))
+    if in_lines:
+        outer, shared = _lines_of_tiles(schedule, before, far, block, channels_inside)
+        schedule.reorder(*outer, *reduced, near, lane, *fours)
+    else:
+        places = [*before, far]
+        in_order = [*places, block] if channels_inside else [block, *places]
+        schedule.reorder(*in_order, *reduced, near, lane, *fours)
+        shared = schedule.fuse(*in_order)
+        schedule.parallel(shared)
     if parts is None:
         held = schedule.cache_write(sums, 0, "local")
         schedule.reverse_compute_at(held, shared)
@@ -158,6 +234,49 @@ def _product(schedule: Any, vectors: Vectors) -> bool:
     _write(schedule, last, vectors)
     _pad(schedule, vectors)
     return True
+
+
+def _tiles_of_lines(schedule: Any, positions: list[Any], about: Any) -> tuple[list[Any], Any, Any]:
+    """The loops over lines, over the tiles of a line, and over the positions of a tile."""
+    if int(about[IN_TILES]):
+        *before, far, near = positions
+        return before, far, near
+    *before, line = positions
+    far, near = schedule.split(line, [None, int(about[ROWS])])
+    return before, far, near
+
+
+def _lines_of_tiles(
+    schedule: Any, before: list[Any], far: Any, block: Any, channels_inside: bool
+) -> tuple[list[Any], Any]:
+    """The loops around tiles in order, and the last of them; lines over the cores, or tiles where lines may be one.
+
+    Loops are made one only where their number can be divided again by numbers.
+    """
+    if len(before) < 2:
+        outer = [far, *before, block]
+        schedule.reorder(*outer)
+        schedule.parallel(far)
+    else:
+        schedule.reorder(*before)
+        lines = _over_cores(schedule, before)
+        outer = [*lines, *([far, block] if channels_inside else [block, far])]
+        schedule.reorder(*outer)
+    return outer, outer[-1]
+
+
+def _over_cores(schedule: Any, loops: Sequence[Any], *, is_large: bool = True) -> list[Any]:
+    """Outer loops that share their turns out; as one where their number can be divided again by numbers."""
+    if all(_extent(schedule, loop) for loop in loops[1:]):
+        whole = schedule.fuse(*loops)
+        if is_large:
+            schedule.parallel(whole)
+        return [whole]
+    if is_large:
+        # The first may have one turn only, as a batch.
+        later = next((loop for loop in loops[1:] if _extent(schedule, loop) != 1), loops[0])
+        schedule.parallel(loops[0] if _extent(schedule, loops[0]) >= _MOST_ROWS else later)
+    return list(loops)
 
 
 def _add_up_bytes(schedule: Any, sums: Any, row: Any, lane: Any, reduced: Any, vectors: Vectors) -> None:
@@ -193,7 +312,12 @@ def _channels_inside(reduced: list[Any]) -> list[Any]:
 def _keep_in_registers(schedule: Any, block: Any, vectors: Vectors, reduced: Any = None) -> None:
     """The two innermost loops of a block, rows and lanes, without a loop; so are its zeros before ``reduced``."""
     *_, row, line = schedule.get_loops(block)
-    schedule.unroll(row)
+    about = schedule.get(row)
+    # With a tile of one row there is no such loop inside.
+    if about.kind == tirx.ForKind.SERIAL:
+        if not _extent(schedule, row):
+            raise _OpenError
+        schedule.unroll(row)
     _vectorize(schedule, line, vectors)
     if reduced is not None:
         _keep_in_registers(schedule, schedule.decompose_reduction(block, reduced), vectors)
@@ -220,9 +344,11 @@ def _in_parts(schedule: Any, sums: Any, count: int) -> Any | None:
 def _join_lines(schedule: Any, sums: Any, last: Any) -> None:
     """Count positions through, so that a tile may lie on two lines: [..., lines, length, ...] to [..., length, ...]."""
     behind = 2
-    lengths = [int(size) for size in schedule.get(sums).writes[0].source.shape][:-behind]
-    # TVM's maps of indices have no place for what has one value.
-    before = next((place for place, size in enumerate(lengths) if size > 1), len(lengths))
+    sizes = [number_or_size(size) for size in schedule.get(sums).writes[0].source.shape][:-behind]
+    lengths = [size if isinstance(size, int) else 0 for size in sizes]
+    # Those behind the last one that is open; and TVM's maps of indices have no place for what has one value.
+    known = len(lengths) - lengths[::-1].index(0) if 0 in lengths else 0
+    before = next((place for place in range(known, len(lengths)) if lengths[place] > 1), len(lengths))
     lengths = lengths[before:]
     if len(lengths) < 2:
         return
@@ -252,12 +378,11 @@ def _depthwise(schedule: Any, vectors: Vectors) -> bool:
         return False
     about = schedule.get(sums).annotations
     last = _inline(schedule, (sums,))
-    batch, y, x, channel, ky, kx = schedule.get_loops(sums)
-    far, near = schedule.split(x, [None, int(about[ROWS])])
+    *positions, channel, ky, kx = schedule.get_loops(sums)
+    (batch, y), far, near = _tiles_of_lines(schedule, positions, about)
     block, lane = schedule.split(channel, [None, int(about[WIDTH])])
     schedule.reorder(batch, y, far, block, ky, kx, near, lane)
-    shared = schedule.fuse(batch, y, far)
-    schedule.parallel(shared)
+    _over_cores(schedule, (batch, y, far))
     held = schedule.cache_write(sums, 0, "local")
     schedule.reverse_compute_at(held, block)
     schedule.reverse_compute_at(last, block)
@@ -277,21 +402,21 @@ def _contraction(schedule: Any, vectors: Vectors) -> bool:
         return False
     (sums,) = heavy
     loops = schedule.get_loops(sums)
-    extents = [_extent(schedule, loop) for loop in loops]
-    if len(loops) < 3 or not all(extents) or len(schedule.get(sums).reads) != 2:
+    if len(loops) < 3 or len(schedule.get(sums).reads) != 2:
         return False
-    *_, rows, columns, _ = extents
+    rows, columns, length = (_extent(schedule, loop) for loop in loops[-3:])
+    if not columns or not length:
+        return False
     width = next((wide * vectors.lanes for wide in (2, 1) if columns % (wide * vectors.lanes) == 0), 0)
     if not width:
         return False
     last = _inline(schedule, (sums,))
-    tall = max(size for size in range(1, _MOST_ROWS + 1) if rows % size == 0)
+    tall = max(size for size in range(1, _MOST_ROWS + 1) if rows % size == 0) if rows else 1
     *batch, row, column, element = schedule.get_loops(sums)
     down, near = schedule.split(row, [None, tall])
     across, lane = schedule.split(column, [None, width])
     schedule.reorder(*batch, down, across, element, near, lane)
-    shared = schedule.fuse(*batch, down)
-    schedule.parallel(shared)
+    _over_cores(schedule, (*batch, down))
     held = schedule.cache_write(sums, 0, "local")
     schedule.reverse_compute_at(held, across)
     if _name(schedule, last) != _name(schedule, sums):
@@ -309,27 +434,23 @@ def _rows(schedule: Any, vectors: Vectors) -> bool:
     loops = schedule.get_loops(last)
     extents = [_extent(schedule, loop) for loop in loops]
     reducing = [block for block in before if not _is_spatial(schedule, block)]
-    if not reducing or len(loops) < 2 or not all(extents) or extents[-1] < 2:
-        return False
-    if not _is_spatial(schedule, last):
+    if not reducing or len(loops) < 2 or extents[-1] == 1 or not _is_spatial(schedule, last):
         return False
     made = []
     for block in before:
-        sizes = [_extent(schedule, loop) for loop in schedule.get_loops(block)]
-        if not _follows(sizes, extents[:-1]):
+        own = schedule.get_loops(block)
+        if len(own) != len(loops) or not _are_alike(schedule, own[:-1], loops[:-1]):
             return False
         if block in reducing:
             count = _reduced(schedule, block)
             if count != 1 or not _reads_along(schedule, block, 1):
                 return False
-            width = _parts(sizes[-1], vectors)
+            width = _parts(_extent(schedule, own[-1]), vectors)
             if width > 1:
-                _, near = schedule.split(schedule.get_loops(block)[-1], [None, width])
+                _, near = schedule.split(own[-1], [None, width])
                 made.append(schedule.rfactor(near, len(schedule.get(block).writes[0].source.shape)))
         made.append(block)
-    shared = schedule.fuse(*schedule.get_loops(last)[:-1])
-    if math.prod(extents) >= _PARALLEL_FROM:
-        schedule.parallel(shared)
+    *_, shared = _over_cores(schedule, schedule.get_loops(last)[:-1], is_large=_is_large(extents))
     for block in reversed(made):
         schedule.compute_at(block, shared)
     for block in (*made, last):
@@ -344,11 +465,6 @@ def _rows(schedule: Any, vectors: Vectors) -> bool:
             first = schedule.decompose_reduction(block, far)
             _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
     return True
-
-
-def _follows(sizes: list[int], outer: list[int]) -> bool:
-    """Whether loops have these outer ones and one more."""
-    return len(sizes) == len(outer) + 1 and all(sizes) and sizes[: len(outer)] == outer
 
 
 def _lines(schedule: Any, vectors: Vectors) -> bool:
@@ -372,7 +488,9 @@ def _inline_pairs(schedule: Any) -> None:
 
 def _parts(length: int, vectors: Vectors) -> int:
     """In how many sums a line is reduced, element by element in turns; one where it cannot be divided."""
-    # A factor that does not divide would need a condition, with which TVM makes parts that are wrong.
+    # A factor that does not divide, or may not, would need a condition, with which TVM makes parts that are wrong.
+    if not length:
+        return 1
     width = max((size for size in range(2, _MOST_PARTS + 1) if length % size == 0), default=1)
     width = vectors.lanes if length % vectors.lanes == 0 else width
     return width if length >= 2 * width else 1
@@ -382,13 +500,13 @@ def _spread(schedule: Any, block: Any, vectors: Vectors) -> None:
     """A block that reduces nothing."""
     loops = schedule.get_loops(block)
     extents = [_extent(schedule, loop) for loop in loops]
-    if not loops or not all(extents):
+    if not loops:
         return
     if len(loops) == 1:
-        loops = schedule.split(loops[0], [None, min(extents[0], _PIECE * vectors.lanes)])
-    outer, inner = schedule.fuse(*loops[:-1]), loops[-1]
-    if math.prod(extents) >= _PARALLEL_FROM:
-        schedule.parallel(outer)
+        piece = _PIECE * vectors.lanes
+        loops = schedule.split(loops[0], [None, min(extents[0] or piece, piece)])
+    *outer, inner = loops
+    _over_cores(schedule, outer, is_large=_is_large(extents))
     if not _has_predicate(schedule, block):
         _vectorize(schedule, inner, vectors)
 
@@ -399,19 +517,17 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
     loops = schedule.get_loops(block)
     extents = [_extent(schedule, loop) for loop in loops]
     reduces = [var.iter_type == tirx.IterVar.CommReduce for var in schedule.get(block).iter_vars]
-    if not all(extents) or len(loops) <= count or not all(reduces[-count:]):
+    if len(loops) <= count or not all(reduces[-count:]):
         return
     spatial, reduced = loops[:-count], loops[-count:]
-    is_large = math.prod(extents) >= _PARALLEL_FROM
+    is_large = _is_large(extents)
     length = math.prod(extents[-count:])
     width = _parts(length, vectors)
     if width > 1 and _reads_along(schedule, block, count):
-        outer = schedule.fuse(*spatial)
         # Besides being faster, sums of parts are more exact than one long sum.
         far, near = schedule.split(schedule.fuse(*reduced), [None, width])
         parts = schedule.rfactor(near, len(schedule.get(block).writes[0].source.shape))
-        if is_large:
-            schedule.parallel(outer)
+        *_, outer = _over_cores(schedule, spatial, is_large=is_large)
         schedule.compute_at(parts, outer)
         *_, lane, far = schedule.get_loops(parts)
         schedule.reorder(far, lane)
@@ -420,12 +536,10 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
         _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
         return
     inner = None
-    if len(spatial) > 1 and extents[len(spatial) - 1] > 1:
+    if len(spatial) > 1 and extents[len(spatial) - 1] != 1:
         inner = spatial.pop()
         schedule.reorder(*spatial, *reduced, inner)
-    outer = schedule.fuse(*spatial)
-    if is_large:
-        schedule.parallel(outer)
+    _over_cores(schedule, spatial, is_large=is_large)
     if inner is not None:
         _vectorize(schedule, inner, vectors)
         first = schedule.decompose_reduction(block, reduced[0])
@@ -467,6 +581,7 @@ def _vectorize(schedule: Any, loop: Any, vectors: Vectors) -> None:
     """In whole vectors, or not at all."""
     extent = _extent(schedule, loop)
     if extent < 2 or extent & (extent - 1):
+        # LLVM makes vectors of the lines whose length is not known.
         whole = _lanes_of(extent, vectors)
         if not whole or extent == whole:
             return

@@ -8,6 +8,7 @@ numbers is spread over a vector. What is computed in vain at the edges counts ag
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 _SPARE = 8
 """Registers for what is multiplied: with fewer the sums are spilled (seen with 28 sums of 32 registers)."""
@@ -88,6 +89,6 @@ def depthwise_tile(length: int, channels: int, vectors: Vectors) -> Tile:
     return Tile(rows, lanes)
 
 
-def round_up(size: int, step: int) -> int:
-    """The least multiple of ``step`` that is not smaller."""
-    return -(-size // step) * step
+def round_up(size: Any, step: int) -> Any:
+    """The least multiple of ``step`` that is not smaller; of a number, or of an expression of TVM."""
+    return (size + (step - 1)) // step * step

@@ -154,6 +154,9 @@ def _state(
 ) -> _State:
     tiles = product.tiles(vectors)
     default = tiles[0]
+    if product.is_open:
+        # There is no one size to measure it with.
+        return _State(product, count, default, default, [])
     best = default if record is None or record.tile not in tiles else record.tile
     waiting = [tile for tile in tiles if tile not in (default, best) and (product.key, tile) not in bad]
     if record is None or best != record.tile:
