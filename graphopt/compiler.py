@@ -369,10 +369,10 @@ class Compilation:
         """
         budget = self._budget()
         evaluation = evaluate(captured.original_model, dataset, budget, threads=self.request.threads)
-        if evaluation.original <= 0:
-            report.warnings.append(
-                f"the original scores {evaluation.original:g} by the metric {budget.metric.name!r}: "
-                "are the labels right?"
+        if evaluation.original == 0:
+            raise DataError(
+                f"the original scores 0 by the metric {budget.metric.name!r}: what is lost cannot be told",
+                hint="are the labels right, and a row of them beside each sample (--help: --data)?",
             )
         if not evaluation.tells:
             report.warnings.append(TELLS_NOTHING)
@@ -419,7 +419,8 @@ class Compilation:
             )
         elif not evaluation.held_out:
             report.warnings.append(
-                "too few samples to hold some out: the result is judged on the samples that calibrated it"
+                f"too few samples to hold some out ({len(evaluation.feeds)}; an array of several has one axis more "
+                "than its input): the result is judged on the samples that calibrated it"
             )
         return proposals
 

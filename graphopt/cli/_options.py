@@ -49,7 +49,9 @@ json_option = click.option(
 
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), metavar="FILE|FOLDER",
-    help="Real inputs: a .npz file, or a folder of .npz or .npy files. Made-up inputs without it.",
+    help="Real inputs: a .npz file with an array for each input, by its name, or a folder of such files, or of .npy "
+    "files named after the inputs. An array of several samples has one axis more than its input. Made-up inputs "
+    "without it.",
 )  # fmt: skip
 
 seed_option = click.option(

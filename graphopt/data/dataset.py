@@ -167,21 +167,24 @@ class Dataset:
         names = {spec.name for spec in self._specs}
         inputs = {name: array for name, array in raw.items() if name in names}
         # Where nothing fits, the usual message names what does.
-        rows = load.count_rows(inputs or raw, self._specs, origin)
         labels = {name: np.asarray(array) for name, array in raw.items() if name not in names}
-        if rows is None:
+        stack = load.stack_of(inputs or raw, labels, self._specs, origin)
+        if stack is None:
             yield origin, raw
             return
         for name, array in labels.items():
-            if array.ndim == 0 or len(array) != rows:
+            if array.ndim == 0 or len(array) != stack.rows:
                 raise DataError(
                     f"{origin}: {name!r} is no input of the model, and as a label it has not one row for each of the "
-                    f"{rows} samples",
+                    f"{stack.rows} samples",
                     hint="the inputs are " + ", ".join(sorted(names)),
                 )
-        arrays = {**inputs, **labels}
-        for index in range(rows):
-            yield f"{origin}, row {index}", {name: array[index] for name, array in arrays.items()}
+        for index in range(stack.rows):
+            feeds = {name: stack.row(array, index) for name, array in inputs.items()}
+            yield (
+                f"{origin}, row {index}",
+                {**feeds, **{name: array[index] for name, array in labels.items()}},
+            )
 
     def _checked(self, entry: Mapping[str, Any], origin: str) -> Sample:
         names = {spec.name for spec in self._specs}

@@ -3,7 +3,8 @@
 Accepted forms:
 
 - ``data.npz``: one array for each input, by name. An array with one more dimension than the input holds one
-  sample for each index of its first axis; otherwise all arrays together are one sample.
+  sample for each index of its first axis. So do batches of several rows where the model takes one row at a time, or
+  where every label beside the inputs has a row for each. Otherwise all arrays together are one sample.
 - a folder of ``.npz`` files: each as above, in the order of their names;
 - a folder of ``.npy`` files named after the inputs (``x.npy``, ``mask.npy``): as one ``.npz``;
 - a folder of folders of such ``.npy`` files: each inner folder as one sample;
@@ -17,6 +18,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -54,11 +56,23 @@ def samples(
     count = 0
     for origin, raw in entries(source):
         check_fixed(raw, fixed, origin)
-        for feeds in split(_without_labels(raw, specs), specs, origin):
+        for feeds in _split(raw, specs, origin):
             count += 1
             yield check_feeds(feeds, specs, optional=optional, origin=origin)
     if count == 0:
         raise DataError("the data hold no sample", hint="give at least one array for each input of the model")
+
+
+def _split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> Iterator[Mapping[str, Any]]:
+    """The samples that an entry holds, one by one, without labels."""
+    inputs = _without_labels(raw, specs)
+    labels = {name: array for name, array in raw.items() if name not in inputs}
+    stack = stack_of(inputs, labels, specs, origin)
+    if stack is None:
+        yield inputs
+        return
+    for index in range(stack.rows):
+        yield {name: stack.row(array, index) for name, array in inputs.items()}
 
 
 def _without_labels(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> Mapping[str, Any]:
@@ -175,42 +189,64 @@ def _read_npy(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {what}", hint="save it again with numpy.save") from error
 
 
-def split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> Iterator[Mapping[str, Any]]:
-    """The samples that an entry holds, one by one.
+@dataclass(frozen=True)
+class Stack:
+    """How the samples of an entry lie in its arrays.
 
-    Raises:
-        DataError, UnknownNameError: As :func:`count_rows`.
+    Attributes:
+        rows: How many there are.
+        keeps_axis: Whether each is a batch of one, cut out of the first axis that the inputs have anyway.
     """
-    rows = count_rows(raw, specs, origin)
-    if rows is None:
-        yield raw
-        return
-    for index in range(rows):
-        yield {name: array[index] for name, array in raw.items()}
+
+    rows: int
+    keeps_axis: bool = False
+
+    def row(self, array: Any, index: int) -> Any:
+        """One sample's part of an input."""
+        return np.asarray(array[index])[None] if self.keeps_axis else array[index]
 
 
-def count_rows(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -> int | None:
-    """How many samples are stacked in an entry; None where it is one sample, not stacked.
+def stack_of(
+    inputs: Mapping[str, Any], labels: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str
+) -> Stack | None:
+    """How the samples of an entry are stacked; None where it is one sample.
+
+    Args:
+        labels: What lies beside the inputs. Where each has a row for each row of a batch, the rows are the samples.
 
     Raises:
         UnknownNameError: An array is no input.
         DataError: The arrays hold different numbers of samples.
     """
-    ranks = {spec.name: None if spec.dims is None else len(spec.dims) for spec in specs}
-    for name in raw:
-        if name not in ranks:
-            raise UnknownNameError("input", name, ranks, hint=f"found in {origin}")
-    stacked = [
-        name
-        for name, array in raw.items()
-        if ranks[name] is not None and np.ndim(array) == (ranks[name] or 0) + 1
-    ]
-    if not stacked or len(stacked) != len(raw):
+    known = {spec.name: spec.dims for spec in specs}
+    for name in inputs:
+        if name not in known:
+            in_folder = "; files are named after inputs, and several samples are a folder for each"
+            raise UnknownNameError(
+                "input", name, known, hint=f"found in {origin}{in_folder if Path(origin).is_dir() else ''}"
+            )
+    shapes = {name: (np.shape(array), known[name]) for name, array in inputs.items()}
+    more = [dims is not None and len(shape) == len(dims) + 1 for shape, dims in shapes.values()]
+    if more and all(more):
+        lengths = {name: shape[0] for name, (shape, _) in shapes.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(
+                f"{origin}: the inputs have different numbers of samples: {lengths}",
+                hint="stack the same number of samples for each input",
+            )
+        return Stack(next(iter(lengths.values())))
+    return _batch_of(list(shapes.values()), [np.shape(array) for array in labels.values()])
+
+
+def _batch_of(
+    inputs: list[tuple[tuple[int, ...], tuple[int | str | None, ...] | None]], labels: list[tuple[int, ...]]
+) -> Stack | None:
+    """Batches whose rows can only be meant as samples: the model takes one at a time, or each row has labels."""
+    if not inputs or any(not dims or len(shape) != len(dims) for shape, dims in inputs):
         return None
-    lengths = {name: len(raw[name]) for name in stacked}
-    if len(set(lengths.values())) != 1:
-        raise DataError(
-            f"{origin}: the inputs have different numbers of samples: {lengths}",
-            hint="stack the same number of samples for each input",
-        )
-    return next(iter(lengths.values()))
+    lengths, sizes = {shape[0] for shape, _ in inputs}, [dims[0] for _, dims in inputs if dims]
+    if len(lengths) != 1 or any(isinstance(size, int) and size != 1 for size in sizes):
+        return None
+    (rows,) = lengths
+    is_labelled = bool(labels) and all(shape[:1] == (rows,) for shape in labels)
+    return Stack(rows, keeps_axis=True) if rows > 1 and (1 in sizes or is_labelled) else None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphopt.data import load
 from graphopt.data import rows as rows_module
 from graphopt.data.dataset import Dataset
 from graphopt.data.functions import load_function
@@ -218,3 +219,55 @@ def test_functions_by_name(tmp_path: Path) -> None:
     file.write_text("1 / 0")
     with pytest.raises(UsageError, match="cannot be loaded: ZeroDivisionError"):
         load_function(f"{file}:double", "transform")
+
+
+ONE = (TensorSpec("x", "float", (1, 3)), TensorSpec("y", "float", ("n", 2)))
+OPEN = (TensorSpec("x", "float", ("n", 3)),)
+BATCH = {"x": np.arange(15, dtype=np.float32).reshape(5, 3)}
+LABEL = {"label": np.arange(5)}
+
+
+@pytest.mark.parametrize(
+    ("specs", "data", "samples"),
+    [
+        (ONE, {**BATCH, "y": np.zeros((5, 2), np.float32)}, 5),
+        (OPEN, {**BATCH, **LABEL}, 5),
+        (OPEN, {**BATCH, **LABEL, "weight": np.zeros((5, 7))}, 5),
+        (OPEN, BATCH, 1),
+        (OPEN, {**BATCH, "label": np.arange(4)}, 1),
+        (OPEN, {**BATCH, **LABEL, "sum": np.array(3)}, 1),
+        ((TensorSpec("x", "float", (5, 3)),), {**BATCH, **LABEL}, 1),
+        (OPEN, {"x": BATCH["x"][:, None], **LABEL}, 5),
+    ],
+)
+def test_a_batch_is_several_samples_where_nothing_else_can_be_meant(
+    specs: tuple[TensorSpec, ...], data: dict[str, Any], samples: int, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", **data)
+    for source in (data, tmp_path / "data.npz"):
+        found = list(Dataset(source, specs))
+        assert len(found) == samples
+        if samples > 1:
+            for index, sample in enumerate(found):
+                np.testing.assert_array_equal(sample.feeds["x"], BATCH["x"][index : index + 1])
+                assert sample.labels.get("label", index) == index
+        # Without lossy passes the same samples are seen.
+        taken = list(load.samples(source, specs))
+        for feeds, sample in zip(taken, found, strict=True):
+            assert feeds.keys() == sample.feeds.keys()
+            for name, array in feeds.items():
+                np.testing.assert_array_equal(array, sample.feeds[name])
+
+
+def test_rows_of_a_large_batch_are_samples_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "LARGE", 8)
+    np.savez(tmp_path / "data.npz", **BATCH, **LABEL)
+    found = [sample.feeds["x"] for sample in Dataset(tmp_path / "data.npz", OPEN)]
+    np.testing.assert_array_equal(np.concatenate(found), BATCH["x"])
+
+
+def test_files_that_are_not_named_after_inputs_say_how_samples_lie(tmp_path: Path) -> None:
+    np.save(tmp_path / "000.npy", BATCH["x"])
+    with pytest.raises(UnknownNameError) as error:
+        list(Dataset(tmp_path, OPEN))
+    assert "files are named after inputs, and several samples are a folder for each" in str(error.value.hint)
