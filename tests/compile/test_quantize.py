@@ -311,7 +311,9 @@ def test_a_metric_that_ends_the_program_or_scores_nothing_is_said(net: Path) -> 
 
     with pytest.raises(UsageError, match="the metric 'ends' fails: SystemExit: 3"):
         graphopt.compile(net, data=samples(8), metric=ends, **QUICK)
-    with pytest.raises(DataError, match="the original scores 0 by the metric .*: what is lost cannot be told"):
+    with pytest.raises(
+        DataError, match="the original scores 0 by the metric .*: what is lost cannot be told"
+    ):
         graphopt.compile(net, data=samples(8), metric=lambda outputs: 0.0, **QUICK)
 
 

@@ -320,3 +320,24 @@ def test_tiles_fit_the_registers_and_divide_where_they_run_on() -> None:
                     assert runs_on and lines * length % tile.rows == 0
                 else:
                     assert tile.rows <= length
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((1, 12, 80, 96), (1, 2)), ((2, 40, 41, 17), (1, 2)), ((3, 960, 64), (1,)), ((2, 997, 8), (1,))]
+)  # fmt: skip
+def test_sums_over_an_image_are_as_exact_as_sums_of_parts(
+    shape: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
+    """Numbers of one sign: the error of one sum after the other grows with their count."""
+    data = (1 + 0.2 * RNG.standard_normal(shape)).astype(np.float32)
+    wanted = data.astype(np.float64).sum(axis=axes)
+    made = computed(partial(adapter.topi.sum, axis=axes), data, vectors=WIDE)
+    error = float(np.abs(made / wanted - 1).max())
+    assert error < (3e-7 if shape[1] != 997 else 3e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 40, 16), (2, 3, 300, 5)])
+def test_maxima_over_an_image(shape: tuple[int, ...]) -> None:
+    data = RNG.standard_normal(shape).astype(np.float32)
+    made = computed(partial(adapter.topi.max, axis=(1, 2)), data, vectors=WIDE)
+    np.testing.assert_array_equal(made, data.max(axis=(1, 2)))

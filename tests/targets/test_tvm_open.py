@@ -275,3 +275,23 @@ def test_recurrent_layers_of_an_open_number_of_steps_say_what_fixes_it(tmp_path:
         TargetError, match="GRU .*the number of its steps, or of its rows, is open .--input-shape"
     ):
         compiled(model, tmp_path)
+
+
+def test_slices_that_end_beyond_any_axis(tmp_path: Path) -> None:
+    """As exporters of TensorFlow and PyTorch say "to the end"."""
+    check(
+        """g (float[N,6,S] x) => (float[N,5,P] y)
+        <int64[3] starts = {0, 1, 2}, int64[3] ends = {1000000000, 6, 9223372036854775807}, int64[3] axes = {0, 1, 2}> {
+        a = Slice(x, starts, ends, axes) b = Conv(a, w) y = Relu(b) }""",
+        (1, 6, 9), (3, 6, 20), folder=tmp_path, tolerance=3e-6, w=weight(5, 5, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [6906, 18385, 997, 1009 * 3])
+def test_softmax_over_lengths_that_nothing_divides(tmp_path: Path, length: int) -> None:
+    """Sums of exponentials in parts: one after the other they are off by as many roundings as there are."""
+    model = model_from_text(f"g (float[N,{length}] x) => (float[N,{length}] y) {{ y = Softmax<axis=-1>(x) }}")
+    x = RNG.standard_normal((3, length)).astype(np.float32)
+    powers = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
+    made = compiled(model, tmp_path).run({"x": x})["y"]
+    assert float(np.abs(made / (powers / powers.sum(axis=1, keepdims=True)) - 1).max()) < 1e-6

@@ -111,7 +111,8 @@ class _Line:
     @property
     def columns(self) -> Any:
         """Positions that are computed."""
-        return round_up(self.length, self.rows)
+        tiles, *_ = self.axes
+        return tiles * self.rows if self.is_open else tiles
 
     @property
     def axes(self) -> tuple[Any, ...]:
@@ -119,7 +120,7 @@ class _Line:
         if self.is_open:
             # Written so that TVM sees that the last position lies in the last tile.
             return (self.length - 1) // self.rows + 1, self.rows
-        return (self.columns,)
+        return (round_up(self.length, self.rows),)
 
     def at(self, indices: Sequence[Any]) -> Any:
         """A position, from its places along the axes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, 
 from graphopt.targets.tvm.executable import DEPTHWISE, END_OF_NUMBER, product_of
 from graphopt.targets.tvm.integers import is_depthwise, why_no_convolution
 from graphopt.targets.tvm.lower import compute, quantized
-from graphopt.targets.tvm.lower.compute import Array, Window
+from graphopt.targets.tvm.lower.compute import Array, Window, number_or_size
 from graphopt.targets.tvm.lower.layouts import (
     BROADCAST,
     ChannelsLast,
@@ -27,6 +27,7 @@ from graphopt.targets.tvm.lower.layouts import (
     static_shape,
 )
 from graphopt.targets.tvm.lower.products import Product
+from graphopt.targets.tvm.lower.schedule import parts_of
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, depthwise_tile
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ _PAIRWISE = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minim
 _ON_INTEGERS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 )
+_SOFTMAX = frozenset({"LogSoftmax", "Softmax"})
+_LONGEST_PART = 512
+_NO_AXIS = 10**9
+"""Elements, which no axis has: how exporters say that a slice goes to the end."""
 _WINDOWS = frozenset({"AveragePool", "MaxPool"})
 _BYTES = 256
 _FUSES_EPILOGUE = 4
@@ -114,6 +119,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             made = relax.const(inputs[0].value.numpy().astype(ir.DataType(attrs["to"]).numpy()))
         elif op_name == "IsInf":
             made = _one_infinity(inputs[0], attrs)
+        elif op_name == "Slice":
+            made = self._to_the_end(list(inputs))
         elif op_name in _ON_INTEGERS:
             made = self._on_integers(op_name, list(inputs), attrs)
         elif op_name in _PAIRWISE:
@@ -123,6 +130,40 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         if made is not None:
             return self.bb.normalize(made)
         return super()._convert_operator(op_name, inputs, attrs, opset)
+
+    def _to_the_end(self, inputs: list[Any]) -> Any | None:
+        """A Slice whose end lies beyond an axis of an open size, with that size for the end; None for any other.
+
+        Of the smaller of both TVM would make room for the number, were it the size.
+        """
+        data, *numbers = (*inputs, None, None)[:5]
+        shape: Any = getattr(self.bb.normalize(data).ty, "shape", None)
+        known = [_constant(value) for value in numbers]
+        if (
+            isinstance(data, relax.ShapeExpr)
+            or not hasattr(shape, "values")
+            or known[0] is None
+            or known[1] is None
+        ):
+            return None
+        starts, ends = (array.tolist() for array in known[:2] if array is not None)
+        if any(value is not None and array is None for value, array in zip(numbers, known, strict=True)):
+            return None
+        axes = list(range(len(starts))) if known[2] is None else known[2].tolist()
+        steps = [1] * len(starts) if known[3] is None else known[3].tolist()
+        sizes = [number_or_size(shape.values[axis]) for axis in axes]
+        beyond = [
+            not isinstance(size, int) and end >= _NO_AXIS for size, end in zip(sizes, ends, strict=True)
+        ]
+        if not any(beyond) or any(step != 1 for step in steps) or min(starts) < 0 or min(ends) < 0:
+            return None
+        ends = [size if is_beyond else end for size, end, is_beyond in zip(sizes, ends, beyond, strict=True)]
+        kept = [place for place, start in enumerate(starts) if start or not beyond[place]]
+        if not kept:
+            return data
+        return relax.op.strided_slice(
+            data, *([numbers[place] for place in kept] for numbers in (axes, starts, ends))
+        )
 
     def _axis(self, inputs: Any, attrs: Mapping[str, Any]) -> int:
         axis = int(attrs.get("axis", 0))
@@ -221,12 +262,35 @@ class _Packing(_Importer):
             return super(_Packing, self)._convert_operator(op_name, onnx_input(given), attrs, opset)
 
         self._node = (attrs["tvm_custom"]["name"], op_name)
+        if op_name in _SOFTMAX:
+            made = self._softmax(list(inputs), attrs, convert)
+            if made is not None:
+                return made
         lower = {"Conv": self._conv, "ConvInteger": self._integer_conv}.get(op_name)
         made = None if lower is None else lower(list(inputs), attrs)
         if made is not None:
             return self._layouts.add(made)
         made = self._layouts.convert(op_name, list(inputs), attrs, convert)
         return convert(list(inputs)) if made is None else made
+
+    def _softmax(
+        self, inputs: list[Any], attrs: Mapping[str, Any], convert: Callable[[list[Any]], Any]
+    ) -> Any | None:
+        """Over lines that no good number of parts divides, filled up to one that does; None where it stays.
+
+        Exponentials of minus infinity add nothing to a sum; without parts, the error of a long one is large.
+        """
+        sizes = known_sizes(self.bb.normalize(inputs[0]))
+        if sizes is None or sizes[-1] is None or int(attrs.get("axis", -1)) % len(sizes) != len(sizes) - 1:
+            return None
+        length, rank, dtype = sizes[-1], len(sizes), str(inputs[0].ty.dtype)
+        if length // parts_of(length, self.vectors) < _LONGEST_PART or dtype != "float32":
+            return None
+        more = -length % self.vectors.lanes
+        widths = [0] * (2 * rank - 1) + [more]
+        filled = self.bb.emit(relax.op.nn.pad(inputs[0], widths, "constant", -np.inf))
+        made = self.bb.emit(convert([filled, *inputs[1:]]))
+        return relax.op.strided_slice(made, [rank - 1], [0], [length])
 
     def _on_integers(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
         made = self._integer_matmul(inputs) if op_name == "MatMulInteger" else None

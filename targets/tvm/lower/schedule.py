@@ -86,7 +86,7 @@ def _is_open(function: Any) -> bool:
 
 
 def _keeps_open_room(module: IRModule) -> bool:
-    """Whether the sums of a tile would lie in room of a size that is not known.
+    """Whether sums would lie in room, made inside a loop, of a size that is not known.
 
     What TVM finds for it may be too small.
     """
@@ -98,22 +98,23 @@ def _keeps_open_room(module: IRModule) -> bool:
     )
     return any(
         not isinstance(size, tirx.IntImm)
-        for statement in _statements(Sequential(passes)(module)["main"].body)
+        for statement, is_inside in _statements(Sequential(passes)(module)["main"].body)
         for buffer in getattr(statement, "alloc_buffers", None) or ()
-        if buffer.scope() == "local"
+        if is_inside or buffer.scope() == "local"
         for size in buffer.shape
     )
 
 
-def _statements(statement: Any) -> Iterator[Any]:
-    """It and all inside."""
-    yield statement
+def _statements(statement: Any, is_inside: bool = False) -> Iterator[tuple[Any, bool]]:
+    """It and all that it holds, and whether that is inside a loop."""
+    yield statement, is_inside
+    is_inside = is_inside or isinstance(statement, tirx.For)
     for name in ("body", "block", "init", "then_case", "else_case"):
         inside = getattr(statement, name, None)
         if inside is not None:
-            yield from _statements(inside)
+            yield from _statements(inside, is_inside)
     for inside in getattr(statement, "seq", None) or ():
-        yield from _statements(inside)
+        yield from _statements(inside, is_inside)
 
 
 class _OpenError(Exception):
@@ -445,7 +446,7 @@ def _rows(schedule: Any, vectors: Vectors) -> bool:
             count = _reduced(schedule, block)
             if count != 1 or not _reads_along(schedule, block, 1):
                 return False
-            width = _parts(_extent(schedule, own[-1]), vectors)
+            width = parts_of(_extent(schedule, own[-1]), vectors)
             if width > 1:
                 _, near = schedule.split(own[-1], [None, width])
                 made.append(schedule.rfactor(near, len(schedule.get(block).writes[0].source.shape)))
@@ -486,7 +487,7 @@ def _inline_pairs(schedule: Any) -> None:
             schedule.compute_inline(block)
 
 
-def _parts(length: int, vectors: Vectors) -> int:
+def parts_of(length: int, vectors: Vectors) -> int:
     """In how many sums a line is reduced, element by element in turns; one where it cannot be divided."""
     # A factor that does not divide, or may not, would need a condition, with which TVM makes parts that are wrong.
     if not length:
@@ -522,7 +523,7 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
     spatial, reduced = loops[:-count], loops[-count:]
     is_large = _is_large(extents)
     length = math.prod(extents[-count:])
-    width = _parts(length, vectors)
+    width = parts_of(length, vectors)
     if width > 1 and _reads_along(schedule, block, count):
         # Besides being faster, sums of parts are more exact than one long sum.
         far, near = schedule.split(schedule.fuse(*reduced), [None, width])
@@ -535,6 +536,12 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
         first = schedule.decompose_reduction(parts, far)
         _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
         return
+    parts = _added_up_in_parts(schedule, block, spatial, reduced)
+    if parts is not None:
+        _reduce(schedule, parts, vectors)
+        loops = schedule.get_loops(block)
+        spatial, reduced = loops[:-1], loops[-1:]
+        is_large = _is_large([_extent(schedule, loop) for loop in loops])
     inner = None
     if len(spatial) > 1 and extents[len(spatial) - 1] != 1:
         inner = spatial.pop()
@@ -544,6 +551,26 @@ def _reduce(schedule: Any, block: Any, vectors: Vectors) -> None:
         _vectorize(schedule, inner, vectors)
         first = schedule.decompose_reduction(block, reduced[0])
         _vectorize(schedule, schedule.get_loops(first)[-1], vectors)
+
+
+def _added_up_in_parts(schedule: Any, block: Any, spatial: list[Any], reduced: list[Any]) -> Any | None:
+    """The sums of the lines of an image, of which the block is to be the sum, where one sum would be long.
+
+    Rounding of one long sum goes one way; and an image alone is shared out over the cores by its lines.
+    """
+    if len(spatial) < 2 or _extent(schedule, spatial[-1]) == 1 or len(schedule.get(block).writes) > 1:
+        return None
+    length = math.prod(_extent(schedule, loop) for loop in reduced)
+    shortest = _SHORTEST_SUM if len(reduced) > 1 else _LONGEST_SUM
+    if (length and length < shortest) or any(_extent(schedule, loop) == 1 for loop in reduced):
+        return None
+    first = reduced[0]
+    if len(reduced) == 1:
+        size = max((size for size in range(2, math.isqrt(length) + 1) if length % size == 0), default=0)
+        if not size:
+            return None
+        first, _ = schedule.split(first, [size, None])
+    return schedule.rfactor(first, 0)
 
 
 def _reads_along(schedule: Any, block: Any, count: int) -> bool:
