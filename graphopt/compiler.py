@@ -231,6 +231,7 @@ class Compilation:
                     if len(targets) == 1:
                         raise
                     self._left_out.append(FormTiming(target.name, note=error.message))
+        report.warnings += self._not_available()
         proposals = None
         if lossy and held:
             with self._stage("lossy passes"):
@@ -328,6 +329,11 @@ class Compilation:
             if not any(target is other for other, _ in used)
         ]
         return used
+
+    def _not_available(self) -> list[str]:
+        """Warnings of targets that were asked for by name and cannot be had here; a group takes what there is."""
+        asked = {name.strip() for name in self.request.target.split(",")}
+        return [f"{form.label} was left out: {form.note}" for form in self._left_out if form.label in asked]
 
     def _baseline(self, targets: Sequence[tuple[Target, Probe]]) -> list[tuple[Target, Probe]]:
         """What runs the original to compare with, where the targets cannot: ONNX Runtime on the CPU."""

@@ -75,7 +75,7 @@ class UnknownNameError(UsageError):
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The names that look most like one that nothing answers to; three at most."""
-    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
 
 
 def did_you_mean(names: Sequence[str]) -> str:

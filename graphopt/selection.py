@@ -402,7 +402,11 @@ class Selection:
 
     def _enter(self, timing: Timing) -> None:
         entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
-        entry.milliseconds, entry.speedup = timing.milliseconds, timing.speedup
+        baseline, milliseconds = self.report.baseline, timing.milliseconds
+        if baseline is not None and baseline.milliseconds is not None:
+            # All are told beside one time of the original, which may be another one where it was measured again.
+            milliseconds = baseline.milliseconds / timing.speedup
+        entry.milliseconds, entry.speedup = milliseconds, timing.speedup
         entry.low, entry.high, entry.rounds = timing.low, timing.high, timing.rounds
 
 

@@ -73,9 +73,16 @@ def _only(manifest: Manifest, name: str | None) -> list[dict[str, Any]]:
         UnknownNameError: It holds no such pass.
     """
     found = [record for record in manifest.passes if name in (None, record["name"])]
+    # A rewrite is told of by the passes that hold it.
+    found = found or [record for record in manifest.passes if name in _rewrites_of(record)]
     if name is not None and not found:
-        raise UnknownNameError("pass of this bundle", name, {record["name"] for record in manifest.passes})
+        known = {record["name"] for record in manifest.passes}.union(*map(_rewrites_of, manifest.passes))
+        raise UnknownNameError("pass of this bundle", name, known)
     return found
+
+
+def _rewrites_of(record: Mapping[str, Any]) -> set[str]:
+    return {*record["rewrites"], *(entry["rewrite"] for entry in record["refused"])}
 
 
 # -- why the chosen form won -----------------------------------------------------------------------------------

@@ -229,6 +229,7 @@ def _short(text: str) -> str:
 
 def _show_evidence(facts: dict[str, Any], line: Any) -> None:
     from graphopt.cli._console import milliseconds
+    from graphopt.cli._show import within_budget
     from graphopt.report import NOT_RUN
 
     found = facts["verification"]
@@ -241,7 +242,9 @@ def _show_evidence(facts: dict[str, Any], line: Any) -> None:
         elif found.get("status") != "verified":
             status = f"{found.get('status')} ({inputs})"
         error = ""
-        if found.get("value") is not None:
+        if found.get("budget"):
+            status, error = within_budget(found["budget"]), ""
+        elif found.get("value") is not None:
             error = f": {found['metric']} {found['value']:.1e}, noise floor {found['noise_floor'] or 0:.1e}"
         line("verified", f"{status}{error}")
     report = facts["report"]

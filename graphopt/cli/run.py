@@ -109,6 +109,11 @@ def check_place(output: Path) -> None:
     if output.suffix == ".npz":
         if output.is_dir():
             raise UsageError(f"cannot write {output}: it is a folder", hint="choose another output with -o")
+    elif output.suffix in (".npy", ".json", ".txt", ".zip"):
+        raise UsageError(
+            f"cannot write {output}: several outputs are one .npz file, or a folder of .npy files",
+            hint=f"-o {output.with_suffix('.npz')}",
+        )
     elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(
             f"cannot write {output}: it exists and is no empty folder",

@@ -52,7 +52,7 @@ def remark(entry: Mapping[str, Any]) -> str:
 
 def listing() -> list[dict[str, Any]]:
     """Every target with what its probe says; one that fails carries its error."""
-    from graphopt import catalog, install
+    from graphopt import catalog
 
     entries: list[dict[str, Any]] = []
     for name, origin in catalog.target_names():
@@ -64,9 +64,6 @@ def listing() -> list[dict[str, Any]]:
             entry["error"] = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
         else:
             entry |= {"version": probe.version, "reason": probe.reason}
-            if name == "tvm-cuda":
-                # Its runtime needs the extra tvm alone; who compiles for it needs its own.
-                entry["reason"] = probe.reason.replace(install.command("tvm"), install.command("tvm-cuda"))
             entry |= {"available": probe.available, "runnable": probe.runnable}
         entries.append(entry)
     return entries

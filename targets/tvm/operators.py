@@ -120,9 +120,10 @@ def _resize(node: ir.Node) -> str:
     scales = facts.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if scales is None or not scales.size:
         return ""
+    if len(scales) != len(before):
+        return "TVM takes scales of all axes"
     exact = all(
-        float(scale).is_integer()
-        or (isinstance(old, int) and isinstance(new, int) and new == old * float(scale))
+        float(scale).is_integer() or (old is not None and new == old * float(scale))
         for old, new, scale in zip(before, after, scales, strict=True)
     )
     return "" if exact else "TVM takes the scales from the sizes"

@@ -253,6 +253,10 @@ class TvmCudaTarget(_Compiling, TvmCudaRuntime):
     def probe(self) -> Probe:
         """As for the runtime; code for other GPUs than the one that is here does not run here."""
         found, gpu = super().probe(), first_gpu()
+        if not found.available:
+            # The runtime needs the extra tvm alone; who compiles needs this target's own.
+            reason = found.reason.replace(install.command("tvm"), install.command("tvm-cuda"))
+            return dataclasses.replace(found, reason=reason)
         if gpu is None:
             return found
         if code_for(gpu.capability, (*self.architectures, ptx_of(self.architectures[-1]))) is not None:

@@ -357,7 +357,7 @@ def test_a_full_disk_is_named(fails: Any, model: Path, monkeypatch: pytest.Monke
     fails("compile", "model.onnx", *FAST, code=1, says="No space left on device: /tmp/x")
 
 
-@pytest.mark.parametrize("place", ["no/out.npz", "model.onnx", "folder.npz"])
+@pytest.mark.parametrize("place", ["no/out.npz", "model.onnx", "folder.npz", "out.npy"])
 def test_run_writes_only_where_it_may(fails: Any, model: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "folder.npz").mkdir()
     fails("run", "model.onnx", "-o", place, code=2, says=("cannot write", place))

@@ -55,6 +55,28 @@ def test_why_the_chosen_form_won(cli: Any, bundle: Path) -> None:
     assert "no real data were seen" in shown
 
 
+def test_a_rewrite_is_told_of_by_the_pass_that_holds_it(cli: Any, make: Any, tmp_path: Path) -> None:
+    make(
+        [helper.make_node("Identity", ["x"], ["z"]), helper.make_node("Relu", ["z"], ["y"])],
+        tmp_path / "i.onnx",
+    )
+    assert cli("compile", "i.onnx", "--passes", "fuse", "--tune", "0.1s", "-o", "i.gopt").code == 0
+    whole = cli("explain", "i.gopt", "--json").json["passes"]
+    rewrites = {name for record in whole for name in record["rewrites"]}
+    for name in rewrites:
+        told = cli("explain", "i.gopt", "--pass", name, "--json").json["passes"]
+        assert told and all(name == record["name"] or name in record["rewrites"] for record in told)
+    assert "unknown pass of this bundle" in cli("explain", "i.gopt", "--pass", "nowhere").err
+
+
+def test_inspect_tells_the_budget_of_what_was_judged_by_one(cli: Any, pruned: Path) -> None:
+    report = json.loads((pruned / "manifest.json").read_text())["report"]
+    shown = " ".join(cli("inspect", str(pruned)).out.split())
+    budget = report["verify"]["budget"]
+    assert budget and f"{budget['decibels']:.1f} dB on {budget['samples']} held-out samples" in shown
+    assert "noise floor" not in shown
+
+
 def test_forms_that_lost_say_why(cli: Any, bundle: Path) -> None:
     """Whatever the machine measured: figures are put into the manifest here."""
     manifest = json.loads((bundle / "manifest.json").read_text())

@@ -101,6 +101,17 @@ def test_a_gain_that_no_noise_explains_is_measured_once() -> None:
     assert chosen == "int8" and not bench.rounds
 
 
+def test_milliseconds_are_told_beside_one_time_of_the_original() -> None:
+    """The machine runs at half its speed when a form is measured again: the original is told once, and ratios hold."""
+    _, report, _ = choose(
+        {ORIGINAL: 1.0, "optimized": 1.01, "legalized": 0.9}, {ORIGINAL: 0.5, "optimized": 0.51}, lossy=""
+    )
+    original, optimized, legalized = report.forms[:3]
+    assert original.milliseconds == 0.5**-1
+    for form in (optimized, legalized):
+        assert form.speedup and form.milliseconds == pytest.approx(original.milliseconds / form.speedup)
+
+
 @pytest.mark.parametrize("again", [0.97, 1.01])
 def test_near_a_tie_the_form_is_measured_again_against_the_original(again: float) -> None:
     chosen, report, _ = choose(

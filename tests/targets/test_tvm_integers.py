@@ -314,4 +314,7 @@ def test_quantize_finds_what_is_faster_on_integers(tmp_path: Path) -> None:
     # Every convolution was timed in both forms, each by its own kernel.
     assert len(layers) >= 3 and all(layer["float_ms"] and layer["int8_ms"] for layer in layers)
     assert any(layer["precision"] == "int8" for layer in layers)
-    assert report["verify"]["budget"]["drop"] <= report["verify"]["budget"]["allowed"]
+    # Whether the mix is handed out depends on the machine's other work; that one keeps the budget does not.
+    assert any(point["held"] for point in quantize["details"]["pareto"])
+    budget = report["verify"]["budget"]
+    assert budget is None or budget["drop"] <= budget["allowed"]

@@ -281,7 +281,7 @@ def test_slices_that_end_beyond_any_axis(tmp_path: Path) -> None:
     """As exporters of TensorFlow and PyTorch say "to the end"."""
     check(
         """g (float[N,6,S] x) => (float[N,5,P] y)
-        <int64[3] starts = {0, 1, 2}, int64[3] ends = {1000000000, 6, 9223372036854775807}, int64[3] axes = {0, 1, 2}> {
+        <int64[3] starts = {0, -5, 2}, int64[3] ends = {1000000000, 6, 9223372036854775807}, int64[3] axes = {0, 1, 2}> {
         a = Slice(x, starts, ends, axes) b = Conv(a, w) y = Relu(b) }""",
         (1, 6, 9), (3, 6, 20), folder=tmp_path, tolerance=3e-6, w=weight(5, 5, 3),
     )  # fmt: skip
@@ -295,3 +295,20 @@ def test_softmax_over_lengths_that_nothing_divides(tmp_path: Path, length: int) 
     powers = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
     made = compiled(model, tmp_path).run({"x": x})["y"]
     assert float(np.abs(made / (powers / powers.sum(axis=1, keepdims=True)) - 1).max()) < 1e-6
+
+
+@pytest.mark.parametrize("pads", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (4, 3), (2, 1)])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_pads_of_known_sizes_are_found(tmp_path: Path, op: str, pads: str, kernel: int, stride: int) -> None:
+    attributes = f'kernel_shape=[{kernel},{kernel}], strides=[{stride},{stride}], auto_pad="{pads}"'
+    check(f"g (float[N,3,7,10] x) => (float[N,3,P,Q] y) {{ y = {op}<{attributes}>(x) }}",
+          (1, 3, 7, 10), (3, 3, 7, 10), folder=tmp_path)  # fmt: skip
+
+
+def test_resized_by_whole_numbers(tmp_path: Path) -> None:
+    check(
+        """g (float[N,3,H,W] x) => (float[N,3,P,Q] y) <float[4] scales = {1.0, 1.0, 2.0, 3.0}> {
+        y = Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , scales) }""",
+        (1, 3, 7, 10), (2, 3, 4, 5), folder=tmp_path,
+    )  # fmt: skip

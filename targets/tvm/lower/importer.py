@@ -153,16 +153,17 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         steps = [1] * len(starts) if known[3] is None else known[3].tolist()
         sizes = [number_or_size(shape.values[axis]) for axis in axes]
         beyond = [
-            not isinstance(size, int) and end >= _NO_AXIS for size, end in zip(sizes, ends, strict=True)
+            not isinstance(size, int) and start >= 0 and end >= _NO_AXIS and step == 1
+            for size, start, end, step in zip(sizes, starts, ends, steps, strict=True)
         ]
-        if not any(beyond) or any(step != 1 for step in steps) or min(starts) < 0 or min(ends) < 0:
+        if not any(beyond):
             return None
         ends = [size if is_beyond else end for size, end, is_beyond in zip(sizes, ends, beyond, strict=True)]
         kept = [place for place, start in enumerate(starts) if start or not beyond[place]]
         if not kept:
             return data
         return relax.op.strided_slice(
-            data, *([numbers[place] for place in kept] for numbers in (axes, starts, ends))
+            data, *([numbers[place] for place in kept] for numbers in (axes, starts, ends, steps))
         )
 
     def _axis(self, inputs: Any, attrs: Mapping[str, Any]) -> int:
