@@ -26,6 +26,8 @@ from graphopt.verify.reference import MadeUpSizesError, Reference
 FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
 _NOT_RUN = "compiled, not run"
+_SHORT = 1.0
+"""Milliseconds of a run, below which a process counts for more than its rounds."""
 _TIE = 0.02
 _KNOB_GAIN = 0.03
 _KNOB_SHARE = 0.5
@@ -259,6 +261,10 @@ class Selection:
                 again[1],
             ]
             best = again[1]
+        settled = self._in_other_processes(original, best)
+        timings = [settled if timing is best else timing for timing in timings]
+        choosable = [settled if timing is best else timing for timing in choosable]
+        best = settled
         for timing in timings:
             self._enter(timing)
         if best.form.label in self.judgements:
@@ -281,6 +287,24 @@ class Selection:
             ]
             return original, [best.form] if best.speedup > 1 - _TIE else []
         return best.form, []
+
+    def _in_other_processes(self, original: Form, best: Timing) -> Timing:
+        """A timing of a short run, measured once more by new processes, or by three where two do not agree.
+
+        Where a process has its memory changes the time of a short run for as long as the process lives (Mytkowicz et
+        al., Producing Wrong Data Without Doing Anything Obviously Wrong, ASPLOS 2009), which no interval over its
+        rounds shows.
+        """
+        if best.form is original or best.milliseconds >= _SHORT:
+            return best
+        found = [best]
+        while len(found) < 3:
+            for form in (original, best.form):
+                self.bench.drop(form)
+            found.append(self._time([original, best.form])[1])
+            if len(found) == 2 and found[0].low <= found[1].high and found[1].low <= found[0].high:
+                return best
+        return sorted(found, key=lambda timing: timing.speedup)[1]
 
     def _wanted_instead(self, best: Form, candidates: Sequence[Form]) -> Form | None:
         """The fastest form that was asked for although it buys no time, where it is as fast as ``best``, within noise.
