@@ -198,6 +198,8 @@ class Compilation:
         baseline = self._baseline(targets)
         by_name = {target.name: (target, probe) for target, probe in [*baseline, *targets]}
         passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))
+        for pass_ in lossy:
+            pass_.require()
         with self._stage("capture"):
             captured = self._capture(request.input_shapes)
         self._large = ir_model.nbytes(captured.original_model) > _LARGE_BYTES

@@ -157,6 +157,13 @@ class LossyPass(Pass):
 
     precedes: ClassVar[tuple[str, ...]] = ()
 
+    def require(self) -> None:
+        """Look for what it needs besides, before anything is done. Nothing by default.
+
+        Raises:
+            MissingExtraError: It is not installed.
+        """
+
     @abc.abstractmethod
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """Candidates for ``model``, which stays as it was."""

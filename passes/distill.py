@@ -15,6 +15,7 @@ Refuses (in the report, with the node):
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -78,6 +79,15 @@ class Distill(LossyPass):
         options: DistillOptions = self.options
         return not (options.steps or options.seconds)
 
+    def require(self) -> None:
+        """PyTorch.
+
+        Raises:
+            MissingExtraError: It is not installed.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise MissingExtraError("torch", "torch")
+
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """What earlier passes proposed, with trained weights where these lose less."""
         if context.original is None or not context.candidates:
@@ -85,10 +95,6 @@ class Distill(LossyPass):
                 reason="no lossy pass before it changed anything: there is nothing to win back "
                 "(name it behind them: --passes fuse,prune,distill)"
             )
-        try:
-            import torch  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("torch", "torch") from error
         # What is over the budget first, the last of it before what it was made of: that has most to win. Then what
         # holds, the fastest first. Where one cannot be trained (integer products) or stays over the budget, the next
         # one may do.

@@ -155,7 +155,7 @@ class Metric:
 def _received(outputs: Sequence[Feeds], labels: Sequence[Labels]) -> str:
     """What a metric of the user's own is called with, with the names that there are."""
     made = ", ".join(map(repr, outputs[0] if outputs else ())) or "none"
-    known = ", ".join(map(repr, labels[0] if labels else ())) or "none, the data hold only inputs"
+    known = ", ".join(map(repr, labels[0] if labels else ())) or "none: give labelled data with --data"
     return (
         f"it gets a list of one mapping, output name to array, for each sample (outputs: {made}) and, if it takes two "
         f"arguments, a mapping, label name to an array with one row for each sample (labels: {known})"

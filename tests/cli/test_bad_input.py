@@ -597,6 +597,16 @@ sys.meta_path[:] = [Filter(finder) for finder in sys.meta_path]
             ("onnxruntime is not installed", f"-e '{ROOT}[cpu]'"),
         ),
         ("torch", ("compile", "program.pt2"), ("torch is not installed", f"-e '{ROOT}[torch]'")),
+        (
+            "torch",
+            ("compile", "model.onnx", "--passes", "prune,distill", "--synthetic-calibration"),
+            ("torch is not installed", f"-e '{ROOT}[torch]'"),
+        ),
+        (
+            "tvm",
+            ("compile", "model.onnx", "--target", "tvm-cuda"),
+            ("apache-tvm is not", f"-e '{ROOT}[tvm-cuda]'"),
+        ),
     ],
 )
 def test_a_missing_extra_says_what_to_install(
