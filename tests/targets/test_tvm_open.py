@@ -228,14 +228,25 @@ def test_halves_that_are_doubled_go_with_what_was_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not DOTS, reason="this processor has no instruction for products of bytes")
-def test_integers_of_any_size(tmp_path: Path) -> None:
-    quantized = RNG.integers(-127, 128, (16, 3, 3, 3)).astype(np.int8)
-    check(
-        """g (float[N,3,H,W] x) => (float[N,16,H,W] y) <float one = {0.02}, uint8 middle = {120}, float other = {0.01}> {
-        a = QuantizeLinear(x, one, middle) b = DequantizeLinear(a, one, middle)
-        c = DequantizeLinear(w, other) y = Conv<pads=[1,1,1,1]>(b, c) }""",
-        (1, 3, 8, 12), (2, 3, 5, 33), folder=tmp_path, w=quantized,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "node", "weight_shape", "shapes"),
+    [
+        ("N,3,H,W", "y = Conv<pads=[1,1,1,1]>(b, c)", (16, 3, 3, 3), [(1, 3, 8, 12), (2, 3, 5, 33)]),
+        ("N,S,24", "y = MatMul(b, c)", (24, 40), [(1, 7, 24), (3, 20, 24)]),
+    ],
+)
+def test_integers_of_any_size(
+    tmp_path: Path, shape: str, node: str, weight_shape: tuple[int, ...], shapes: list[tuple[int, ...]]
+) -> None:
+    text = f"""g (float[{shape}] x) => (float[N,P,Q] y)
+        <float one = {{0.02}}, uint8 middle = {{120}}, float other = {{0.01}}> {{
+        a = QuantizeLinear(x, one, middle) b = DequantizeLinear(a, one, middle) c = DequantizeLinear(w, other) {node} }}"""
+    if "Conv" in node:
+        text = text.replace("float[N,P,Q] y", "float[N,16,H,W] y")
+    weights = {"w": RNG.integers(-127, 128, weight_shape).astype(np.int8)}
+    made, _ = PassManager(TvmTarget().legalization()).run(with_weights(text, **weights))
+    assert {"ConvInteger", "MatMulInteger"} & {node.op_type for node in made.graph}
+    check(text, *shapes, folder=tmp_path, **weights)
 
 
 def test_sizes_without_a_name_and_with_names_that_are_none(tmp_path: Path) -> None:

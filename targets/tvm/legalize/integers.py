@@ -21,7 +21,7 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.quant.kernels import bias_of, channel_axis
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
-from graphopt.targets.tvm.integers import why_no_convolution
+from graphopt.targets.tvm.integers import pads_are_open, why_no_convolution
 
 _MOST_PRODUCTS = 1 << 16
 """Of two bytes, whose sum an int32 holds."""
@@ -107,16 +107,18 @@ def _centred(
 
 
 def _check(node: ir.Node, numbers: facts.Array) -> None:
-    dims = facts.static_dims(node.inputs[0])
-    if dims is None:
+    dims = facts.dims(node.inputs[0])
+    if dims is None or len(dims) < 2 or dims[1 if node.op_type == "Conv" else -1] is None:
         raise Refuse("its sizes are not known")
+    if pads_are_open(node):
+        raise Refuse("its pads depend on sizes that are open")
     if math.prod(numbers.shape[1:] if node.op_type == "Conv" else numbers.shape[:1]) > _MOST_PRODUCTS:
         raise Refuse("its sums may overflow")
     if node.op_type == "Conv":
         reason = why_no_convolution(dims, numbers.shape, facts.attribute(node, "group", 1))
         if reason:
             raise Refuse(reason)
-    elif numbers.ndim != 2 or len(dims) < 2 or facts.attribute(node, "transA", 0):
+    elif numbers.ndim != 2 or facts.attribute(node, "transA", 0):
         raise Refuse("its weights are no matrix, or its data are transposed")
 
 
