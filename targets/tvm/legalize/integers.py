@@ -7,7 +7,7 @@ and MatMulInteger).
 Changes rounding alone: sums of integers are exact, and scales are applied once.
 
 Refuses: zero points of weights elsewhere, groups whose channels do not come in fours (but for depthwise convolutions),
-unknown sizes, a dequantized bias that is no vector.
+an unknown number of channels, a dequantized bias that is no vector.
 """
 
 from __future__ import annotations
