@@ -112,7 +112,8 @@ def _outcome(form: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> str:
     if chosen is not None and chosen["speedup"] is not None:
         ours, theirs = form["speedup"], chosen["speedup"]
         if ours < theirs:
-            reasons.insert(0, f"slower: {ours:.2f}x, the chosen one {theirs:.2f}x")
+            digits = 2 if f"{ours:.2f}" != f"{theirs:.2f}" else 4
+            reasons.insert(0, f"slower: {ours:.{digits}f}x, the chosen one {theirs:.{digits}f}x")
         elif not note:
             reasons.append("no faster when measured against the chosen one again")
     return "; ".join(reasons)

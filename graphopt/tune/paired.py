@@ -35,6 +35,7 @@ _ALONE_ROUNDS = 4
 _ALONE_SECONDS = 0.8
 _SETTLED_ROUNDS = 12
 _SETTLED_WIDTH = 0.02
+_NEAR = 0.015
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ class Timing:
     rounds: int
 
     def describe(self) -> str:
-        """For people."""
-        return f"{self.speedup:.2f}x (95 % interval {self.low:.2f} to {self.high:.2f}, {self.rounds} rounds)"
+        """For people; near a tie with one digit more, so that it shows which side it is on."""
+        digits = 3 if abs(self.speedup - 1) < _NEAR else 2
+        speedup, low, high = (f"{ratio:.{digits}f}" for ratio in (self.speedup, self.low, self.high))
+        return f"{speedup}x (95 % interval {low} to {high}, {self.rounds} rounds)"
 
 
 class Worker:

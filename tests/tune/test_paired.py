@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from graphopt.errors import TargetError
 from graphopt.machine import Form
 from graphopt.testing import model_from_text, run
-from graphopt.tune.paired import Bench, time_forms
+from graphopt.tune.paired import Bench, Timing, time_forms
 
 
 def form(folder: Path, label: str, text: str) -> Form:
@@ -68,3 +69,11 @@ def test_a_crash_is_an_error_of_that_form(tmp_path: Path) -> None:
         worker._child.signal(signal.SIGKILL)
         with pytest.raises(TargetError, match="'one'"):
             worker.run(1, 0.1)
+
+
+def test_a_ratio_near_a_tie_shows_which_side_it_is_on() -> None:
+    timing = Timing(Form("one", "ort-cpu", Path(), {}), 1.0, 0.997, 0.991, 1.002, 9)
+    assert timing.describe() == "0.997x (95 % interval 0.991 to 1.002, 9 rounds)"
+    assert (
+        replace(timing, speedup=1.304, low=1.2, high=1.4).describe().startswith("1.30x (95 % interval 1.20 ")
+    )
