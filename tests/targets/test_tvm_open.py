@@ -33,6 +33,9 @@ RNG = np.random.default_rng(5)
 HERE = processor(vector_extension())[1]
 DOTS = dot_products(vector_extension())
 
+ROUNDING = 2.4e-7
+"""Of the sum of the sizes of what is added up: a few roundings, which sums in parts stay well below."""
+
 small = st.integers(1, 3)
 axes = st.sets(st.integers(0, 2), min_size=1)
 
@@ -83,7 +86,7 @@ def sizes_of(data: Array, open_axes: Collection[int], least: int) -> list[tuple[
     return [data.shape, *others]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     open_axes=axes, groups=st.integers(1, 2), each=st.sampled_from([1, 16, 37, 64]), inputs=st.integers(1, 5),
     sizes=st.tuples(st.integers(7, 30), st.integers(7, 30)), extent=st.tuples(small, small),
@@ -104,12 +107,11 @@ def test_a_convolution_is_that_of_fixed_sizes(
     for shape in sizes_of(data, open_axes, least=7):
         array = RNG.standard_normal(shape).astype(np.float32)
         wanted = convolved(array, weight, window)
-        # Sums may be added up in other parts: rounding of so many terms.
-        allowed = 4e-7 * max(inputs * 9, 16) ** 0.5 * float(np.abs(wanted).max())
+        allowed = ROUNDING * convolved(np.abs(array), np.abs(weight), window).max()
         assert float(np.abs(compute(array) - wanted).max()) <= allowed
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     leading=st.lists(st.integers(1, 7), max_size=2), rows=st.integers(1, 40), inputs=st.integers(1, 700),
     outputs=st.integers(1, 150), open_axes=axes, is_integer=st.booleans(), number=st.integers(0, 3),
@@ -138,7 +140,8 @@ def test_a_product_is_that_of_its_definition(
     for sizes in sizes_of(data, open_axes, least=1):
         array = made(sizes)
         wanted = array.astype(np.float64) @ weight.astype(np.float64)
-        allowed = 0.0 if weight.dtype == np.int8 else 4e-7 * max(inputs, 16) ** 0.5 * np.abs(wanted).max()
+        is_exact = weight.dtype == np.int8
+        allowed = 0.0 if is_exact else ROUNDING * (np.abs(array).astype(np.float64) @ np.abs(weight)).max()
         assert float(np.abs(compute(array) - wanted).max()) <= allowed
 
 
@@ -322,4 +325,17 @@ def test_resized_by_whole_numbers(tmp_path: Path) -> None:
         """g (float[N,3,H,W] x) => (float[N,3,P,Q] y) <float[4] scales = {1.0, 1.0, 2.0, 3.0}> {
         y = Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , scales) }""",
         (1, 3, 7, 10), (2, 3, 4, 5), folder=tmp_path,
+    )  # fmt: skip
+
+
+def test_a_decoder_with_biases_behind_resized_branches(tmp_path: Path) -> None:
+    """Sizes that the frontend would compute in float, in a loop nest that is fused with what follows."""
+    check(
+        """g (float[N,3,H,W] x) => (float[N,8,P,Q] y) <float[4] scales = {1.0, 1.0, 2.0, 2.0}> {
+        a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1) b = Relu(a)
+        c = Conv<pads=[1,1,1,1], strides=[2,2], group=2>(b, w2) d = Relu(c)
+        e = Resize<mode="linear">(d, , scales) f = Concat<axis=1>(e, b)
+        h = Conv<pads=[1,1,1,1]>(f, w3, k) y = Relu(h) }""",
+        (1, 3, 16, 24), (2, 3, 8, 40), folder=tmp_path, tolerance=3e-6,
+        w1=weight(8, 3, 3, 3), w2=weight(16, 4, 3, 3), w3=weight(8, 24, 3, 3), k=weight(8),
     )  # fmt: skip

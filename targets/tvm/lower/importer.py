@@ -107,6 +107,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         made = None
         if op_name in _WINDOWS:
             attrs = self._with_pads(inputs, attrs)
+        elif op_name == "Resize":
+            inputs = onnx_input(self._by_whole_numbers(list(inputs)))
         elif op_name in BROADCAST and not any(isinstance(value, relax.ShapeExpr) for value in inputs):
             inputs = onnx_input(made_alike(self.bb, list(inputs)))
         elif op_name == "Concat" and not any(isinstance(value, relax.ShapeExpr) for value in inputs):
@@ -165,6 +167,14 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         return relax.op.strided_slice(
             data, *([numbers[place] for place in kept] for numbers in (axes, starts, ends, steps))
         )
+
+    def _by_whole_numbers(self, inputs: list[Any]) -> list[Any]:
+        """Scales of a Resize as integers where they are, for open sizes: else TVM computes these in float."""
+        scales = _constant(inputs[2]) if len(inputs) > 2 else None
+        sizes = known_sizes(self.bb.normalize(inputs[0]))
+        if scales is None or not scales.size or sizes is None or None not in sizes or np.any(scales % 1):
+            return inputs
+        return [*inputs[:2], relax.ShapeExpr([int(scale) for scale in scales]), *inputs[3:]]
 
     def _axis(self, inputs: Any, attrs: Mapping[str, Any]) -> int:
         axis = int(attrs.get("axis", 0))
