@@ -382,6 +382,11 @@ class Compilation:
                 f"the original scores 0 by the metric {budget.metric.name!r}: what is lost cannot be told",
                 hint="are the labels right, and a row of them beside each sample (--help: --data)?",
             )
+        if dataset.cuts_batches:
+            report.warnings.append(
+                "each row of a batch in the data counts as a sample, since labels have a row for each; an entry that "
+                "is one sample, as a sequence with a label for each step, has one axis more"
+            )
         if not evaluation.tells:
             report.warnings.append(TELLS_NOTHING)
         seconds = budget.seconds

@@ -59,6 +59,9 @@ class Dataset:
         transform: Applied to each entry before it is checked (an image to an array, a rescaling).
         held_out: One sample in so many is held out for judging.
 
+    Attributes:
+        cuts_batches: Whether rows of a batch were taken for samples, as far as was read, because labels have as many.
+
     Raises:
         DataError: On iteration, where the source cannot be read, is empty or does not fit.
     """
@@ -81,6 +84,7 @@ class Dataset:
         self._transform = transform
         self._spool: Path | None = None
         self._few: bool | None = None
+        self.cuts_batches = False
 
     def __iter__(self) -> Iterator[Sample]:
         if isinstance(self._source, Iterator):
@@ -172,6 +176,7 @@ class Dataset:
         if stack is None:
             yield origin, raw
             return
+        self.cuts_batches = self.cuts_batches or (stack.keeps_axis and not self._takes_one_row())
         for name, array in labels.items():
             if array.ndim == 0 or len(array) != stack.rows:
                 raise DataError(
@@ -185,6 +190,9 @@ class Dataset:
                 f"{origin}, row {index}",
                 {**feeds, **{name: array[index] for name, array in labels.items()}},
             )
+
+    def _takes_one_row(self) -> bool:
+        return any(spec.dims is not None and spec.dims[:1] == (1,) for spec in self._specs)
 
     def _checked(self, entry: Mapping[str, Any], origin: str) -> Sample:
         names = {spec.name for spec in self._specs}

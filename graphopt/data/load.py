@@ -241,7 +241,7 @@ def stack_of(
 def _batch_of(
     inputs: list[tuple[tuple[int, ...], tuple[int | str | None, ...] | None]], labels: list[tuple[int, ...]]
 ) -> Stack | None:
-    """Batches whose rows can only be meant as samples: the model takes one at a time, or each row has labels."""
+    """Batches whose rows are taken for samples: the model takes one at a time, or each row has labels."""
     if not inputs or any(not dims or len(shape) != len(dims) for shape, dims in inputs):
         return None
     lengths, sizes = {shape[0] for shape, _ in inputs}, [dims[0] for _, dims in inputs if dims]

@@ -141,10 +141,10 @@ class Metric:
         if self.agreement is not None:
             return self.agreement(outputs, references)
         assert self.task is not None
+        stacked = _stacked(labels)
         try:
             takes_labels = len(inspect.signature(self.task).parameters) > 1
-            value = self.task(outputs, _stacked(labels)) if takes_labels else self.task(outputs)
-            return float(value)
+            return float(self.task(outputs, stacked) if takes_labels else self.task(outputs))
         except (Exception, SystemExit) as error:
             raise UsageError(
                 f"the metric {self.name!r} fails: {type(error).__name__}: {error}",
@@ -163,8 +163,22 @@ def _received(outputs: Sequence[Feeds], labels: Sequence[Labels]) -> str:
 
 
 def _stacked(labels: Sequence[Labels]) -> dict[str, Array]:
-    names = labels[0] if labels else ()
-    return {name: np.stack([np.asarray(sample[name]) for sample in labels]) for name in names}
+    """Labels with a row for each sample.
+
+    Raises:
+        DataError: Those of some samples have another shape.
+    """
+    made = {}
+    for name in labels[0] if labels else ():
+        arrays = [np.asarray(sample[name]) for sample in labels]
+        shapes = sorted({array.shape for array in arrays})
+        if len(shapes) > 1:
+            raise DataError(
+                f"the labels {name!r} have different shapes: {shapes[0]} and {shapes[1]}",
+                hint="give them one shape; a file of one sample has its labels without an axis of samples",
+            )
+        made[name] = np.stack(arrays)
+    return made
 
 
 TELLS_NOTHING = (

@@ -159,7 +159,7 @@ class TvmExecutable:
                 return self._handed_out(results, arrays)
         except Exception as error:  # as above
             words = last_words(error)
-            fixed = "the model was compiled for fixed shapes: give it inputs of these"
+            fixed = "sizes are as when it was compiled: fixed, or open and equal where an operator needs it"
             raise TargetError(f"TVM fails: {words}", hint="" if "CUDA" in words else fixed) from error
 
     def profile(self, feeds: Mapping[str, npt.NDArray[Any]], runs: int) -> tuple[float, dict[str, float]]:

@@ -245,8 +245,11 @@ def test_a_batch_is_several_samples_where_nothing_else_can_be_meant(
 ) -> None:
     np.savez(tmp_path / "data.npz", **data)
     for source in (data, tmp_path / "data.npz"):
-        found = list(Dataset(source, specs))
+        dataset = Dataset(source, specs)
+        found = list(dataset)
         assert len(found) == samples
+        # Where the input takes one row, nothing else is possible; by labels, it is said.
+        assert dataset.cuts_batches == (specs is OPEN and samples > 1 and data["x"].ndim == 2)
         if samples > 1:
             for index, sample in enumerate(found):
                 np.testing.assert_array_equal(sample.feeds["x"], BATCH["x"][index : index + 1])

@@ -186,7 +186,7 @@ def test_inputs_of_another_shape_are_an_error(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     config = manifest.get("config") or manifest["form"]["config"]
     executable = TvmRuntime().load(bundle / manifest.get("folder", ""), config)
-    with pytest.raises(TargetError, match="compiled for fixed shapes|TVM fails"):
+    with pytest.raises(TargetError, match="TVM fails"):
         executable.run({"x": np.zeros((1, 3, 8, 8), np.float32)})
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.data.interface import Feeds
+from graphopt.errors import DataError
 from graphopt.verify.budget import METRICS, Evaluation, TooSlowError, find_metric, noise_share, percent
 
 RNG = np.random.default_rng(0)
@@ -194,3 +195,10 @@ def test_a_function_is_not_taken_for_the_metric_of_its_name() -> None:
 
     metric = find_metric(f1)
     assert metric.name not in METRICS and metric.score([], [], []) == 0.5
+
+
+def test_labels_of_different_shapes_are_no_fault_of_the_metric() -> None:
+    metric = find_metric(lambda outputs, labels: 1.0)
+    rows = [{"label": np.zeros(())}, {"label": np.zeros(1)}]
+    with pytest.raises(DataError, match=r"the labels 'label' have different shapes: \(\) and \(1,\)"):
+        metric.score([{}, {}], [{}, {}], rows)
