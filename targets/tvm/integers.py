@@ -59,15 +59,22 @@ def why_not(node: ir.Node) -> str:
     return why_no_convolution(dims, weight, facts.attribute(node, "group", 1))
 
 
+SAME = ("SAME_UPPER", "SAME_LOWER")
+
+
 def pads_are_open(node: ir.Node) -> bool:
     """Whether a window is to be padded by what depends on sizes that are not known."""
-    if facts.attribute(node, "auto_pad", "NOTSET") not in ("SAME_UPPER", "SAME_LOWER"):
-        return False
     dims = facts.dims(node.inputs[0])
-    strides = facts.attribute(node, "strides", ()) or (1,) * (len(dims or ()) - 2)
-    return dims is None or any(
-        size is None and stride > 1 for size, stride in zip(dims[2:], strides, strict=True)
-    )
+    mode = facts.attribute(node, "auto_pad", "NOTSET")
+    if dims is None:
+        return mode in SAME
+    return pads_depend_on_sizes(mode, dims[2:], facts.attribute(node, "strides", ()))
+
+
+def pads_depend_on_sizes(mode: str, sizes: Sequence[int | None], strides: Sequence[int]) -> bool:
+    """Whether pads by ``auto_pad`` cannot be told from these sizes; a window that moves by one does not need them."""
+    moves = strides or (1,) * len(sizes)
+    return mode in SAME and any(size is None and move > 1 for size, move in zip(sizes, moves, strict=True))
 
 
 def why_no_convolution(data: Sequence[int | None], weight: Sequence[int], groups: int) -> str:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
 from graphopt.targets.tvm.executable import DEPTHWISE, END_OF_NUMBER, product_of
-from graphopt.targets.tvm.integers import is_depthwise, why_no_convolution
+from graphopt.targets.tvm.integers import SAME, is_depthwise, pads_depend_on_sizes, why_no_convolution
 from graphopt.targets.tvm.lower import compute, quantized
 from graphopt.targets.tvm.lower.compute import Array, Window, number_or_size
 from graphopt.targets.tvm.lower.layouts import (
@@ -184,16 +184,12 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
     def _with_pads(self, inputs: Any, attrs: dict[str, Any]) -> dict[str, Any]:
         """Pads that are to be found from the sizes, found: TVM rounds them otherwise, and needs all sizes."""
         shape = known_sizes(self.bb.normalize(inputs[0]))
-        if attrs.get("auto_pad", b"NOTSET") not in (b"SAME_UPPER", b"SAME_LOWER") or shape is None:
+        is_same = attrs.get("auto_pad", b"NOTSET").decode() in SAME
+        if not is_same or shape is None or _pads_are_open(shape, attrs):
             return attrs
         kernel = attrs["kernel_shape"]
-        strides, dilations = (
-            attrs.get("strides", (1,) * len(kernel)),
-            attrs.get("dilations", (1,) * len(kernel)),
-        )
-        if _pads_are_open(shape, attrs):
-            return attrs
-        pads = _pads(attrs, shape[2:], kernel, strides, dilations)
+        ones = (1,) * len(kernel)
+        pads = _pads(attrs, shape[2:], kernel, attrs.get("strides", ones), attrs.get("dilations", ones))
         return {**attrs, "auto_pad": b"NOTSET", "pads": pads}
 
     def _on_integers(self, op_name: str, inputs: list[Any], attrs: Mapping[str, Any]) -> Any:
@@ -486,11 +482,8 @@ def _window(weight: Array, shape: Sequence[int | None], attrs: Mapping[str, Any]
 
 
 def _pads_are_open(shape: Sequence[int | None], attrs: Mapping[str, Any]) -> bool:
-    """Whether the pads depend on sizes that are not known."""
-    if attrs.get("auto_pad", b"NOTSET") not in (b"SAME_UPPER", b"SAME_LOWER"):
-        return False
-    strides = attrs.get("strides", (1,) * (len(shape) - 2))
-    return any(size is None and stride > 1 for size, stride in zip(shape[2:], strides, strict=True))
+    mode = attrs.get("auto_pad", b"NOTSET").decode()
+    return pads_depend_on_sizes(mode, shape[2:], attrs.get("strides", ()))
 
 
 def _pads(
