@@ -236,15 +236,14 @@ def _show_evidence(facts: dict[str, Any], line: Any) -> None:
     if found:
         kind = "made-up" if found.get("synthetic") else "real"
         inputs = f"{len(found.get('trials', []))} {kind} inputs"
-        status = f"on {inputs}"
+        judged = within_budget(found["budget"]) if found.get("budget") else ""
+        status = judged or f"on {inputs}"
         if found.get("status") == NOT_RUN:
             status = f"compiled, not run; the graph on the CPU, {status}"
         elif found.get("status") != "verified":
             status = f"{found.get('status')} ({inputs})"
         error = ""
-        if found.get("budget"):
-            status, error = within_budget(found["budget"]), ""
-        elif found.get("value") is not None:
+        if not judged and found.get("value") is not None:
             error = f": {found['metric']} {found['value']:.1e}, noise floor {found['noise_floor'] or 0:.1e}"
         line("verified", f"{status}{error}")
     report = facts["report"]

@@ -170,13 +170,13 @@ class Dataset:
         load.check_fixed(raw, self._fixed, origin)
         names = {spec.name for spec in self._specs}
         inputs = {name: array for name, array in raw.items() if name in names}
-        # Where nothing fits, the usual message names what does.
         labels = {name: np.asarray(array) for name, array in raw.items() if name not in names}
+        # Where nothing fits, the usual message names what does.
         stack = load.stack_of(inputs or raw, labels, self._specs, origin)
         if stack is None:
             yield origin, raw
             return
-        self.cuts_batches = self.cuts_batches or (stack.keeps_axis and not self._takes_one_row())
+        self.cuts_batches = self.cuts_batches or stack.by_labels
         for name, array in labels.items():
             if array.ndim == 0 or len(array) != stack.rows:
                 raise DataError(
@@ -185,14 +185,8 @@ class Dataset:
                     hint="the inputs are " + ", ".join(sorted(names)),
                 )
         for index in range(stack.rows):
-            feeds = {name: stack.row(array, index) for name, array in inputs.items()}
-            yield (
-                f"{origin}, row {index}",
-                {**feeds, **{name: array[index] for name, array in labels.items()}},
-            )
-
-    def _takes_one_row(self) -> bool:
-        return any(spec.dims is not None and spec.dims[:1] == (1,) for spec in self._specs)
+            rows = {name: array[index] for name, array in labels.items()}
+            yield f"{origin}, row {index}", {**stack.sample(inputs, index), **rows}
 
     def _checked(self, entry: Mapping[str, Any], origin: str) -> Sample:
         names = {spec.name for spec in self._specs}

@@ -72,7 +72,7 @@ def _split(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...], origin: str) -
         yield inputs
         return
     for index in range(stack.rows):
-        yield {name: stack.row(array, index) for name, array in inputs.items()}
+        yield stack.sample(inputs, index)
 
 
 def _without_labels(raw: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> Mapping[str, Any]:
@@ -196,14 +196,19 @@ class Stack:
     Attributes:
         rows: How many there are.
         keeps_axis: Whether each is a batch of one, cut out of the first axis that the inputs have anyway.
+        by_labels: Whether it is known from labels alone that rows are samples.
     """
 
     rows: int
     keeps_axis: bool = False
+    by_labels: bool = False
 
-    def row(self, array: Any, index: int) -> Any:
-        """One sample's part of an input."""
-        return np.asarray(array[index])[None] if self.keeps_axis else array[index]
+    def sample(self, inputs: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The inputs of one sample."""
+        return {
+            name: np.asarray(array[index])[None] if self.keeps_axis else array[index]
+            for name, array in inputs.items()
+        }
 
 
 def stack_of(
@@ -249,4 +254,6 @@ def _batch_of(
         return None
     (rows,) = lengths
     is_labelled = bool(labels) and all(shape[:1] == (rows,) for shape in labels)
-    return Stack(rows, keeps_axis=True) if rows > 1 and (1 in sizes or is_labelled) else None
+    if rows < 2 or not (1 in sizes or is_labelled):
+        return None
+    return Stack(rows, keeps_axis=True, by_labels=1 not in sizes)

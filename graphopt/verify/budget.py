@@ -141,10 +141,11 @@ class Metric:
         if self.agreement is not None:
             return self.agreement(outputs, references)
         assert self.task is not None
-        stacked = _stacked(labels)
         try:
             takes_labels = len(inspect.signature(self.task).parameters) > 1
-            return float(self.task(outputs, stacked) if takes_labels else self.task(outputs))
+            return float(self.task(outputs, _stacked(labels)) if takes_labels else self.task(outputs))
+        except DataError:
+            raise
         except (Exception, SystemExit) as error:
             raise UsageError(
                 f"the metric {self.name!r} fails: {type(error).__name__}: {error}",

@@ -202,3 +202,5 @@ def test_labels_of_different_shapes_are_no_fault_of_the_metric() -> None:
     rows = [{"label": np.zeros(())}, {"label": np.zeros(1)}]
     with pytest.raises(DataError, match=r"the labels 'label' have different shapes: \(\) and \(1,\)"):
         metric.score([{}, {}], [{}, {}], rows)
+    # One that asks for none does not care.
+    assert find_metric(lambda outputs: 0.5).score([{}, {}], [{}, {}], rows) == 0.5

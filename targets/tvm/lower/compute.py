@@ -78,10 +78,9 @@ class Window:
             (width + self.pads[1] + self.pads[3] - extents[1]) // self.strides[1] + 1,
         )
 
-    def length(self, shape: Sequence[int | None], kernel: tuple[int, int]) -> int:
-        """Of a line of what it makes of a tensor of this shape; a long one where it is open."""
-        known = [size or OPEN_LENGTH * self.strides[1] for size in shape]
-        return int(self.output(known, kernel)[1])
+    def lines(self, shape: Sequence[int | None], kernel: tuple[int, int]) -> tuple[int, int]:
+        """As :meth:`output`, with a long line, or many of them, where sizes of the tensor are open."""
+        return self.output([size or OPEN_LENGTH * self.strides[1] for size in shape], kernel)
 
     def is_pointwise(self, kernel: tuple[int, int]) -> bool:
         """Whether it is a product of matrices: every output is made of all channels at its place."""

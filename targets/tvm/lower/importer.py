@@ -414,7 +414,7 @@ class _Packing(_Importer):
     def _depthwise(
         self, data: Any, shape: Sequence[int | None], weight: Array, window: Window, zero: int
     ) -> Any:
-        tile = depthwise_tile(window.length(shape, weight.shape[2:]), len(weight), self.vectors)
+        tile = depthwise_tile(window.lines(shape, weight.shape[2:])[1], len(weight), self.vectors)
         expression = partial(compute.depthwise, outputs=len(weight), window=window, tile=tile, zero=zero)
         packed = compute.pack_depthwise(weight.astype(np.float32), tile.width)
         return self._kernel(DEPTHWISE, expression, data, packed)

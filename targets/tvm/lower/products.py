@@ -67,8 +67,7 @@ class Product:
             known = itertools.takewhile(lambda size: size is not None, reversed(self.data[:-2]))
             lines, length, channels = math.prod(known), self.data[-2] or OPEN_LENGTH, self.weight[1]  # type: ignore[arg-type]
         else:
-            data = [size or OPEN_LENGTH * self.window.strides[1] for size in self.data]
-            lines, length = self.window.output(data, self.weight[2:])  # type: ignore[arg-type]
+            lines, length = self.window.lines(self.data, self.weight[2:])  # type: ignore[arg-type]
             channels = self.weight[0] // self.window.groups
         found = []
         for tile in tiles_of(lines, length, channels, vectors, runs_on=runs_on):

@@ -256,13 +256,9 @@ def _lines_of_tiles(
     """
     if len(before) < 2:
         outer = [far, *before, block]
-        schedule.reorder(*outer)
         schedule.parallel(far)
     else:
-        schedule.reorder(*before)
-        lines = _over_cores(schedule, before)
-        outer = [*lines, *([far, block] if channels_inside else [block, far])]
-        schedule.reorder(*outer)
+        outer = [*_over_cores(schedule, before), *([far, block] if channels_inside else [block, far])]
     return outer, outer[-1]
 
 
