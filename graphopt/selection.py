@@ -18,7 +18,7 @@ from graphopt.errors import TargetError
 from graphopt.machine import Form, Probe
 from graphopt.report import FormTiming, KnobTiming, Report
 from graphopt.target import Rehearsed, Target
-from graphopt.tune.paired import Bench, Timing, Worker
+from graphopt.tune.paired import SHORT, Bench, Timing, Worker
 from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.compare import Comparison
 from graphopt.verify.reference import MadeUpSizesError, Reference
@@ -26,10 +26,10 @@ from graphopt.verify.reference import MadeUpSizesError, Reference
 FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
 _NOT_RUN = "compiled, not run"
-_SHORT = 1.0
-"""Milliseconds of a run, below which a process counts for more than its rounds."""
 _TIE = 0.02
 _KNOB_GAIN = 0.03
+_SECOND_SHARE = 0.5
+"""Of the time for one comparison: what a second look at two forms takes at most; a short run is settled by then."""
 _KNOB_SHARE = 0.5
 """Of the time for one comparison: a knob that buys less than can be seen by then is not missed."""
 _CLOSE = 0.12
@@ -198,11 +198,8 @@ class Selection:
         ]
         if not measure:
             return [form for form in ours if form.target == ours[0].target][-1]
-        best = candidates[0]
-        tied: list[Form] = []
-        if len(candidates) > 1:
-            best, tied = self._fastest(candidates)
-        chosen = self._best_variant([best, *tied], candidates[0]) if self.try_knobs else best
+        best = self._fastest(candidates) if len(candidates) > 1 else candidates[0]
+        chosen = self._best_variant(best, candidates[0]) if self.try_knobs else best
         if self.models[chosen.label] is self.models[candidates[0].label]:
             self.report.warnings += self._unbeaten
         return chosen
@@ -239,8 +236,8 @@ class Selection:
         )
         return chosen
 
-    def _fastest(self, candidates: Sequence[Form]) -> tuple[Form, list[Form]]:
-        """The fastest form that is no slower than the original, and forms that tie with it from below."""
+    def _fastest(self, candidates: Sequence[Form]) -> Form:
+        """The fastest form that is no slower than the original."""
         original = candidates[0]
         timings = self._time([original, *candidates[1:]])
         choosable = [timing for timing in timings[1:] if self._may_choose(timing.form)]
@@ -254,7 +251,7 @@ class Selection:
         if picked and best.form is not original and abs(best.speedup - 1) < 3 * _TIE:
             # Close to a tie, where chance may have decided: look again, at these two alone, before saying that it is no
             # slower.
-            again = self._time([original, best.form])
+            again = self._time([original, best.form], share=_SECOND_SHARE)
             timings = [
                 again[0],
                 *(timing for timing in timings[1:] if timing.form is not best.form),
@@ -278,15 +275,15 @@ class Selection:
             )
         asked = self._wanted_instead(original if unbeaten else best.form, candidates)
         if asked is not None:
-            return asked, []
+            return asked
         if unbeaten:
             entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
             entry.note = f"not as fast as the original: {best.describe()}"
             self._unbeaten = [
                 f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
             ]
-            return original, [best.form] if best.speedup > 1 - _TIE else []
-        return best.form, []
+            return original
+        return best.form
 
     def _in_other_processes(self, original: Form, best: Timing) -> Timing:
         """A timing of a short run, measured once more by new processes, or by three where two do not agree.
@@ -295,7 +292,7 @@ class Selection:
         al., Producing Wrong Data Without Doing Anything Obviously Wrong, ASPLOS 2009), which no interval over its
         rounds shows.
         """
-        if best.form is original or best.milliseconds >= _SHORT:
+        if best.form is original or best.milliseconds >= SHORT:
             return best
         found = [best]
         while len(found) < 3:
@@ -353,18 +350,16 @@ class Selection:
     def _may_choose(self, form: Form) -> bool:
         return not self.choosable or form.target in self.choosable
 
-    def _best_variant(self, bases: Sequence[Form], original: Form) -> Form:
-        """Try the target's knobs on the best form, and on one that ties with it.
+    def _best_variant(self, best: Form, original: Form) -> Form:
+        """Try the target's knobs on the best form.
 
         One is taken where its gain is beyond doubt, it verifies, and it is no slower than the original.
         """
-        best = bases[0]
-        variants = [variant for base in bases for variant in self._variants(base)]
+        variants = self._variants(best)
         latency = next((entry.milliseconds for entry in self.report.forms if entry.label == best.label), None)
         if not variants and latency is not None:
             return best
-        timings = self._time_knobs([best, *(variant for variant, _ in variants)])
-        bases_of = {variant.label: base for variant, base in variants}
+        timings = self._time_knobs([best, *variants])
         tried = {
             timing.form.label: KnobTiming(
                 timing.form.label, best.label, timing.speedup, timing.low, timing.high, timing.rounds
@@ -384,33 +379,30 @@ class Selection:
                 self._enter(measured)
             if confirmed[1].speedup >= 1.0:
                 tried[timing.form.label].taken = True
-                self.models[timing.form.label] = self.models[bases_of[timing.form.label].label]
+                self.models[timing.form.label] = self.models[best.label]
                 return timing.form
             entry.note = "not as fast as the original when measured again"
         if latency is None:
             self._enter(Timing(original, timings[0].milliseconds, 1.0, 1.0, 1.0, timings[0].rounds))
         return best
 
-    def _variants(self, base: Form) -> list[tuple[Form, Form]]:
-        """Forms of ``base`` with other knobs, each with ``base``."""
+    def _variants(self, base: Form) -> list[Form]:
+        """Forms of ``base`` with other knobs."""
         target = self.targets[base.target][0]
         latency = next((entry.milliseconds for entry in self.report.forms if entry.label == base.label), None)
         return [
-            (
-                Form(
-                    f"{base.label}, {knobs['label']}",
-                    base.target,
-                    base.folder,
-                    {**base.config, **_without_label(knobs)},
-                ),
-                base,
+            Form(
+                f"{base.label}, {knobs['label']}",
+                base.target,
+                base.folder,
+                {**base.config, **_without_label(knobs)},
             )
             for knobs in target.variants(self.models[base.label], latency)[1:]
         ]
 
-    def _time(self, forms: Sequence[Form]) -> list[Timing]:
+    def _time(self, forms: Sequence[Form], share: float = 1.0) -> list[Timing]:
         return self.bench.time(
-            forms, seconds=self.seconds, progress=lambda text: self.progress("measure", text)
+            forms, seconds=share * self.seconds, progress=lambda text: self.progress("measure", text)
         )
 
     def _time_knobs(self, forms: Sequence[Form]) -> list[Timing]:

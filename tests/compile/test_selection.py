@@ -155,13 +155,24 @@ def test_one_form_that_is_shown_to_be_slower_or_faster_is_measured_once(speedup:
     assert found == chosen and not bench.rounds
 
 
-def test_the_original_is_said_to_be_left_only_where_it_is() -> None:
+def test_knobs_are_tried_on_the_best_form_alone() -> None:
     tie = {ORIGINAL: 1.0, "optimized": 0.99}
-    knobs = {**tie, f"{ORIGINAL}, flushed": 1.0, "optimized, flushed": 1.2}
-    chosen, report, _ = choose(tie, knobs, knobs, lossy="", knobs=["flushed"])
-    assert chosen == "optimized, flushed" and report.warnings == []
-    chosen, report, _ = choose(tie, dict.fromkeys(knobs, 1.0), lossy="", knobs=["flushed"])
+    knobs = {ORIGINAL: 1.0, f"{ORIGINAL}, flushed": 1.2}
+    chosen, report, bench = choose(tie, knobs, knobs, lossy="", knobs=["flushed"])
+    assert chosen == f"{ORIGINAL}, flushed" and not bench.rounds
+    assert [(knob.label, knob.taken) for knob in report.knobs] == [(f"{ORIGINAL}, flushed", True)]
+
+
+def test_the_original_is_said_to_be_left_only_where_it_is() -> None:
+    knobs = dict.fromkeys((ORIGINAL, f"{ORIGINAL}, flushed"), 1.0)
+    chosen, report, _ = choose({ORIGINAL: 1.0, "optimized": 0.99}, knobs, lossy="", knobs=["flushed"])
     assert chosen == ORIGINAL and "it is left as it was" in report.warnings[0]
+    knobs = {"optimized": 1.0, "optimized, flushed": 1.2}
+    confirmed = {ORIGINAL: 1.0, "optimized, flushed": 1.2}
+    chosen, report, _ = choose(
+        {ORIGINAL: 1.0, "optimized": 1.2}, knobs, confirmed, lossy="", knobs=["flushed"]
+    )
+    assert chosen == "optimized, flushed" and report.warnings == []
 
 
 def test_a_form_that_is_wanted_though_it_buys_no_time_is_handed_out_where_it_is_as_fast() -> None:

@@ -41,6 +41,17 @@ def test_six_products_take_longer_than_one(tmp_path: Path, loaded: int) -> None:
     assert faster.rounds >= 4 and faster.milliseconds < baseline.milliseconds
 
 
+def test_a_short_run_is_timed_by_several_processes(tmp_path: Path) -> None:
+    short = "g (float[2] x) => (float[2] y) { y = Relu(x) }"
+    forms = [form(tmp_path, "relu", short), form(tmp_path, "again", short)]
+    feeds = {"x": np.ones(2, np.float32)}
+    baseline, again = time_forms(forms, feeds, threads=1, seconds=0.0, least_rounds=3, most_rounds=3)
+    assert baseline.rounds == again.rounds == 15
+    assert baseline.speedup == baseline.low == baseline.high == 1.0
+    assert again.low <= again.speedup <= again.high
+    assert again.milliseconds == pytest.approx(baseline.milliseconds / again.speedup)
+
+
 def test_outputs_come_from_the_worker(tmp_path: Path) -> None:
     one = form(tmp_path, "one", ONE)
     with Bench(FEEDS, threads=1) as bench:
