@@ -161,10 +161,10 @@ def compile(
     specs = as_specs(passes)
     lossy = any(pass_.numerics is Numerics.LOSSY for pass_ in catalog.expand(specs))
     asked = {
-        "max_drop": max_drop is not None,
+        "max-drop": max_drop is not None,
         "metric": metric is not None,
-        "best_effort": best_effort,
-        "synthetic_calibration": synthetic_calibration,
+        "best-effort": best_effort,
+        "synthetic-calibration": synthetic_calibration,
     }
     given = [name for name, is_given in asked.items() if is_given]
     if given and not lossy:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import IO, Any, TextIO
 
 
@@ -132,6 +133,51 @@ class Child:
             self._process.stdin.close()
         self._process.wait()
         self._lines.close()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process left behind.
+
+    Attributes:
+        code: Its exit code, negative where a signal ended it.
+        output, errors: What it wrote.
+    """
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def last_words(self) -> str:
+        """Why it ended."""
+        return last_words(self.code, self.errors)
+
+
+def run_once(
+    module: str, *arguments: str, request: Mapping[str, Any] | None = None, seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:  # fmt: skip
+    """Run a module in a process of its own, to its end.
+
+    Args:
+        module, arguments, environment: As for :class:`Child`.
+        request: What it reads from its standard input, as JSON.
+        seconds: It may take.
+
+    Raises:
+        SilentError: It took longer, and was killed.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            input="" if request is None else json.dumps(request), capture_output=True, text=True,
+            encoding="utf-8", errors="replace", env={**child_environment(), **(environment or {})},
+            timeout=seconds, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise SilentError(ended=False) from error
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def answers() -> TextIO:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.processes import Child, SilentError, last_words
+from graphopt.processes import Child, SilentError, last_words, run_once
 
 ECHO = """
 import json, os, sys, time
@@ -74,6 +74,25 @@ def test_one_that_is_killed(child: Child) -> None:
         child.receive(30)
     assert silent.value.ended and time.monotonic() - started < 20
     assert last_words(child.wait(), "words") == "it crashed (SIGKILL)"
+
+
+def test_one_that_is_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "once.py").write_text(
+        "import json, os, sys, time\n"
+        "request = json.load(sys.stdin)\n"
+        "time.sleep(request['sleep'])\n"
+        "print(request['text'], sys.argv[1:], os.environ['COLOUR'])\n"
+        "sys.exit('for a reason')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    environment = {"COLOUR": "blue"}
+    request = {"sleep": 0, "text": "ä"}
+    ended = run_once("once", "a", "b", request=request, seconds=60, environment=environment)
+    assert (ended.code, ended.output, ended.last_words) == (1, "ä ['a', 'b'] blue\n", "for a reason")
+    started = time.monotonic()
+    with pytest.raises(SilentError, match="too long"):
+        run_once("once", request={"sleep": 60}, seconds=0.5)
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def app() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
+    _open_closed_streams()
     args = list(sys.argv[1:] if arguments is None else arguments)
     # Read here as well: a command line that cannot be parsed never comes to its options.
     settings = Settings(debug="--debug" in args, json="--json" in args)
@@ -109,6 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return code if isinstance(code, int) else 0
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null in place of streams that the caller closed (``>&-``): the next file would take their number, and
+    what a child process prints would go into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

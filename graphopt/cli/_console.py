@@ -100,6 +100,11 @@ def size(count: int) -> str:
     return f"{number:.1f} GB" if number < 99.95 else f"{number:.0f} GB"
 
 
+def shape(dims: Iterable[object]) -> str:
+    """The sizes of a tensor."""
+    return f"[{','.join(map(str, dims))}]"
+
+
 def milliseconds(value: float) -> str:
     """A latency for people, without its unit: three significant digits."""
     if value >= 100:

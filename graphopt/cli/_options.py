@@ -54,6 +54,11 @@ data_option = click.option(
     "without it.",
 )  # fmt: skip
 
+transform_option = click.option(
+    "--transform", metavar="F",
+    help="Makes inputs of what --data holds: FILE.py:FUNCTION, called with each entry; for images and other files.",
+)  # fmt: skip
+
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of made-up inputs."
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphopt.cli import _lossy
-from graphopt.cli._console import bad, bold, dim, good, milliseconds, size, table
+from graphopt.cli._console import bad, bold, dim, good, milliseconds, shape, size, table
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import NOT_RUN, FormTiming, Report, Verification, decided
 from graphopt.rewrite import Numerics
@@ -202,7 +202,7 @@ def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | No
 
 def timed_on(shapes: Mapping[str, Sequence[int]]) -> str:
     """The inputs that were timed."""
-    return "  ".join(f"{name} [{','.join(map(str, shape))}]" for name, shape in shapes.items())
+    return "  ".join(f"{name} {shape(dims)}" for name, dims in shapes.items())
 
 
 def _speed(report: Report) -> str:

@@ -18,6 +18,8 @@ from graphopt.runtime import check_machine
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.data.dataset import Transform
+
 
 @dataclass
 class Subject:
@@ -92,18 +94,26 @@ class Subject:
         """The inputs that must be given, in order."""
         return tuple(spec for spec in self.inputs if spec.name not in self.optional)
 
-    def samples(self, data: Path, specs: tuple[TensorSpec, ...] | None = None) -> Iterator[Feeds]:
+    def samples(
+        self, data: Path, specs: tuple[TensorSpec, ...] | None = None, transform: Transform | None = None
+    ) -> Iterator[Feeds]:
         """Samples of the user's.
 
         Args:
             specs: As for :meth:`made_up`.
+            transform: Makes inputs of what the data hold.
 
         Raises:
             DataError: They do not fit.
         """
+        from graphopt.data.dataset import Dataset
         from graphopt.data.load import samples
 
-        return samples(data, self.inputs if specs is None else specs, optional=self.optional)
+        wanted = self.inputs if specs is None else specs
+        if transform is None:
+            return samples(data, wanted, optional=self.optional)
+        dataset = Dataset(data, wanted, optional=self.optional, transform=transform)
+        return (sample.feeds for sample in dataset)
 
     def made_up(self, threads: int, seed: int, specs: tuple[TensorSpec, ...] | None = None) -> Feeds:
         """The first made-up inputs that the model accepts; tried in a process of its own.
@@ -167,6 +177,21 @@ def open_subject(path: Path, input_shapes: tuple[str, ...] = ()) -> Subject:
             hint=f"compile it: graphopt compile {path}",
         )
     return Subject(path, None, shapes)
+
+
+def transform_of(given: str | None, data: Path | None) -> Transform | None:
+    """The function that ``--transform`` names.
+
+    Raises:
+        UsageError: There is none, or nothing that it could be applied to.
+    """
+    from graphopt.data.functions import load_function
+
+    if given is None:
+        return None
+    if data is None:
+        raise UsageError("there is a transform, but no data", hint="give the data as well: --data")
+    return load_function(given, "transform")
 
 
 def with_inputs(model: ir.Model | None, specs: tuple[TensorSpec, ...]) -> ir.Model:

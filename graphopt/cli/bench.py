@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli._options import common, data_option, input_shape_option, seed_option, threads_option
+from graphopt.cli._options import (
+    common,
+    data_option,
+    input_shape_option,
+    seed_option,
+    threads_option,
+    transform_option,
+)
 
 if TYPE_CHECKING:
     from graphopt.cli._subject import Subject
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--seconds", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Of timing.")
 @data_option
+@transform_option
 @input_shape_option
 @threads_option
 @seed_option
@@ -28,6 +36,7 @@ def command(
     models: tuple[Path, ...],
     seconds: float,
     data: Path | None,
+    transform: str | None,
     input_shapes: tuple[str, ...],
     threads: int,
     seed: int,
@@ -45,12 +54,13 @@ def command(
       graphopt bench rec.gopt rec.onnx
     """
     from graphopt.cli._console import Progress, write_json
-    from graphopt.cli._subject import open_subject
+    from graphopt.cli._subject import open_subject, transform_of
     from graphopt.errors import UsageError
     from graphopt.tune.paired import time_forms
 
     if not math.isfinite(seconds):
         raise UsageError(f"--seconds {seconds} is no time", hint="write a number of seconds: --seconds 4")
+    made_of = transform_of(transform, data)
     with Progress() as progress:
         progress.say("reading the models")
         subjects = [open_subject(path, input_shapes) for path in models]
@@ -59,7 +69,7 @@ def command(
         specs = common_inputs(ordered)
         progress.say("preparing the inputs")
         feeds = (
-            next(iter(ordered[0].samples(data, specs)))
+            next(iter(ordered[0].samples(data, specs, made_of)))
             if data is not None
             else ordered[0].made_up(threads, seed, specs)
         )
@@ -115,7 +125,7 @@ def common_inputs(subjects: Sequence[Subject]) -> tuple[TensorSpec, ...]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from graphopt.cli._console import bold, milliseconds, table, write
+    from graphopt.cli._console import bold, milliseconds, shape, table, write
 
     rows = []
     for index, entry in enumerate(result["models"]):
@@ -131,6 +141,6 @@ def _show(result: dict[str, Any]) -> None:
             ]
         )
     write(table(("model", "target", "ms", "speedup", "95 % interval"), rows, right=(2, 3)))
-    shapes = ", ".join(f"{name} [{','.join(map(str, dims))}]" for name, dims in result["shapes"].items())
+    shapes = ", ".join(f"{name} {shape(dims)}" for name, dims in result["shapes"].items())
     inputs = "made-up inputs" if result["inputs"] == "made up" else f"inputs of {result['inputs']}"
     write(f"\n{result['models'][0]['rounds']} interleaved rounds; {inputs}: {shapes}")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli._options import common, data_option, input_shape_option, seed_option, threads_option
+from graphopt.cli._options import (
+    common,
+    data_option,
+    input_shape_option,
+    seed_option,
+    threads_option,
+    transform_option,
+)
 from graphopt.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -126,10 +133,7 @@ def _value(name: str, value: Any, path: Path) -> Any:
     help="Let lossy passes calibrate on made-up inputs where there is no --data.",
 )
 @click.option("--best-effort", is_flag=True, help="Write the nearest result where the budget cannot be kept.")
-@click.option(
-    "--transform", metavar="F",
-    help="Makes inputs of what --data holds: FILE.py:FUNCTION, called with each entry; for images and other files.",
-)  # fmt: skip
+@transform_option
 @click.option(
     "--max-memory",
     metavar="SIZE",

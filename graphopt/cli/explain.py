@@ -148,6 +148,7 @@ def _overview(
 ) -> list[str]:
     from graphopt.cli import _log, _lossy
     from graphopt.cli._console import bad, bold, dim, good, milliseconds, table
+    from graphopt.cli._show import within_budget
     from graphopt.report import decided, decided_layers
 
     shown: list[str] = []
@@ -155,7 +156,7 @@ def _overview(
         shown.append(f"{bold(str(bundle))}  from {manifest.name}, for {manifest.target}: {why(manifest)}")
         verification = manifest.verification
         if verification.get("budget"):
-            shown.append(_budget(verification["budget"]))
+            shown.append(within_budget(verification["budget"]))
         rows = [
             [
                 good(form["label"]) if form["outcome"].startswith("chosen") else form["label"],
@@ -190,15 +191,6 @@ def _knob(knob: Mapping[str, Any]) -> str:
     return (
         f"{knob['label']}: {knob['speedup']:.2f}x as fast as {knob['beside']!r} (95 % interval {knob['low']:.2f} to "
         f"{knob['high']:.2f}), {outcome}"
-    )
-
-
-def _budget(budget: Mapping[str, Any]) -> str:
-    from graphopt.verify.budget import percent
-
-    return (
-        f"{budget['metric']} {budget['original']:.4g} -> {budget['value']:.4g}, drop {percent(budget['drop'])} of "
-        f"{percent(budget['allowed'])} on {budget['samples']} samples, {budget['decibels']:.1f} dB"
     )
 
 

@@ -12,12 +12,20 @@ from typing import Any
 
 import click
 
-from graphopt.cli._options import common, data_option, input_shape_option, seed_option, threads_option
+from graphopt.cli._options import (
+    common,
+    data_option,
+    input_shape_option,
+    seed_option,
+    threads_option,
+    transform_option,
+)
 
 
 @click.command("run", short_help="Run a bundle or a model, and show or save its outputs.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_option
+@transform_option
 @input_shape_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="OUT",
@@ -29,6 +37,7 @@ from graphopt.cli._options import common, data_option, input_shape_option, seed_
 def command(
     model: Path,
     data: Path | None,
+    transform: str | None,
     input_shapes: tuple[str, ...],
     output: Path | None,
     threads: int,
@@ -41,8 +50,9 @@ def command(
       graphopt run rec.gopt --data samples.npz -o outputs.npz
     """
     from graphopt.cli._console import Progress, table, write, write_json
-    from graphopt.cli._subject import open_subject
+    from graphopt.cli._subject import open_subject, transform_of
 
+    made_of = transform_of(transform, data)
     if output is not None:
         check_place(output)
     results: list[Mapping[str, Any]] = []
@@ -50,8 +60,8 @@ def command(
         progress.say(f"loading {model}")
         subject = open_subject(model, input_shapes)
         run = _runner(subject, threads)
-        samples = subject.samples(data) if data is not None else iter([subject.made_up(threads, seed)])
-        for feeds in samples:
+        given = None if data is None else subject.samples(data, transform=made_of)
+        for feeds in given or [subject.made_up(threads, seed)]:
             results.append(run(feeds))
             progress.say(f"sample {len(results)}")
         if output is not None:
@@ -172,8 +182,10 @@ def _summary(name: str, value: Any) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
+    from graphopt.cli._console import shape
+
     if value is None:
         return ""
     if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
+        return shape(value)
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli._options import common, data_option, input_shape_option, seed_option, threads_option
+from graphopt.cli._options import (
+    common,
+    data_option,
+    input_shape_option,
+    seed_option,
+    threads_option,
+    transform_option,
+)
 
 if TYPE_CHECKING:
     from graphopt.cli._subject import Subject
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @data_option
+@transform_option
 @input_shape_option
 @click.option("--metric", metavar="M", help="Of a lossy bundle, instead of the one that it was compiled by.")
 @click.option("--max-drop", metavar="D", help="What it may lose, instead of what it was compiled with.")
@@ -29,6 +37,7 @@ def command(
     bundle: Path,
     model: Path,
     data: Path | None,
+    transform: str | None,
     input_shapes: tuple[str, ...],
     metric: str | None,
     max_drop: str | None,
@@ -47,7 +56,7 @@ def command(
     """
     from graphopt.capture import capture
     from graphopt.cli._console import Progress, write_json
-    from graphopt.cli._subject import open_subject, specialized, with_inputs
+    from graphopt.cli._subject import open_subject, specialized, transform_of, with_inputs
     from graphopt.data.interface import inputs_of, outputs_of
     from graphopt.errors import UsageError, VerificationError
     from graphopt.ir.hash import content_hash
@@ -57,6 +66,7 @@ def command(
     from graphopt.verify.budget import TELLS_NOTHING, find_metric, parse_drop
     from graphopt.verify.reference import build_reference
 
+    made_of = transform_of(transform, data)
     with Progress() as progress:
         progress.say(f"reading {bundle}")
         subject = open_subject(bundle, input_shapes)
@@ -73,7 +83,7 @@ def command(
         reference = build_reference(
             captured.original_model,
             interface=with_inputs(captured.model, specs),
-            data=None if data is None else subject.samples(data, specs),
+            data=None if data is None else subject.samples(data, specs, made_of),
             seed=seed,
             progress=progress.say,
         )
@@ -93,7 +103,9 @@ def command(
                 parse_drop(kept.get("allowed") if max_drop is None else max_drop),
             )
             interface = with_inputs(captured.model, specs)
-            dataset = dataset_for(data, interface, reference, wanted.metric, synthetic=True, seed=seed)
+            dataset = dataset_for(
+                data, interface, reference, wanted.metric, synthetic=True, seed=seed, transform=made_of
+            )
             evaluation = evaluate(captured.original_model, dataset, wanted, threads=threads)
             if not evaluation.tells:
                 warnings.append(TELLS_NOTHING)

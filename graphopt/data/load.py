@@ -143,7 +143,7 @@ def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     else:
         raise DataError(
             f"the folder {path} holds no .npz and no .npy files",
-            hint="name .npy files after the model's inputs; other files need a transform that makes arrays of them",
+            hint="name .npy files after the model's inputs; of other files --transform FILE.py:FUNCTION makes arrays",
         )
 
 

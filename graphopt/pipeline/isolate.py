@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,7 +21,7 @@ import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, PassFailedError
 from graphopt.pipeline.base import Pass, replace_content
-from graphopt.processes import answers, child_environment, last_words
+from graphopt.processes import SilentError, answers, run_once
 from graphopt.rewrite import Refusal, RewriteLog
 
 LARGE_BYTES = 4096
@@ -53,20 +52,13 @@ def run_isolated(pass_: Pass, model: ir.Model, log: RewriteLog, timeout: float) 
             "source": str(source),
             "result": str(result),
         }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "graphopt.pipeline.isolate"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=child_environment(),
-        )  # fmt: skip
         try:
-            output, errors = process.communicate(json.dumps(request), timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            process.kill()
-            process.communicate()
+            done = run_once("graphopt.pipeline.isolate", request=request, seconds=timeout)
+        except SilentError as error:
             raise PassFailedError(f"pass {pass_.name!r} took longer than {timeout:g} s") from error
-        if process.returncode != 0:
-            raise PassFailedError(f"pass {pass_.name!r} failed: {last_words(process.returncode, errors)}")
-        answer = json.loads(output.splitlines()[-1])
+        if done.code != 0:
+            raise PassFailedError(f"pass {pass_.name!r} failed: {done.last_words}")
+        answer = json.loads(done.output.splitlines()[-1])
         log.refused += [Refusal(**entry) for entry in answer["refused"]]
         if not answer["modified"]:
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import GraphoptError, TargetError
 from graphopt.machine import Form, Inspectable, Kernel
-from graphopt.processes import child_environment, last_words
+from graphopt.processes import SilentError, run_once
 
 _TIMEOUT = 300.0
 
@@ -36,16 +35,11 @@ def kernels_of(form: Form, feeds: Feeds, *, threads: int = 0, runs: int = 10) ->
             "to": str(result),
         }
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "graphopt.tune.kernels"],
-                input=json.dumps(request), text=True, capture_output=True, check=False,
-                env=child_environment(), timeout=_TIMEOUT,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
+            done = run_once("graphopt.tune.kernels", request=request, seconds=_TIMEOUT)
+        except SilentError as error:
             raise TargetError(f"the form {form.label!r} was not profiled within {_TIMEOUT:g} s") from error
-        if done.returncode or not result.exists():
-            why = last_words(done.returncode, done.stderr)
-            raise TargetError(f"the form {form.label!r} cannot be profiled: {why}")
+        if done.code or not result.exists():
+            raise TargetError(f"the form {form.label!r} cannot be profiled: {done.last_words}")
         content = json.loads(result.read_text(encoding="utf-8"))
     return [
         Kernel(**{**entry, "outputs": tuple(entry["outputs"]), "readers": tuple(entry["readers"])})

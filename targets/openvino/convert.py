@@ -6,14 +6,13 @@ What the frontend gets wrong and can be mended is mended here: equal elements ke
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import TargetError
-from graphopt.processes import child_environment
-from graphopt.targets.openvino.executable import last_words
+from graphopt.processes import SilentError, run_once
+from graphopt.targets.openvino.executable import reason_of
 
 _TIMEOUT = 600.0
 
@@ -32,20 +31,16 @@ def convert(source: Path, target: Path, outputs: int) -> list[str]:
     Raises:
         TargetError: OpenVINO cannot take the model; its words name the node.
     """
-    environment = child_environment()
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "graphopt.targets.openvino.convert", str(source), str(target)],
-            capture_output=True, text=True, env=environment, timeout=_TIMEOUT, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
+        done = run_once("graphopt.targets.openvino.convert", str(source), str(target), seconds=_TIMEOUT)
+    except SilentError as error:
         raise TargetError(f"OpenVINO did not convert the model within {_TIMEOUT:g} s") from error
-    if done.returncode:
-        words = done.stdout.strip() or f"its converter ended with exit code {done.returncode}"
+    if done.code:
         raise TargetError(
-            f"OpenVINO cannot take the model: {words}", hint="compile it for another target: --target ort-cpu"
+            f"OpenVINO cannot take the model: {done.output.strip() or done.last_words}",
+            hint="compile it for another target: --target ort-cpu",
         )
-    found = json.loads(done.stdout)
+    found = json.loads(done.output)
     if found["outputs"] != outputs:
         raise TargetError(f"OpenVINO makes {found['outputs']} outputs of the model's {outputs}")
     return list(found["inputs"])
@@ -61,7 +56,7 @@ def main() -> None:
         keep_order_of_equals(model)
         openvino.save_model(model, target, compress_to_fp16=False)
     except Exception as error:  # openvino raises RuntimeError and others
-        print(last_words(error))
+        print(reason_of(error))
         sys.exit(1)
     names = [parameter.get_friendly_name() for parameter in model.get_parameters()]
     print(json.dumps({"inputs": names, "outputs": len(model.outputs)}))

@@ -87,7 +87,7 @@ def properties(config: Mapping[str, Any], threads: int) -> dict[str, Any]:
     return found
 
 
-def last_words(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What an error of OpenVINO says, on one line, without its trace: the first node that it names, and why."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [
@@ -139,7 +139,7 @@ class OpenVinoExecutable:
             self.request = self.compiled.create_infer_request()
         except Exception as error:  # openvino raises RuntimeError and others
             raise TargetError(
-                f"OpenVINO rejects {self.path.name}: {last_words(error)}",
+                f"OpenVINO rejects {self.path.name}: {reason_of(error)}",
                 hint=f"this is OpenVINO {_version(openvino)}: compile the model here, or for another target",
             ) from error
         self._failed = False
@@ -170,7 +170,7 @@ class OpenVinoExecutable:
         except Exception as error:  # as above
             self._failed = True
             raise TargetError(
-                f"OpenVINO fails: {last_words(error)}",
+                f"OpenVINO fails: {reason_of(error)}",
                 hint="the model may take only some sizes and values: give it others",
             ) from error
         return {name: np.asarray(results[index]) for index, name in enumerate(self.output_names)}

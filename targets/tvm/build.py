@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import TargetError
-from graphopt.processes import child_environment
+from graphopt.processes import SilentError, run_once
 
 _SECONDS = 900.0
 _MEMORY = 24 << 30
@@ -41,34 +39,23 @@ def build(
         answer, question = Path(temporary) / "answer.json", Path(temporary) / "job.json"
         job = {"source": str(source), "folder": str(folder), "target": dict(target), "memory": _MEMORY}
         question.write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-m", "graphopt.targets.tvm.worker", str(question), str(answer)]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", env=_environment(),
-                timeout=seconds, check=False,
+            done = run_once(
+                "graphopt.targets.tvm.worker", str(question), str(answer),
+                seconds=seconds, environment=_ENVIRONMENT,
             )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
+        except SilentError as error:
             raise TargetError(f"TVM did not compile the model within {seconds:g} s", hint=_OTHER) from error
         if answer.is_file():
             found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             if "error" in found:
                 raise TargetError(f"TVM cannot compile the model: {found['error']}", hint=_OTHER)
             return found
-        raise TargetError(f"TVM {_end(done.returncode)}{_tail(done.stderr.splitlines())}", hint=_OTHER)
+        raise TargetError(f"TVM cannot compile the model: {done.last_words[:300]}", hint=_OTHER)
 
 
 _OTHER = "compile it for another target: --target ort-cpu"
 
 
-def _environment() -> dict[str, str]:
-    # Where TVM's runtime for CUDA is there, TVM would compile the kernels itself, with fast arithmetic and for one GPU.
-    return {**child_environment(), "TVM_BIND_THREADS": "0", "TVM_COMPILE_FORCE_FALLBACK": "1"}
-
-
-def _end(code: int) -> str:
-    return f"crashed with signal {-code}" if code < 0 else f"ended with exit code {code}"
-
-
-def _tail(lines: Sequence[str]) -> str:
-    words = [line.strip() for line in lines if line.strip()]
-    return f": {words[-1][:300]}" if words else ""
+# Where TVM's runtime for CUDA is there, TVM would compile the kernels itself, with fast arithmetic and for one GPU.
+_ENVIRONMENT = {"TVM_BIND_THREADS": "0", "TVM_COMPILE_FORCE_FALLBACK": "1"}

@@ -133,7 +133,7 @@ class TvmExecutable:
             raise
         except Exception as error:  # tvm_ffi raises RuntimeError, AttributeError and others
             raise TargetError(
-                f"TVM's runtime rejects {path.name}: {last_words(error)}",
+                f"TVM's runtime rejects {path.name}: {reason_of(error)}",
                 hint=f"this is TVM {version()}: compile the model here",
             ) from error
         self._set_threads = ffi.get_global_func("runtime.config_threadpool")
@@ -158,7 +158,7 @@ class TvmExecutable:
                 results = [made] if hasattr(made, "__dlpack__") else list(made)
                 return self._handed_out(results, arrays)
         except Exception as error:  # as above
-            words = last_words(error)
+            words = reason_of(error)
             fixed = "sizes are as when it was compiled: fixed, or open and equal where an operator needs it"
             raise TargetError(f"TVM fails: {words}", hint="" if "CUDA" in words else fixed) from error
 
@@ -284,7 +284,7 @@ def product_of(kernel: str) -> str:
     return "" if found is None else found[0]
 
 
-def last_words(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What an error of TVM says, on one line, without its trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("File ", "Traceback", "Stack trace", "[bt]"))]

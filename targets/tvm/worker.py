@@ -13,7 +13,7 @@ from typing import Any
 from graphopt.targets.tvm.architectures import ptx_of
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.cuda_executable import digest
-from graphopt.targets.tvm.executable import INSIDE, last_words
+from graphopt.targets.tvm.executable import INSIDE, reason_of
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         found = compile_for(Path(job["source"]), Path(job["folder"]), job["target"])
     except Exception as error:  # TVM raises its own kinds, and RuntimeError, TypeError, AssertionError
-        found = {"error": last_words(error)}
+        found = {"error": reason_of(error)}
     else:
         found["seconds"] = time.monotonic() - started
     written = answer.with_suffix(".part")

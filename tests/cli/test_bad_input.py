@@ -563,6 +563,18 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_closed_streams_do_no_harm(tmp_path: Path) -> None:
+    script = (
+        f"{sys.executable} -m graphopt passes <&- >&- && {sys.executable} -m graphopt passes 2>&- | wc -l"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 20
+
+
 def hide(folder: Path, package: str) -> Path:
     """A folder for PYTHONPATH that makes a package look as if it were not installed."""
     folder.mkdir()

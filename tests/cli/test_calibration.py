@@ -58,17 +58,45 @@ def test_wrong_data(cli: Any, model: Path, tmp_path: Path, change: dict[str, Any
     assert not (tmp_path / "model.gopt").exists()
 
 
+READ = """import numpy as np
+def read(raw):
+    numbers = open(raw['path']).read().split()
+    return {'x': np.array(numbers, np.float32).reshape(5, 8)}
+"""
+
+
+def texts(folder: Path, count: int) -> None:
+    """Files that a transform reads, and the transform."""
+    (folder / "texts").mkdir()
+    for index in range(count):
+        (folder / "texts" / f"{index}.txt").write_text("2.5 " * 40)
+    (folder / "mine.py").write_text(READ)
+
+
+@pytest.mark.parametrize("command", [("run",), ("bench", "--seconds", "0"), ("verify", "model.gopt")])
+def test_other_commands_take_a_transform(
+    cli: Any, model: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    texts(tmp_path, 2)
+    if command[0] == "verify":
+        assert cli("compile", "model.onnx", "--target", "ort-cpu", "--tune", "1s").code == 0
+    without = cli(*command, "model.onnx", "--transform", "mine.py:read")
+    assert without.code == 2 and "there is a transform, but no data" in without.err
+    unread = cli(*command, "model.onnx", "--data", "texts")
+    assert unread.code == 1 and "--transform FILE.py:FUNCTION" in unread.err
+    done = cli(*command, "model.onnx", "--data", "texts", "--transform", "mine.py:read", "--json")
+    assert done.code == 0, done.err
+    if command[0] == "run":
+        assert done.json["samples"] == 2 and done.json["inputs"] == "texts"
+    elif command[0] == "bench":
+        assert done.json["shapes"] == {"x": [5, 8]}
+    else:
+        assert done.json["synthetic"] is False and len(done.json["trials"]) >= 2
+
+
 def test_files_through_a_transform(cli: Any, model: Path, tmp_path: Path) -> None:
     """Text files as data, all of the same content: calibration says so."""
-    (tmp_path / "texts").mkdir()
-    for index in range(6):
-        (tmp_path / "texts" / f"{index}.txt").write_text("2.5 " * 40)
-    (tmp_path / "mine.py").write_text(
-        "import numpy as np\n"
-        "def read(raw):\n"
-        "    numbers = open(raw['path']).read().split()\n"
-        "    return {'x': np.array(numbers, np.float32).reshape(5, 8)}\n"
-    )
+    texts(tmp_path, 6)
     options = ("--data", "texts", "--transform", "mine.py:read", "--max-memory", "512M", "--json")
     # Static int8 is left out where dynamic int8 took most of a short budget: here it is not to depend on the machine.
     options = (

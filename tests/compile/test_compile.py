@@ -149,7 +149,7 @@ def test_pipeline_runs_without_a_target(gelu: Path) -> None:
         ({"passes": "fusee"}, UnknownNameError, "did you mean 'fuse'"),
         ({"passes": "fuse{disable=[gelo]}"}, UnknownNameError, "did you mean 'gelu'"),
         ({"target": "ort-cpuu"}, UnknownNameError, "did you mean 'ort-cpu'"),
-        ({"max_drop": 0.01}, UsageError, "^max_drop is about lossy passes, and none of the passes is lossy"),
+        ({"max_drop": 0.01}, UsageError, "^max-drop is about lossy passes, and none of the passes is lossy"),
         (
             {"max_drop": 0.01, "metric": "f1", "best_effort": True},
             UsageError,

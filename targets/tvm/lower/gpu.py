@@ -21,7 +21,7 @@ from graphopt.targets.tvm.adapter import (
     tirx,
     undefined_vars,
 )
-from graphopt.targets.tvm.executable import last_words
+from graphopt.targets.tvm.executable import reason_of
 from graphopt.targets.tvm.lower.gpu_product import product
 from graphopt.targets.tvm.lower.gpu_window import window
 from graphopt.targets.tvm.lower.schedule import SCHEDULED, each_function, for_processor
@@ -57,7 +57,7 @@ def _bound(name: str, function: Any, target: Target) -> Any:
         try:
             found = rule().apply(function, target, False)
         except Exception as error:  # a rule that does not foresee a function raises whatever it comes to
-            why = f"{rule.__name__}: {last_words(error)}"
+            why = f"{rule.__name__}: {reason_of(error)}"
             continue
         if found is None:
             continue

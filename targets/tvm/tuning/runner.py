@@ -20,7 +20,7 @@ import numpy as np
 
 from graphopt.data.interface import load_feeds
 from graphopt.processes import answers, end_with_parent
-from graphopt.targets.tvm.executable import TvmExecutable, aligned, import_runtime, last_words
+from graphopt.targets.tvm.executable import TvmExecutable, aligned, import_runtime, reason_of
 from graphopt.targets.tvm.tuning.arguments import Argument, filled
 
 _ROTATED_BYTES = 8 << 20
@@ -53,7 +53,7 @@ def main() -> None:
             else:
                 answer = {"seconds": _measure(ffi, library, request["kernels"], kept)}
         except Exception as error:  # tvm_ffi raises RuntimeError, ValueError and others
-            answer = {"error": last_words(error)}
+            answer = {"error": reason_of(error)}
         print(json.dumps(answer), file=answer_to, flush=True)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from graphopt.errors import TargetError
 from graphopt.processes import Child, SilentError
 from graphopt.targets.tvm.adapter import rpc, tensor
-from graphopt.targets.tvm.executable import last_words
+from graphopt.targets.tvm.executable import reason_of
 from graphopt.targets.tvm.tuning.arguments import Argument, filled
 
 _SECONDS, _PROFILE_SECONDS = 8.0, 600.0
@@ -112,7 +112,7 @@ class RemoteRunner:
                 queues = tracker.summary()["queue_info"]
         except Exception as error:  # TVM raises RuntimeError where the other side speaks otherwise
             raise RunnerLostError(
-                f"no RPC tracker answers at {address}: {last_words(error)}",
+                f"no RPC tracker answers at {address}: {reason_of(error)}",
                 hint="start one: python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190",
             ) from error
         if not queues.get(key, {}).get("free"):
@@ -124,7 +124,7 @@ class RemoteRunner:
         try:
             self._session = tracker.request(key, max_retry=1, session_timeout=0)
         except Exception as error:  # as above
-            raise RunnerLostError(f"the device {key!r} does not answer: {last_words(error)}") from error
+            raise RunnerLostError(f"the device {key!r} does not answer: {reason_of(error)}") from error
         self._device = self._session.cpu(0)
         self._key = key
         self._kept: dict[str, list[Any]] = {}
@@ -148,7 +148,7 @@ class RemoteRunner:
             return found
         except Exception as error:  # TVM raises RPCError, RuntimeError and others
             raise RunnerLostError(
-                f"the device {self._key!r} was lost while measuring: {last_words(error)}",
+                f"the device {self._key!r} was lost while measuring: {reason_of(error)}",
                 hint="what was measured before is kept: run the same command again",
             ) from error
 

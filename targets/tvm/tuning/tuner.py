@@ -20,7 +20,7 @@ import numpy as np
 from graphopt.errors import GraphoptError, TargetError
 from graphopt.processes import answers
 from graphopt.targets.tvm.adapter import IRModule, Target, compile_module, te, topi
-from graphopt.targets.tvm.executable import INSIDE, LIBRARY, WEIGHTS, last_words
+from graphopt.targets.tvm.executable import INSIDE, LIBRARY, WEIGHTS, reason_of
 from graphopt.targets.tvm.lower.importer import import_packed, number_of
 from graphopt.targets.tvm.lower.pipeline import Library, build_library, processor
 from graphopt.targets.tvm.lower.products import Product
@@ -50,7 +50,7 @@ def main() -> None:
     except GraphoptError as error:
         tell("error", message=error.message, hint=error.hint)
     except Exception as error:  # TVM raises its own kinds, RuntimeError and others
-        tell("error", message=f"TVM: {last_words(error)}", hint="")
+        tell("error", message=f"TVM: {reason_of(error)}", hint="")
 
 
 @dataclass
@@ -281,7 +281,7 @@ def _measured(
         try:
             compile_module(IRModule(functions), target=cpu).export_library(str(library))
         except Exception as error:  # TVM raises its own kinds, RuntimeError and others
-            raise TargetError(f"TVM cannot build a kernel of {product.key}: {last_words(error)}") from error
+            raise TargetError(f"TVM cannot build a kernel of {product.key}: {reason_of(error)}") from error
         return runner.measure(library, kernels)
     finally:
         library.unlink(missing_ok=True)
