@@ -40,6 +40,8 @@ class Context:
         memory: Bytes beyond the model that calibration may take.
         width: Channels that its kernels like a multiple of.
         deadline: ``time.monotonic()`` after which nothing new is begun.
+        limit: The same as long as nothing was found to hold, on this target or one before: what the ones after it would
+            have of the time.
         progress: Told what is being done.
         weights: Integer weights and corrections that an earlier pass found.
         rival: Milliseconds of all kernels of the fastest that holds on a target before this one.
@@ -63,6 +65,7 @@ class Context:
     memory: int = MEMORY
     width: int = 1
     deadline: float = float("inf")
+    limit: float = float("inf")
     progress: Callable[[str], None] = lambda text: None
     weights: Weights = field(default_factory=Weights)
     rival: float = float("inf")
@@ -163,6 +166,12 @@ class LossyPass(Pass):
         Raises:
             MissingExtraError: It is not installed.
         """
+
+    def suits(self, model: ir.Model, kernels: IntegerKernels | None) -> bool:
+        """Whether a target with these kernels is where it should look first: what comes of it there is likely to be the
+        fastest. What the others then lag behind, they are left for soon."""
+        del model, kernels
+        return False
 
     @abc.abstractmethod
     def propose(self, model: ir.Model, context: Context) -> Proposal:

@@ -37,15 +37,17 @@ EVALUATED = 48
 EVALUATED_TO_COUNT = 1024
 _EVALUATED_BYTES = 256 << 20
 _EVALUATED_SECONDS = 2.0
-_SECONDS_TO_COUNT = 5.0
+_SECONDS_TO_COUNT = 4.0
 _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
-_LEAST_TURN = 1.0
+_LEAST_TURN = 0.25
+"""Of the longest turn of a target so far: with less time left another one would come to nothing, or be late."""
 _UNHURRIED = 90.0
 """Seconds at least for a pass that is told how much: it does not search, and what it hurries it does worse."""
 _LEAST_SHARED = 1024
 """Bytes of constants that are looked for again: where passes look at layers one by one, each has a copy of its own."""
 _SHARE_OF_FIRST = 0.6
+_SHARE_OF_SUITED = 0.8
 """Of the time, for one of several targets: what prepares for it prepares for the others too."""
 
 
@@ -104,6 +106,7 @@ class Proposals:
     _over_budget: list[str] = field(default_factory=list)
     _shared: dict[Hashable, Any] = field(default_factory=dict)
     _fastest: float = field(default=float("inf"), init=False)
+    _longest: float = field(default=0.0, init=False)
     _left: int = field(init=False)
     _original: ir.Model | None = field(default=None, init=False)
     _deadline: float = field(init=False)
@@ -111,6 +114,11 @@ class Proposals:
     def __post_init__(self) -> None:
         self._left = self.targets
         self._deadline = time.monotonic() + self.seconds
+
+    def suits(self, target: Target, model: ir.Model) -> bool:
+        """Whether a target should have the first turn."""
+        kernels = _of(target, "integer_kernels")
+        return any(pass_.suits(model, kernels) for pass_ in self.passes)
 
     def propose(
         self, target: Target, model: ir.Model, folder: Path, legalize: Callable[[ir.Model], ir.Model]
@@ -122,6 +130,8 @@ class Proposals:
         # What a target leaves of its time the next ones have.
         now = time.monotonic()
         share = 1.0 if self._left < 2 else max(_SHARE_OF_FIRST, 1 / self._left)
+        if self._left > 1 and self.suits(target, model):
+            share = max(share, _SHARE_OF_SUITED)
         deadline = now + max(self._deadline - now, 0.0) * share
         self._left -= 1
         for place, pass_ in enumerate(self.passes):
@@ -135,11 +145,12 @@ class Proposals:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             follows = any(later.recovers for later in self.passes[place + 1 :])
             records.append(record)
-            if self._deadline - now < _LEAST_TURN and self._fastest < float("inf"):
+            if self._deadline - now < _LEAST_TURN * self._longest and self._fastest < float("inf"):
                 proposal = Proposal(reason="no time was left for this target: --tune gives more")
             else:
                 proposal = self._run(pass_, kept, follows, target, folder, legalize, record, until)
             record.seconds = time.monotonic() - started
+            self._longest = max(self._longest, record.seconds)
             if not pass_.searches:
                 deadline += record.seconds
                 self._deadline += record.seconds
@@ -283,9 +294,6 @@ class Proposals:
         record: PassRecord,
         deadline: float,
     ) -> Proposal:
-        integer_kernels, halves = (
-            getattr(target, name, None) for name in ("integer_kernels", "half_kernels")
-        )
         numbers = itertools.count()
 
         def profile(graph: ir.Model, label: str) -> Sequence[Kernel]:
@@ -303,16 +311,17 @@ class Proposals:
             self.dataset,
             self.evaluation,
             target.name,
-            integer_kernels() if callable(integer_kernels) else None,
+            _of(target, "integer_kernels"),
             profile,
             legalize=legalize,
-            halves=halves() if callable(halves) else {},
+            halves=_of(target, "half_kernels") or {},
             runnable=target.probe().runnable,
             threads=self.threads,
             seed=self.seed,
             memory=self.budget.memory,
             width=target.channel_multiple() if isinstance(target, Aligned) else 1,
             deadline=deadline,
+            limit=max(deadline, self._deadline) if self._fastest == float("inf") else deadline,
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
             weights=kept[-1].weights,
             rival=self._fastest,
@@ -332,6 +341,12 @@ class Proposals:
             record.reason = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.warnings.append(f"{pass_.name} on {target.name} failed and was left out: {record.reason}")
         return Proposal()
+
+
+def _of(target: Target, name: str) -> Any:
+    """What a target answers that may have such a method; None without it."""
+    method = getattr(target, name, None)
+    return method() if callable(method) else None
 
 
 def _followed(kept: Sequence[Candidate], proposed: Sequence[Candidate], recovers: bool) -> list[Candidate]:

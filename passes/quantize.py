@@ -25,7 +25,7 @@ from graphopt import interrupt
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.passes._precisions import (
     dynamic_int8,
-    is_for_dynamic,
+    is_of_products,
     kept_by,
     weight_bytes,
     with_small_tables,
@@ -79,6 +79,11 @@ class Quantize(LossyPass):
     name = "quantize"
     Options = QuantizeOptions
 
+    def suits(self, model: ir.Model, kernels: IntegerKernels | None) -> bool:
+        """Products where activations are quantized as they come, convolutions where they are not: ONNX Runtime's are
+        the faster ones of those, OpenVINO's of these (``benchmarks/quantize.py``)."""
+        return kernels is not None and bool(kernels.dynamic) == is_of_products(model)
+
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The fastest mix of int8 and float32 that stays within the budget; float16 where there is no int8."""
         options: QuantizeOptions = self.options
@@ -95,7 +100,7 @@ class Quantize(LossyPass):
         model, tables = with_small_tables(model, context, allowed)
         started = time.monotonic()
         quick = Proposal()
-        if is_for_dynamic(model, context):
+        if context.kernels.dynamic and is_of_products(model):
             quick = dynamic_int8(model, context, allowed)
         spent = time.monotonic() - started > _SHARE_OF_DYNAMIC * (context.deadline - started)
         if quick.candidates and spent and not weight_bytes(model, ("Conv", "ConvTranspose")):
@@ -148,7 +153,7 @@ class Quantize(LossyPass):
                 [self._candidate(point, found, search) for point in held[:_MOST_CANDIDATES]],
                 details,
                 warnings=warnings,
-                milliseconds=found.times.get(found.best.chosen, (0.0, float("inf")))[1],
+                milliseconds=found.best.milliseconds,
             )
         if not found.points and context.rival < found.fastest < float("inf"):
             return Proposal(

@@ -40,7 +40,9 @@ class Shares:
         self._curves: list[Array] = []
         if not uniform:
             curves = [_curve(sparsifier, part) for part in sparsifier.parts]
-            worth = _worth(curves, self._sizes, sparsifier.noise_alone(_PROBED), self._names)
+            worth = _worth(
+                curves, self._sizes, sparsifier.noise_alone(sparsifier.context.deadline, _PROBED), self._names
+            )
             self._curves = [curve * factor for curve, factor in zip(curves, worth, strict=True)]
 
     def of(self, share: float) -> dict[str, float]:
@@ -121,14 +123,15 @@ def most_layers(sparsifier: Sparsifier) -> list[Sparse]:
         assert made.judgement is not None
         return made.judgement
 
-    def noise() -> Mapping[str, float]:
+    def noise(until: float) -> Mapping[str, float]:
         # Measured with the other numbers as they are, so less by as much as their change makes up for in the layer.
-        alone = sparsifier.noise_alone()
+        alone = sparsifier.noise_alone(until)
         return {name: value * _left(found[0].outcomes.get(name)) for name, value in alone.items()}
 
     lossy_layers.choose(
         {part.name: part.size * sparsifier.pattern.share for part in sparsifier.parts}, judge, noise,
-        deadline=sparsifier.context.deadline, progress=sparsifier.context.progress,
+        deadline=sparsifier.context.deadline, limit=sparsifier.context.limit,
+        progress=sparsifier.context.progress,
     )  # fmt: skip
     return found
 

@@ -187,14 +187,15 @@ class Sparsifier:
         found.judgement = lossy_layers.judge(found.model, self.context)
         return found
 
-    def noise_alone(self, share: float = 0.0) -> dict[str, float]:
+    def noise_alone(self, until: float, share: float = 0.0) -> dict[str, float]:
         """Noise of the model's outputs with zeros in one weight alone, the others as they are; as far as there is time.
 
         Args:
+            until: ``time.monotonic()`` after which it stops; before that, when its share of the time is over.
             share: Of the numbers that become zero, where the pattern does not say.
         """
         started = time.monotonic()
-        limit = started + _SHARE_OF_TIME * max(self.context.deadline - started, 0.0)
+        limit = min(until, started + _SHARE_OF_TIME * max(self.context.deadline - started, 0.0))
         samples = self._samples[:_ALONE_SAMPLES]
         session = Session(self.model, optimize="all", threads=self.context.threads)
         counted = self.context.evaluation.counted

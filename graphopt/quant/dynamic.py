@@ -81,11 +81,12 @@ def find(
     choice = choose(
         usable,
         lambda names: judge(built(names), setting),
-        lambda: noise_of_forms(
+        lambda until: noise_of_forms(
             model, {name: form for name in usable}, setting.evaluation.feeds[:_SWEEP_SAMPLES],
-            threads=setting.threads, deadline=setting.deadline, progress=setting.progress,
+            threads=setting.threads, deadline=until, progress=setting.progress,
         ),
         deadline=setting.deadline,
+        limit=setting.limit,
         progress=setting.progress,
     )  # fmt: skip
     best = choice.best

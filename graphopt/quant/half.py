@@ -55,10 +55,10 @@ def find(
         )
     gains = {entry: _HEAVY_GAIN if by_name[entry].op_type in HEAVY else 1.0 for entry in plan.chosen}
 
-    def noise() -> Mapping[str, float]:
+    def noise(until: float) -> Mapping[str, float]:
         return noise_of_forms(
             model, dict.fromkeys(gains, _Rounded(dtype)), setting.evaluation.feeds[:_SWEEP_SAMPLES],
-            threads=setting.threads, deadline=setting.deadline, progress=setting.progress,
+            threads=setting.threads, deadline=until, progress=setting.progress,
         )  # fmt: skip
 
     choice = choose(
@@ -66,6 +66,7 @@ def find(
         lambda names: judge(converted(model, names, dtype, magnitudes, emulate=True), setting),
         noise,
         deadline=setting.deadline,
+        limit=setting.limit,
         progress=setting.progress,
     )
     point = choice.best or choice.nearest

@@ -8,6 +8,7 @@ were.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ SWITCHES = "graphopt_switches"
 _MOST_JUDGED = 9
 _GUESS = 0.9
 _LEAST_NOISE = 1e-15
+_LEAST_GROUPS = 6
 
 
 @dataclass
@@ -105,25 +107,39 @@ def noise_of_forms(
 ) -> dict[str, float]:
     """Noise power over signal power, in the worst output, that each form adds alone.
 
+    Where time does not suffice for each of them, neighbours are measured together and share what they add.
+
     Args:
         samples: Few: each form runs all of them.
-        deadline: ``time.monotonic()`` after which the rest is not measured.
+        deadline: ``time.monotonic()`` after which the rest is not measured; a few groups are in any case.
     """
     switched = ir_model.clone(model)
     names = _add_switches(switched, forms)
     session = Session(switched, optimize="all", threads=threads)
     off = np.zeros(len(names), dtype=bool)
+    started = time.monotonic()
     references = [session.run({**feeds, SWITCHES: off}) for feeds in samples]
+    now = time.monotonic()
+    together = _group_size(len(names), (deadline - now) / (now - started))
     found: dict[str, float] = {}
-    for index, name in enumerate(names):
-        if time.monotonic() > deadline:
+    for number, first in enumerate(range(0, len(names), together)):
+        if number >= _LEAST_GROUPS and time.monotonic() > deadline:
             break
         switches = off.copy()
-        switches[index] = True
+        switches[first : first + together] = True
         share = noise_share([session.run({**feeds, SWITCHES: switches}) for feeds in samples], references)
-        found[name] = share if np.isfinite(share) else float(np.finfo(np.float32).max)
-        progress(f"noise of layer {index + 1} of {len(names)}")
+        share = share if np.isfinite(share) else float(np.finfo(np.float32).max)
+        group = names[first : first + together]
+        found |= dict.fromkeys(group, share / len(group))
+        progress(f"noise of layer {first + 1} of {len(names)}")
     return found
+
+
+def _group_size(count: int, runs: float) -> int:
+    """How many of so many layers are measured together, where there is time for ``runs`` runs."""
+    if runs >= count:
+        return 1
+    return math.ceil(count / max(_LEAST_GROUPS, int(runs)))
 
 
 def _add_switches(model: ir.Model, forms: Mapping[str, Form]) -> list[str]:
@@ -218,6 +234,10 @@ class Setting(Protocol):
     def deadline(self) -> float:
         """``time.monotonic()`` after which nothing new is begun."""
 
+    @property
+    def limit(self) -> float:
+        """The same as long as nothing was found to hold."""
+
     def legalize(self, model: ir.Model, /) -> ir.Model:
         """A graph as the target will have it."""
 
@@ -266,9 +286,10 @@ class Choice:
 def choose(
     gains: Mapping[str, float],
     judge: Callable[[frozenset[str]], Judgement],
-    noise: Callable[[], Mapping[str, float]],
+    noise: Callable[[float], Mapping[str, float]],
     *,
     deadline: float = float("inf"),
+    limit: float = float("inf"),
     progress: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """The set of layers of most gain within the budget, where the noise of layers adds up.
@@ -276,10 +297,14 @@ def choose(
     Args:
         gains: What each layer gains in its lossy form: bytes, or milliseconds.
         judge: What a set loses.
-        noise: Of each layer alone; asked only where the budget does not hold with all.
+        noise: Of each layer alone, measured until the time that it is given, roughly where that is over; asked only
+            where the budget does not hold with all.
         deadline: ``time.monotonic()`` after which nothing new is begun.
+        limit: The same as long as nothing holds.
     """
     found = Choice()
+    limit = max(deadline, limit)
+    started = time.monotonic()
 
     def holds(names: Iterable[str]) -> bool:
         chosen = frozenset(names)
@@ -292,7 +317,10 @@ def choose(
 
     if not gains or holds(gains):
         return found
-    found.noise = noise() if time.monotonic() < deadline else {}
+    now = time.monotonic()
+    # What is chosen by it takes as long to be judged as all did.
+    seconds = now - started
+    found.noise = noise((deadline if now + seconds < deadline else limit) - seconds)
     # Layers that were not measured before the deadline come last: they stay as they were. Without any measurement those
     # that gain most come first.
     unknown = float("inf") if found.noise else 1.0
@@ -304,7 +332,8 @@ def choose(
     middle = _guess(order, found.noise, found.points[0].judgement)
     for turn in range(_MOST_JUDGED):
         # The first guess is judged however late it is: without it nothing may be left.
-        if high - low <= 1 or (turn and time.monotonic() > deadline):
+        late = time.monotonic() > (limit if found.best is None else deadline)
+        if high - low <= 1 or (turn and late):
             break
         low, high = (middle, high) if holds(order[:middle]) else (low, middle)
         middle = (low + high) // 2

@@ -196,9 +196,10 @@ class Search:
             if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):
                 self._try(chosen)
         best = self.found.best
-        if best is not None and (best.chosen == sets[0] or self._is_late()):
+        if best is not None and self._is_clear() and (best.chosen == sets[0] or self._is_late()):
             return
-        if self.rival < float("inf") and time.monotonic() > self.deadline:
+        held = best is not None or self.rival < float("inf")
+        if held and time.monotonic() > self.deadline:
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.
@@ -215,6 +216,11 @@ class Search:
         """Whether the time is up, and nothing is known that would be faster than what holds here or elsewhere."""
         holds = self.found.best is not None or self.found.fastest >= self.rival
         return holds and time.monotonic() > self.deadline
+
+    def _is_clear(self) -> bool:
+        """Whether the best holds with a margin; else one that does is looked for, since the target rounds otherwise."""
+        best = self.found.best
+        return best is not None and best.judgement is not None and best.judgement.is_clear
 
     def _cuts(self) -> list[frozenset[str]]:
         """The fastest set, as the times of kernels predict it and as measurement of the whole corrects them."""
@@ -375,15 +381,15 @@ class Search:
         distinct = [chosen for chosen in distinct if chosen not in tried and self._promises(chosen)]
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
-            if first >= last or (
-                self._is_late() and (self.found.best is not None or self.rival < float("inf"))
-            ):
+            done = self._is_late() and (self._is_clear() or self.rival < float("inf"))
+            if first >= last or done or (self.found.best is not None and time.monotonic() > self.deadline):
                 return
             if time.monotonic() > self.deadline:
                 # Nothing holds so far: small sets first.
                 first = max(first, (first + 3 * last) // 4)
             middle = (first + last) // 2
-            if self._try(distinct[middle]).ok:
+            judgement = self._try(distinct[middle])
+            if judgement.ok and (judgement.is_clear or self._is_clear()):
                 last = middle
             else:
                 first = middle + 1
@@ -391,7 +397,7 @@ class Search:
     def _promises(self, chosen: frozenset[str]) -> bool:
         """Whether a set may be faster than the best so far."""
         best = self.found.best
-        least = self.rival * _OUTRUN if best is None else best.milliseconds
+        least = best.milliseconds if best is not None and self._is_clear() else self.rival * _OUTRUN
         return self._predicted(chosen) < least
 
 

@@ -55,11 +55,12 @@ def find(
     choice = choose(
         gains,
         lambda names: judge(built(names), setting),
-        lambda: noise_of_forms(
+        lambda until: noise_of_forms(
             model, {name: form for name in gains}, setting.evaluation.feeds[:_SWEEP_SAMPLES],
-            threads=setting.threads, deadline=setting.deadline, progress=setting.progress,
+            threads=setting.threads, deadline=until, progress=setting.progress,
         ),
         deadline=setting.deadline,
+        limit=setting.limit,
         progress=setting.progress,
     )  # fmt: skip
     point = choice.best or choice.nearest

@@ -30,6 +30,9 @@ _SURE = 3.0
 """Standard errors by which some of the samples may differ from all of them."""
 _RESOLVED = 0.5
 """Share of the budget up to which a standard error shows that the samples tell drops as small as the budget."""
+_CLEAR_SHARE = 0.8
+_CLEAR_DECIBELS = 0.5
+"""Of the budget, and above what is needed: with that much in hand it holds where numbers are rounded otherwise."""
 _FIRST = 8
 _GROUPS = 10
 _READABLE = 5e-4
@@ -267,6 +270,12 @@ class Judgement:
         holds = self.drop <= self.allowed and np.isfinite(self.value) and self.decibels >= self.needed
         return bool(holds and not self.some)
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether it holds with a margin, so that it holds on a backend that rounds otherwise."""
+        enough = not self.needed or self.decibels >= self.needed + _CLEAR_DECIBELS
+        return self.ok and self.drop <= _CLEAR_SHARE * self.allowed and enough
+
     def describe(self) -> str:
         """For people."""
         if not np.isfinite(self.drop):
@@ -378,22 +387,28 @@ class Evaluation:
                 [self.feeds[index] for index in kept], [self.references[index] for index in kept],
                 [self.labels[index] for index in kept], self.metric, self.allowed, self.held_out, self.padding,
             )  # fmt: skip
-            judgement = some.judge(results)
+            judgement = some.judge(results, with_error=False)
         except UsageError:
             # A metric that needs all samples.
+            return None
+        if judgement.drop <= self.allowed:
             return None
         spread = _SURE * some._error(results) if self.metric.counts else _SURE * self.allowed
         far = judgement.drop - spread > self.allowed
         return replace(judgement, some=len(kept)) if far else None
 
-    def judge(self, outputs: Sequence[Feeds]) -> Judgement:
-        """What a model that makes these outputs loses."""
+    def judge(self, outputs: Sequence[Feeds], *, with_error: bool = True) -> Judgement:
+        """What a model that makes these outputs loses.
+
+        Args:
+            with_error: Whether the drop's standard error is asked for, which takes many times as long as the metric.
+        """
         decibels = self._decibels(range(len(self.feeds)), outputs)
         if not all(_is_finite(got, wanted) for got, wanted in zip(outputs, self.references, strict=True)):
             return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
         value = self.metric.score(outputs, self.references, self.labels)
         drop = float((self.original - value) / (abs(self.original) or 1.0))
-        error = self._error(outputs) if self.metric.counts and drop <= self.allowed else 0.0
+        error = self._error(outputs) if with_error and self.metric.counts and drop <= self.allowed else 0.0
         # Without any difference there is no error either: then rows are counted. An error that is no number is none.
         coarse = self.is_coarse and not 0 < error <= _RESOLVED * self.allowed
         needed = LEAST_DECIBELS if coarse or not error <= self.allowed else 0.0

@@ -153,7 +153,7 @@ def test_pipeline_runs_without_a_target(gelu: Path) -> None:
         (
             {"max_drop": 0.01, "metric": "f1", "best_effort": True},
             UsageError,
-            "^max_drop, metric and best_effort are",
+            "^max-drop, metric and best-effort are",
         ),
         ({"input_shapes": {"z": (1, 16)}}, UnknownNameError, "unknown input"),
         ({"input_shapes": {"x": (1, 16, 1)}}, UsageError, "x"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
+from onnx_ir.passes.common import ShapeInferencePass
 
 import graphopt
 from graphopt import artifact
 from graphopt.errors import UsageError, VerificationError
 from graphopt.machine import Form
+from graphopt.passes._precisions import is_of_products, multiplications
+from graphopt.passes.quantize import Quantize
 from graphopt.report import NOT_RUN
 from graphopt.targets.ort.target import OrtTarget
+from graphopt.testing import model_from_text
 from graphopt.tune.kernels import kernels_of
 
 WIDTH, STEPS = 256, 24
@@ -176,3 +181,39 @@ def test_the_cpu_has_no_use_for_half_precision(net: Path) -> None:
     compiled = graphopt.compile(net, data=samples(), passes="fuse,float16", **QUICK)
     assert "ort-cpu has no float16 kernels" in lossy(compiled.report)["reason"]
     assert any("float16 is not part of the result" in warning for warning in compiled.report.warnings)
+
+
+def _with_weights(text: str) -> ir.Model:
+    """The graph of a text, whose inputs but ``x`` become constants, with shapes."""
+    model = model_from_text(text)
+    for value in list(model.graph.inputs)[1:]:
+        assert value.shape is not None
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(np.ones(value.shape.numpy(), np.float32), name=value.name)
+        model.graph.register_initializer(value)
+    ShapeInferencePass()(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "of_products"),
+    [
+        ("g (float[2,5,8] x, float[8,16] w) => (float[2,5,16] y) { y = MatMul(x, w) }", 5 * 128, True),
+        ("g (float[N,8] x, float[8,16] w) => (float[N,16] y) { y = MatMul(x, w) }", 128, True),
+        (
+            "g (float[1,2,8,8] x, float[4,2,3,3] k, float[256,4] w) => (float[1,4] y) "
+            "{ c = Conv<pads=[1,1,1,1]>(x, k) f = Flatten(c) y = Gemm(f, w) }",
+            256 * 4,
+            False,
+        ),
+    ],
+)
+def test_what_products_are_of_the_work(text: str, expected: int, of_products: bool) -> None:
+    model = _with_weights(text)
+    assert multiplications(model, ("MatMul", "Gemm")) == expected
+    assert is_of_products(model) == of_products
+    plain = OrtTarget("ort-cpu").integer_kernels()
+    assert plain is not None
+    kernels = [replace(plain, dynamic=frozenset(names)) for names in (("MatMul",), ())]
+    assert [Quantize().suits(model, each) for each in kernels] == [of_products, not of_products]
+    assert not Quantize().suits(model, None)

@@ -275,7 +275,8 @@ def test_targets_with_like_kernels_share_what_prepares_for_them(
     monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path / "cache"))
     compiled = graphopt.compile(net, **given)
     records = [record for record in compiled.report.as_dict()["passes"] if record["numerics"] == "lossy"]
-    assert [record["details"]["target"] for record in records] == ["ort-cpu", "openvino"]
+    # A net of convolutions is looked at for OpenVINO first.
+    assert [record["details"]["target"] for record in records] == ["openvino", "ort-cpu"]
     found = [catalog.targets_of(name)[0].integer_kernels() for name in ("ort-cpu", "openvino")]  # type: ignore[attr-defined]
     alike = len({(entry.limits, entry.symmetric, entry.weight_bits) for entry in found}) == 1
     assert len(made) == (1 if alike else 2)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from graphopt.quant.layers import Choice, choose
+from graphopt.quant.layers import Choice, _group_size, choose
 from graphopt.verify.budget import Judgement
 
 ALLOWED = 0.01
@@ -20,7 +20,7 @@ def run(noise: Mapping[str, float], gains: Mapping[str, float], deadline: float 
         drop = sum(noise[name] for name in names)
         return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
 
-    return choose(gains, judge, lambda: noise, deadline=deadline)
+    return choose(gains, judge, lambda until: noise, deadline=deadline, limit=deadline)
 
 
 def test_takes_all_where_all_hold() -> None:
@@ -59,14 +59,62 @@ def test_the_first_guess_is_judged_even_after_the_deadline(late: bool) -> None:
         drop = sum(noise[name] for name in names)
         return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
 
-    def sweep() -> Mapping[str, float]:
+    def sweep(until: float) -> Mapping[str, float]:
         time.sleep(0.1)
         return noise
 
-    found = choose(dict.fromkeys(noise, 1.0), judge, sweep, deadline=deadline)
-    # Late before anything is measured, half of the layers are tried; else as many as should hold.
-    assert [len(point.chosen) for point in found.points] == ([40, 20] if late else [40, 9])
-    assert (found.best is None) == late
+    found = choose(dict.fromkeys(noise, 1.0), judge, sweep, deadline=deadline, limit=deadline)
+    # However late it is, as many are tried as should hold.
+    assert [len(point.chosen) for point in found.points] == [40, 9]
+    assert found.best is not None
+
+
+def test_time_is_left_for_judging_what_was_chosen() -> None:
+    noise = {f"layer{index}": 0.001 for index in range(40)}
+    told = []
+
+    def judge(names: frozenset[str]) -> Judgement:
+        time.sleep(0.2)
+        drop = sum(noise[name] for name in names)
+        return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
+
+    def sweep(until: float) -> Mapping[str, float]:
+        told.append(until)
+        return noise
+
+    deadline = time.monotonic() + 60
+    choose(dict.fromkeys(noise, 1.0), judge, sweep, deadline=deadline)
+    assert len(told) == 1 and 0.2 <= deadline - told[0] < 30
+
+
+@pytest.mark.parametrize(
+    ("count", "runs", "expected"),
+    [(36, 50, 1), (36, 36, 1), (36, 35.9, 2), (36, 12, 3), (36, -4, 6), (4, 0, 1)],
+)
+def test_neighbours_are_measured_together_where_time_is_short(count: int, runs: float, expected: int) -> None:
+    assert _group_size(count, runs) == expected
+
+
+def test_the_time_of_others_is_taken_where_nothing_holds() -> None:
+    noise = {"loud": 0.006} | {f"layer{index}": 0.001 for index in range(40)}
+    told = []
+
+    def judge(names: frozenset[str]) -> Judgement:
+        time.sleep(0.05)
+        drop = sum(noise[name] for name in names)
+        return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
+
+    def sweep(until: float) -> Mapping[str, float]:
+        told.append(until)
+        return dict.fromkeys(noise, 0.0001)
+
+    late = time.monotonic() - 1
+    few = choose(dict.fromkeys(noise, 1.0), judge, sweep, deadline=late, limit=late)
+    assert few.best is None and len(few.points) == 2
+    limit = time.monotonic() + 60
+    more = choose(dict.fromkeys(noise, 1.0), judge, sweep, deadline=late, limit=limit)
+    assert more.best is not None and more.points[-1] is more.best, "it ends with the first that holds"
+    assert limit - 30 < told[-1] < limit
 
 
 def test_layers_without_a_measurement_stay() -> None:
@@ -76,5 +124,5 @@ def test_layers_without_a_measurement_stay() -> None:
         drop = sum(known.get(name, 0.02) for name in names)
         return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
 
-    found = choose(dict.fromkeys([*known, "c", "d"], 1.0), judge, lambda: known)
+    found = choose(dict.fromkeys([*known, "c", "d"], 1.0), judge, lambda until: known)
     assert found.best is not None and found.best.chosen == {"a", "b"}

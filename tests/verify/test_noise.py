@@ -93,6 +93,24 @@ def test_a_moved_input_that_the_model_refuses_says_nothing(monkeypatch: pytest.M
     assert reference.trials[0].outputs["y"].shape == (2, 7)
 
 
+@given(hnp.arrays(st.sampled_from((np.float16, np.float32, np.float64)), 9), st.integers(0, 99))
+@settings(deadline=None)
+def test_floats_move_to_a_neighbour_or_not_at_all(array: np.ndarray, seed: int) -> None:
+    moved = _perturb(array, np.random.default_rng(seed))
+    assert moved.dtype == array.dtype
+    with np.errstate(over="ignore"):
+        up, down = (np.nextafter(array, side).astype(array.dtype) for side in (np.inf, -np.inf))
+    for old, new, above, below in zip(array, moved, up, down, strict=True):
+        stays = np.array_equal(old, new, equal_nan=True)
+        assert stays or (old != 0 and np.isfinite(new) and new in (above, below))
+
+
+def test_half_of_the_floats_move() -> None:
+    array = np.random.default_rng(0).standard_normal((100, 100)).astype(np.float32)
+    moved = _perturb(array, np.random.default_rng(1)) - array
+    assert 0.48 < np.mean(moved != 0) < 0.52 and 0.48 < np.mean(moved[moved != 0] > 0) < 0.52
+
+
 @given(hnp.arrays(np.float32, 7, elements=st.integers(-(2**21), 2**21).map(float)), st.integers(0, 99))
 @settings(deadline=None)
 def test_whole_numbers_are_cast_to_what_they_were(array: np.ndarray, seed: int) -> None:
