@@ -41,7 +41,7 @@ class Context:
         width: Channels that its kernels like a multiple of.
         deadline: ``time.monotonic()`` after which nothing new is begun.
         limit: The same as long as nothing was found to hold, on this target or one before: what the ones after it would
-            have of the time.
+            have of the time. Never before the deadline.
         progress: Told what is being done.
         weights: Integer weights and corrections that an earlier pass found.
         rival: Milliseconds of all kernels of the fastest that holds on a target before this one.
@@ -65,7 +65,7 @@ class Context:
     memory: int = MEMORY
     width: int = 1
     deadline: float = float("inf")
-    limit: float = float("inf")
+    limit: float = 0.0
     progress: Callable[[str], None] = lambda text: None
     weights: Weights = field(default_factory=Weights)
     rival: float = float("inf")

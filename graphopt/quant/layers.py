@@ -236,7 +236,7 @@ class Setting(Protocol):
 
     @property
     def limit(self) -> float:
-        """The same as long as nothing was found to hold."""
+        """The same as long as nothing was found to hold, where that is later."""
 
     def legalize(self, model: ir.Model, /) -> ir.Model:
         """A graph as the target will have it."""
@@ -289,7 +289,7 @@ def choose(
     noise: Callable[[float], Mapping[str, float]],
     *,
     deadline: float = float("inf"),
-    limit: float = float("inf"),
+    limit: float = 0.0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """The set of layers of most gain within the budget, where the noise of layers adds up.
@@ -300,7 +300,7 @@ def choose(
         noise: Of each layer alone, measured until the time that it is given, roughly where that is over; asked only
             where the budget does not hold with all.
         deadline: ``time.monotonic()`` after which nothing new is begun.
-        limit: The same as long as nothing holds.
+        limit: The same as long as nothing holds, where that is later.
     """
     found = Choice()
     limit = max(deadline, limit)

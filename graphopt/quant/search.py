@@ -397,7 +397,10 @@ class Search:
     def _promises(self, chosen: frozenset[str]) -> bool:
         """Whether a set may be faster than the best so far."""
         best = self.found.best
-        least = best.milliseconds if best is not None and self._is_clear() else self.rival * _OUTRUN
+        least = self.rival * _OUTRUN
+        if best is not None:
+            # Beside a best without a margin a slower one is wanted as well, which is still faster than floats.
+            least = best.milliseconds if self._is_clear() else min(least, self.found.float_milliseconds)
         return self._predicted(chosen) < least
 
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from graphopt.data.interface import Feeds
 from graphopt.errors import DataError
-from graphopt.verify.budget import METRICS, Evaluation, TooSlowError, find_metric, noise_share, percent
+from graphopt.verify.budget import (
+    METRICS,
+    Evaluation,
+    Judgement,
+    TooSlowError,
+    find_metric,
+    noise_share,
+    percent,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -204,3 +212,15 @@ def test_labels_of_different_shapes_are_no_fault_of_the_metric() -> None:
         metric.score([{}, {}], [{}, {}], rows)
     # One that asks for none does not care.
     assert find_metric(lambda outputs: 0.5).score([{}, {}], [{}, {}], rows) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("drop", "decibels", "needed", "clear"),
+    [
+        (0.008, 15.0, 0.0, True), (0.0081, 15.0, 0.0, False), (-0.5, 20.5, 20.0, True), (0.0, 20.4, 20.0, False),
+        (0.02, 50.0, 0.0, False),
+    ],
+)  # fmt: skip
+def test_what_holds_with_a_margin(drop: float, decibels: float, needed: float, clear: bool) -> None:
+    judgement = Judgement(1 - drop, 1.0, drop, 0.01, decibels, needed)
+    assert judgement.is_clear == clear and judgement.ok == (drop <= 0.01)

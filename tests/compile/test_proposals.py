@@ -1,0 +1,69 @@
+"""Turns of lossy passes on several targets."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphopt.data.dataset import Dataset
+from graphopt.lossy import Context, LossyPass, Proposal
+from graphopt.proposals import Budget, Proposals
+from graphopt.targets.ort.target import OrtTarget
+from graphopt.testing import model_from_text
+from graphopt.verify.budget import Evaluation, find_metric
+
+MODEL = model_from_text("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+
+
+class Slow(LossyPass):
+    """Takes its time, and finds something that takes a millisecond, or nothing."""
+
+    name = "slow"
+
+    def __init__(self, seconds: float, milliseconds: float) -> None:
+        super().__init__()
+        self.seconds, self.milliseconds = seconds, milliseconds
+        self.seen: list[Context] = []
+
+    def propose(self, model: ir.Model, context: Context) -> Proposal:
+        """As it was told."""
+        self.seen.append(context)
+        time.sleep(self.seconds)
+        return Proposal(milliseconds=self.milliseconds)
+
+
+def proposals(pass_: LossyPass, seconds: float) -> Proposals:
+    one = {"x": np.ones(2, np.float32)}
+    metric = find_metric("sqnr")
+    evaluation = Evaluation([one], [{"y": one["x"]}], [{}], metric)
+    dataset = Dataset([one], ())
+    return Proposals([pass_], Budget(metric, 0.01), dataset, evaluation, seconds, targets=2)
+
+
+@pytest.mark.parametrize(("milliseconds", "turns"), [(1.0, 1), (float("inf"), 2)])
+def test_a_target_without_time_is_left_where_another_one_holds(
+    tmp_path: Path, milliseconds: float, turns: int
+) -> None:
+    pass_ = Slow(0.4, milliseconds)
+    made = proposals(pass_, 0.45)
+    target = cast(Any, OrtTarget("ort-cpu"))
+    records = [made.propose(target, MODEL, tmp_path, lambda model: model)[1][0] for _ in range(2)]
+    assert len(pass_.seen) == turns
+    assert ("no time was left for this target" in records[1].reason) == (turns == 1)
+
+
+def test_what_the_others_would_have_of_the_time_is_there_until_something_holds(tmp_path: Path) -> None:
+    target = cast(Any, OrtTarget("ort-cpu"))
+    for milliseconds in (1.0, float("inf")):
+        pass_ = Slow(0.0, milliseconds)
+        made = proposals(pass_, 60.0)
+        for _ in range(2):
+            made.propose(target, MODEL, tmp_path, lambda model: model)
+        first, second = pass_.seen
+        assert first.limit - first.deadline == pytest.approx(0.4 * 60, abs=1)
+        assert second.limit == second.deadline
