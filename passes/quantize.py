@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,13 +145,8 @@ class Quantize(LossyPass):
                 "the search was stopped: the best so far is taken; the same command goes on with it"
             )
         if found.best is not None:
-            # The fastest by prediction first; on the target one may turn out over the budget or slower.
-            held = sorted(
-                (point for point in found.points if point.judgement is not None and point.judgement.ok),
-                key=lambda point: point.milliseconds,
-            )
             return Proposal(
-                [self._candidate(point, found, search) for point in held[:_MOST_CANDIDATES]],
+                [self._candidate(point, found, search) for point in _proposed(found.points)],
                 details,
                 warnings=warnings,
                 milliseconds=found.best.milliseconds,
@@ -222,6 +218,21 @@ def _both(static: Proposal, quick: Proposal) -> Proposal:
         best_effort=static.best_effort or quick.best_effort,
         milliseconds=min(static.milliseconds, quick.milliseconds),
     )
+
+
+def _proposed(points: Sequence[Point]) -> list[Point]:
+    """The fastest set that holds, and the next: on the target one may turn out over the budget or slower.
+
+    Where the fastest holds without a margin, the next is the fastest that has one.
+    """
+    held = sorted(
+        (point for point in points if point.judgement is not None and point.judgement.ok),
+        key=lambda point: point.milliseconds,
+    )
+    clear = [point for point in held if point.judgement is not None and point.judgement.is_clear]
+    if held and clear and held[0] is not clear[0]:
+        return [held[0], clear[0]]
+    return held[:_MOST_CANDIDATES]
 
 
 def _loss(point: Point) -> float:

@@ -186,9 +186,9 @@ class Search:
         # Times of kernels do not add up exactly where a backend fuses: plain sets are candidates as well.
         sets = sorted(dict.fromkeys([*cuts, *self._families()]), key=self._time_of)
         self.found.fastest = self._time_of(sets[0])
-        if self.found.fastest > self.rival * _OUTRUN:
+        if self.found.fastest > self._outrun:
             return
-        worth = min(self.found.float_milliseconds * (1 + _CLOSE) + _UNSURE, self.rival * _OUTRUN)
+        worth = min(self.found.float_milliseconds * (1 + _CLOSE) + _UNSURE, self._outrun)
         for chosen in sets:
             best = self.found.best
             if self._may_stop():
@@ -208,6 +208,11 @@ class Search:
         if self.found.best is None and noise.company:
             self._enter_noise(noise.alone)
             self._bisect()
+
+    @property
+    def _outrun(self) -> float:
+        """Milliseconds from which on a set has no chance beside what holds on another target."""
+        return self.rival * _OUTRUN + _UNSURE
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._late
@@ -397,7 +402,7 @@ class Search:
     def _promises(self, chosen: frozenset[str]) -> bool:
         """Whether a set may be faster than the best so far."""
         best = self.found.best
-        least = self.rival * _OUTRUN
+        least = self._outrun
         if best is not None:
             # Beside a best without a margin a slower one is wanted as well, which is still faster than floats.
             least = best.milliseconds if self._is_clear() else min(least, self.found.float_milliseconds)
