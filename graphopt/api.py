@@ -14,7 +14,7 @@ import onnx_ir as ir
 from graphopt import catalog
 from graphopt.bundle import Outcome, write_bundle
 from graphopt.compiler import Compilation, Progress, Request, parse_budget, parse_effort
-from graphopt.data.functions import load_function
+from graphopt.data.functions import transform_of
 from graphopt.data.interface import TensorSpec
 from graphopt.errors import UsageError
 from graphopt.pipeline.manager import PassManager
@@ -173,8 +173,7 @@ def compile(
             f"{names} {'is' if len(given) == 1 else 'are'} about lossy passes, and none of the passes is lossy",
             hint="leave them out (the result is held to the model's own noise floor), or add a pass: fuse,quantize",
         )
-    if transform is not None and data is None:
-        raise UsageError("there is a transform, but no data", hint="give the data as well")
+    made_of = transform_of(transform, data)
     budget = Budget(
         find_metric(metric),
         parse_drop(max_drop),
@@ -213,7 +212,7 @@ def compile(
         threads=threads,
         repro_dir=None if repro_dir is None else Path(repro_dir),
         budget=budget,
-        transform=load_function(transform, "transform") if isinstance(transform, str) else transform,
+        transform=made_of,
         options=options,
     )
     if tune is not None and _is_tuned(target):

@@ -288,9 +288,8 @@ class Selection:
     def _in_other_processes(self, original: Form, best: Timing) -> Timing:
         """A timing of a short run, measured once more by new processes, or by three where two do not agree.
 
-        Where a process has its memory changes the time of a short run for as long as the process lives (Mytkowicz et
-        al., Producing Wrong Data Without Doing Anything Obviously Wrong, ASPLOS 2009), which no interval over its
-        rounds shows.
+        No interval over the rounds of a process shows what its memory does to all of them
+        (:func:`graphopt.tune.paired.time_forms`).
         """
         if best.form is original or best.milliseconds >= SHORT:
             return best

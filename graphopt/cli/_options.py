@@ -74,6 +74,11 @@ input_shape_option = click.option(
 )  # fmt: skip
 
 
+def inputs_options(function: Function) -> Function:
+    """``--data``, ``--transform`` and ``--input-shape``: what a model is run on."""
+    return data_option(transform_option(input_shape_option(function)))
+
+
 def common(function: Function) -> Function:
     """``--json`` and ``--debug``, which every command has."""
     return json_option(debug_option(function))

@@ -179,21 +179,6 @@ def open_subject(path: Path, input_shapes: tuple[str, ...] = ()) -> Subject:
     return Subject(path, None, shapes)
 
 
-def transform_of(given: str | None, data: Path | None) -> Transform | None:
-    """The function that ``--transform`` names.
-
-    Raises:
-        UsageError: There is none, or nothing that it could be applied to.
-    """
-    from graphopt.data.functions import load_function
-
-    if given is None:
-        return None
-    if data is None:
-        raise UsageError("there is a transform, but no data", hint="give the data as well: --data")
-    return load_function(given, "transform")
-
-
 def with_inputs(model: ir.Model | None, specs: tuple[TensorSpec, ...]) -> ir.Model:
     """A copy of the graph whose inputs have these sizes; nothing but inputs where there is no graph."""
     import onnx_ir as ir

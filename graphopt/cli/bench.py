@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli._options import (
-    common,
-    data_option,
-    input_shape_option,
-    seed_option,
-    threads_option,
-    transform_option,
-)
+from graphopt.cli._options import common, inputs_options, seed_option, threads_option
 
 if TYPE_CHECKING:
     from graphopt.cli._subject import Subject
@@ -26,9 +19,7 @@ if TYPE_CHECKING:
 @click.command("bench", short_help="Time bundles and models against each other.")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--seconds", type=click.FloatRange(min=0), default=4.0, show_default=True, help="Of timing.")
-@data_option
-@transform_option
-@input_shape_option
+@inputs_options
 @threads_option
 @seed_option
 @common
@@ -54,7 +45,8 @@ def command(
       graphopt bench rec.gopt rec.onnx
     """
     from graphopt.cli._console import Progress, write_json
-    from graphopt.cli._subject import open_subject, transform_of
+    from graphopt.cli._subject import open_subject
+    from graphopt.data.functions import transform_of
     from graphopt.errors import UsageError
     from graphopt.tune.paired import time_forms
 

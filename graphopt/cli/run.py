@@ -12,21 +12,12 @@ from typing import Any
 
 import click
 
-from graphopt.cli._options import (
-    common,
-    data_option,
-    input_shape_option,
-    seed_option,
-    threads_option,
-    transform_option,
-)
+from graphopt.cli._options import common, inputs_options, seed_option, threads_option
 
 
 @click.command("run", short_help="Run a bundle or a model, and show or save its outputs.")
 @click.argument("model", type=click.Path(path_type=Path))
-@data_option
-@transform_option
-@input_shape_option
+@inputs_options
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="OUT",
     help="Save the outputs: to a .npz file (samples stacked), or to a folder (one .npz for each sample).",
@@ -50,7 +41,8 @@ def command(
       graphopt run rec.gopt --data samples.npz -o outputs.npz
     """
     from graphopt.cli._console import Progress, table, write, write_json
-    from graphopt.cli._subject import open_subject, transform_of
+    from graphopt.cli._subject import open_subject
+    from graphopt.data.functions import transform_of
 
     made_of = transform_of(transform, data)
     if output is not None:

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli._options import (
-    common,
-    data_option,
-    input_shape_option,
-    seed_option,
-    threads_option,
-    transform_option,
-)
+from graphopt.cli._options import common, inputs_options, seed_option, threads_option
 
 if TYPE_CHECKING:
     from graphopt.cli._subject import Subject
@@ -25,9 +18,7 @@ if TYPE_CHECKING:
 @click.command("verify", short_help="Compare a bundle with the original model.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
-@data_option
-@transform_option
-@input_shape_option
+@inputs_options
 @click.option("--metric", metavar="M", help="Of a lossy bundle, instead of the one that it was compiled by.")
 @click.option("--max-drop", metavar="D", help="What it may lose, instead of what it was compiled with.")
 @threads_option
@@ -56,7 +47,8 @@ def command(
     """
     from graphopt.capture import capture
     from graphopt.cli._console import Progress, write_json
-    from graphopt.cli._subject import open_subject, specialized, transform_of, with_inputs
+    from graphopt.cli._subject import open_subject, specialized, with_inputs
+    from graphopt.data.functions import transform_of
     from graphopt.data.interface import inputs_of, outputs_of
     from graphopt.errors import UsageError, VerificationError
     from graphopt.ir.hash import content_hash

@@ -11,6 +11,22 @@ from typing import Any
 from graphopt.errors import UsageError
 
 
+def transform_of(given: str | Callable[..., Any] | None, data: object) -> Callable[..., Any] | None:
+    """The transform of the data, as a function or by its name; None without one.
+
+    Args:
+        data: What it is to be applied to.
+
+    Raises:
+        UsageError: There are no data, or as for :func:`load_function`.
+    """
+    if given is None:
+        return None
+    if data is None:
+        raise UsageError("there is a transform, but no data", hint="give the data as well (--data)")
+    return load_function(given, "transform") if isinstance(given, str) else given
+
+
 def load_function(given: str, what: str) -> Callable[..., Any]:
     """The function.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -13,14 +13,20 @@ from graphopt.verify.budget import Judgement
 ALLOWED = 0.01
 
 
-def run(noise: Mapping[str, float], gains: Mapping[str, float], deadline: float = float("inf")) -> Choice:
-    """Noise adds up, and is what is lost."""
+def judging(noise: Mapping[str, float], seconds: float = 0.0) -> Callable[[frozenset[str]], Judgement]:
+    """What a set loses is the sum of its noise; saying so takes its time."""
 
     def judge(names: frozenset[str]) -> Judgement:
+        time.sleep(seconds)
         drop = sum(noise[name] for name in names)
         return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
 
-    return choose(gains, judge, lambda until: noise, deadline=deadline, limit=deadline)
+    return judge
+
+
+def run(noise: Mapping[str, float], gains: Mapping[str, float], deadline: float = float("inf")) -> Choice:
+    """Noise adds up, and is what is lost."""
+    return choose(gains, judging(noise), lambda until: noise, deadline=deadline, limit=deadline)
 
 
 def test_takes_all_where_all_hold() -> None:
@@ -55,9 +61,7 @@ def test_the_first_guess_is_judged_even_after_the_deadline(late: bool) -> None:
     # The deadline passes while all are judged, or while the noise is measured.
     deadline = started - 1 if late else started + 0.05
 
-    def judge(names: frozenset[str]) -> Judgement:
-        drop = sum(noise[name] for name in names)
-        return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
+    judge = judging(noise)
 
     def sweep(until: float) -> Mapping[str, float]:
         time.sleep(0.1)
@@ -73,10 +77,7 @@ def test_time_is_left_for_judging_what_was_chosen() -> None:
     noise = {f"layer{index}": 0.001 for index in range(40)}
     told = []
 
-    def judge(names: frozenset[str]) -> Judgement:
-        time.sleep(0.2)
-        drop = sum(noise[name] for name in names)
-        return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
+    judge = judging(noise, 0.2)
 
     def sweep(until: float) -> Mapping[str, float]:
         told.append(until)
@@ -99,10 +100,7 @@ def test_the_time_of_others_is_taken_where_nothing_holds() -> None:
     noise = {"loud": 0.006} | {f"layer{index}": 0.001 for index in range(40)}
     told = []
 
-    def judge(names: frozenset[str]) -> Judgement:
-        time.sleep(0.05)
-        drop = sum(noise[name] for name in names)
-        return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
+    judge = judging(noise, 0.05)
 
     def sweep(until: float) -> Mapping[str, float]:
         told.append(until)
@@ -120,9 +118,7 @@ def test_the_time_of_others_is_taken_where_nothing_holds() -> None:
 def test_layers_without_a_measurement_stay() -> None:
     known = {"a": 0.002, "b": 0.003}
 
-    def judge(names: frozenset[str]) -> Judgement:
-        drop = sum(known.get(name, 0.02) for name in names)
-        return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
-
-    found = choose(dict.fromkeys([*known, "c", "d"], 1.0), judge, lambda until: known)
+    found = choose(
+        dict.fromkeys([*known, "c", "d"], 1.0), judging({**known, "c": 0.02, "d": 0.02}), lambda until: known
+    )
     assert found.best is not None and found.best.chosen == {"a", "b"}
