@@ -19,6 +19,7 @@ from graphopt.machine import floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.ort.executable import OrtRuntime
+from graphopt.targets.ort.local_constants import LocalConstants
 from graphopt.targets.ort.splat import SplatConstants
 
 MODEL_FILE = "model.onnx"
@@ -43,7 +44,11 @@ class OrtTarget(OrtRuntime):
 
         # What is known to be slow or fast was measured on CPU kernels.
         rewrites = REWRITES if self.name == "ort-cpu" else ANY_PROVIDER
-        return (RewritePass(self.name, [rewrite() for rewrite in rewrites]), SplatConstants())
+        return (
+            RewritePass(self.name, [rewrite() for rewrite in rewrites]),
+            SplatConstants(),
+            LocalConstants(),
+        )
 
     def integer_kernels(self) -> IntegerKernels | None:
         """The integer kernels of the CPU provider; the CUDA provider has none for QDQ graphs."""
