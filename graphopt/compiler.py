@@ -39,6 +39,7 @@ from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_a
 from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
 from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
+from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
 from graphopt.verify.budget import TELLS_NOTHING, Evaluation, find_metric, parse_drop
@@ -49,6 +50,9 @@ _LARGE_BYTES = 1 << 30
 _WHOLE_SECONDS = 40.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
 _LEAST_SEARCH_SECONDS = 20.0
+_STORAGE_SECONDS = 12.0
+_LEAST_STORAGE_SECONDS = 2.0
+"""For looking which constants may be stored in 8 bits, where not all may."""
 _CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
@@ -266,7 +270,11 @@ class Compilation:
                 forms, outcomes = selection.verify_all(forms)
                 report.forms = outcomes + self._left_out
             with self._stage("measure"):
-                chosen = selection.choose(forms, measure=request.time_forms)
+                computed = chosen = selection.choose(forms, measure=request.time_forms)
+            storage = None
+            if proposals is not None and proposals.storage is not None:
+                with self._stage("storage"):
+                    chosen, storage = self._store(selection, proposals, computed, forms[0])
         report.chosen = chosen.label
         report.target = chosen.target
         report.tuning = self.tuning
@@ -280,7 +288,8 @@ class Compilation:
                 f"the result fails with sizes that the data do not have, where the original does not "
                 f"({comparison.not_taken}): verified for the sizes of the data"
             )
-        evaluation = self._judge_choice(selection, chosen, lossy, proposals, report)
+        evaluation = self._judge_choice(selection, computed, chosen, lossy, proposals, report)
+        report.passes += [storage] if storage is not None else []
         self._finish_report(report, captured, final, chosen, reference)
         report.seconds = time.monotonic() - self._started
         report.stages = dict(self._stages)
@@ -437,46 +446,61 @@ class Compilation:
             )
         return proposals
 
+    def _store(
+        self, selection: Selection, proposals: Proposals, chosen: Form, original: Form
+    ) -> tuple[Form, PassRecord | None]:
+        """The form that was chosen, from a smaller file where that holds as well; and what was tried."""
+        seconds = _WHOLE_SECONDS + _STORAGE_SECONDS - (time.monotonic() - self._started)
+        storing = Storing(selection, proposals, original, self.work, measure=self.request.time_forms)
+        return storing.run(chosen, deadline=time.monotonic() + max(seconds, _LEAST_STORAGE_SECONDS))
+
     def _judge_choice(
         self,
         selection: Selection,
+        computed: Form,
         chosen: Form,
         lossy: Sequence[LossyPass],
         proposals: Proposals | None,
         report: Report,
     ) -> Evaluation | None:
-        """Enter what the chosen form scores; say so where no lossy form was chosen although one was asked for."""
+        """Enter what the chosen form scores; say so where no lossy form was chosen although one was asked for.
+
+        Args:
+            computed: What ``chosen`` computes: the form that it was before it was stored in fewer bits.
+        """
         if proposals is None:
             return None
+        evaluation = proposals.evaluation
         judgement = selection.judgements.get(chosen.label)
         if judgement is not None:
-            evaluation = proposals.evaluation
             report.verification.judge(
                 judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out
             )
+        if computed.label in selection.judgements:
             if selection.targets[chosen.target][1].runnable:
                 self._read_back(proposals, chosen, report)
-            elif judgement.ok:
+            elif judgement is not None and judgement.ok:
                 report.verification.status = NOT_RUN
             return evaluation
         names = ", ".join(pass_.name for pass_ in lossy)
         reasons = [
             f"{form.label}: {form.note}"
             for form in report.forms
-            if form.label in proposals.judged and not form.verified
+            if form.label in proposals.candidates and not form.verified
         ]
         reasons = reasons or [
             f"{record.details.get('target', '')}: {record.reason}"
             for record in report.passes
             if record.numerics is Numerics.LOSSY and record.reason
         ]
-        held = [form.label for form in report.forms if form.label in proposals.judged and form.verified]
+        held = [form.label for form in report.forms if form.label in proposals.candidates and form.verified]
         if held or not reasons:
             measured = "slower" if proposals.wanted else "no faster"
             what = f"{', '.join(held)}:" if held else "what it proposed was"
             reasons.append(f"{what} measured to be {measured} than the float result")
-        report.warnings.append(f"{names} is not part of the result: {'; '.join(reasons)}")
-        return None
+        stored = "; constants are stored in fewer bits all the same" if chosen is not computed else ""
+        report.warnings.append(f"{names} is not part of the result: {'; '.join(reasons)}{stored}")
+        return evaluation if judgement is not None else None
 
     def _read_back(self, proposals: Proposals, chosen: Form, report: Report) -> None:
         """Write down which kernels the chosen form runs, and warn of integers that were asked for and are not there."""

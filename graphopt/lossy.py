@@ -16,6 +16,7 @@ from graphopt.pipeline.base import Pass
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.observe import MEMORY
 from graphopt.quant.place import Weights
+from graphopt.quant.storage import Storage
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.verify.budget import Evaluation, Judgement
@@ -94,7 +95,6 @@ class Candidate:
         units: The units that were put on integers, whose kernels are looked for once the form is built.
         judgement: What the pass found that it loses; what counts where the target cannot run here.
         weights: For the pass that puts the graph on integers, where that is another one.
-        compact: Whether float constants that are left may be stored as float16.
         prepares: Whether it is for a pass that follows, and no form by itself.
         replaces: Label of the earlier candidate that it was made of, and is better than at the same cost.
         wanted: Whether what it buys is not time (zeros, for a smaller file or another backend): it is handed out where
@@ -107,7 +107,6 @@ class Candidate:
     units: tuple[Unit, ...] = ()
     judgement: Judgement | None = None
     weights: Weights = field(default_factory=Weights)
-    compact: bool = False
     prepares: bool = False
     replaces: str = ""
     wanted: bool = False
@@ -159,6 +158,12 @@ class LossyPass(Pass):
         return True
 
     precedes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def storage(self) -> Storage | None:
+        """In how few bits constants that are left in float may be stored, for a target that widens them as it loads a
+        graph; None leaves them as they are."""
+        return None
 
     def require(self) -> None:
         """Look for what it needs besides, before anything is done. Nothing by default.

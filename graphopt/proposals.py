@@ -23,8 +23,8 @@ from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.quant.attribution import attribute
-from graphopt.quant.compact import compact
 from graphopt.quant.observe import MEMORY
+from graphopt.quant.storage import Storage
 from graphopt.rewrite import Numerics
 from graphopt.target import Aligned, Target
 from graphopt.tune.kernels import kernels_of
@@ -191,10 +191,8 @@ class Proposals:
             for candidate in kept
             if candidate.label and not candidate.prepares
         ]
-        for candidate, legal in found:
+        for _, legal in found:
             share_constants(legal, least_bytes=_LEAST_SHARED)
-            if candidate.compact:
-                compact(legal)
         return found, records
 
     def _is_over(self, target: Target) -> bool:
@@ -205,6 +203,16 @@ class Proposals:
     def wanted(self) -> frozenset[str]:
         """Labels of the forms that were asked for although what they buy is not time."""
         return frozenset(label for label, candidate in self.candidates.items() if candidate.wanted)
+
+    @property
+    def storage(self) -> Storage | None:
+        """What the passes allow together of storing what is left in float; None where none allows anything."""
+        allowed = [pass_.storage for pass_ in self.passes if pass_.storage is not None]
+        if not allowed:
+            return None
+        return Storage(
+            min(storage.bits for storage in allowed), lambda node: any(one.keeps(node) for one in allowed)
+        )
 
     def read_back(self, form: Form, candidate: Candidate, legal: ir.Model) -> dict[str, Any]:
         """Which kernels the built form really runs: what is on integers, what stayed in float, what fell elsewhere.

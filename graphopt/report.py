@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -280,11 +281,19 @@ def _distilled(details: Details) -> str:
     return f"{told['steps']} steps on {told['samples']} samples{share}{noise}"
 
 
+def _stored(details: Details) -> str:
+    before, after = details["bytes"]
+    counts = Counter(constant["bits"] for constant in details["stored"])
+    parts = " and ".join(f"{count} constants in {bits} bits" for bits, count in sorted(counts.items()))
+    return f"{parts}, widened on load: {after / before:.0%} of the file"
+
+
 _WORDS: Mapping[str, Callable[[Details], str]] = {
     "pruned": _pruned,
     "factored": _factored,
     "sparsified": _sparsified,
     "distilled": _distilled,
+    "stored": _stored,
 }
 """By what the details hold."""
 

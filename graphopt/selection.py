@@ -285,6 +285,25 @@ class Selection:
             return original
         return best.form
 
+    def replaces(self, form: Form, chosen: Form, original: Form, *, measure: bool = True) -> bool:
+        """Whether a form that computes what ``chosen`` does, from another file, holds as well and is as fast, within
+        noise; a second time by new processes, before it is called slower."""
+        entry = self.verify(form)
+        self.report.forms.append(entry)
+        if not entry.verified or not measure:
+            return entry.verified
+        beside = [original] if chosen is original else [original, chosen]
+        for attempt in range(2):
+            if attempt:
+                for used in (*beside, form):
+                    self.bench.drop(used)
+            *_, then, now = self._time([*beside, form], share=_SECOND_SHARE)
+            self._enter(now)
+            if now.high >= then.low or now.speedup >= then.speedup * (1 - _TIE):
+                return True
+        entry.note += f"; slower than {chosen.label!r}"
+        return False
+
     def _in_other_processes(self, original: Form, best: Timing) -> Timing:
         """A timing of a short run, measured once more by new processes, or by three where two do not agree.
 

@@ -31,6 +31,7 @@ __all__ = [
     "Tunable",
     "TunedKernel",
     "Tuning",
+    "Widening",
 ]
 
 
@@ -113,6 +114,15 @@ class Aligned(Protocol):
 
     def channel_multiple(self) -> int:
         """What they like a multiple of."""
+
+
+@runtime_checkable
+class Widening(Protocol):
+    """A target whose backend computes what is constant as it loads a graph: constants may be stored in fewer bits, and
+    widened by nodes of the graph, at no cost in time."""
+
+    def widens_constants(self) -> bool:
+        """Whether it does."""
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ def kept_by(ops: tuple[str, ...], keep: tuple[str, ...]) -> Allowed:
     return reason
 
 
-def proposal_of(found: Found, *, compact: bool = False) -> Proposal:
+def proposal_of(found: Found) -> Proposal:
     """What was found as a candidate, or as the best effort where it did not hold."""
 
     def candidates(graph: ir.Model | None) -> list[Candidate]:
         if graph is None:
             return []
-        return [Candidate(found.label, graph, units=found.units, judgement=found.judgement, compact=compact)]
+        return [Candidate(found.label, graph, units=found.units, judgement=found.judgement)]
 
     nearest = candidates(found.nearest)
     return Proposal(
@@ -167,7 +167,7 @@ def dynamic_int8(model: ir.Model, context: Context, allowed: Allowed) -> Proposa
     )  # fmt: skip
     equalized = [entry.describe() for entry in scaled]
     details = {"label": found.label, "reason": found.reason, **found.details, "equalized": equalized}
-    return replace(proposal_of(found, compact=True), details={"dynamic": details})
+    return replace(proposal_of(found), details={"dynamic": details})
 
 
 def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Proposal:

@@ -18,7 +18,7 @@ import fnmatch
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -39,6 +39,7 @@ from graphopt.quant.memory import Memory, key_of
 from graphopt.quant.observe import suspicions
 from graphopt.quant.prepare import STEPS, Prepared, StepName
 from graphopt.quant.search import Found, Point, Search
+from graphopt.quant.storage import Storage
 from graphopt.quant.units import Unit, integer_nodes, units_of
 
 _MOST_CANDIDATES = 2
@@ -57,6 +58,7 @@ class QuantizeOptions(CalibrationOptions):
         round_weights: Whether weights are rounded by layer-wise reconstruction where that lowers the noise.
         correct_bias: Whether biases are corrected where that lowers the noise.
         again: Whether the float parts of a model that holds integer operators already are quantized too.
+        storage: Least bits that a number left in float may take in the file; what loads it widens it.
     """
 
     ops: tuple[str, ...] = ()
@@ -66,6 +68,7 @@ class QuantizeOptions(CalibrationOptions):
     round_weights: bool = True
     correct_bias: bool = True
     again: bool = False
+    storage: Literal[8, 16, 32] = 8
 
     @property
     def steps(self) -> tuple[StepName, ...]:
@@ -79,6 +82,11 @@ class Quantize(LossyPass):
 
     name = "quantize"
     Options = QuantizeOptions
+
+    @property
+    def storage(self) -> Storage | None:
+        """As the option says, except for nodes that are to stay in float."""
+        return Storage.of(self.options.storage, kept_by((), self.options.keep))
 
     def suits(self, model: ir.Model, kernels: IntegerKernels | None) -> bool:
         """Products where activations are quantized as they come, convolutions where they are not: ONNX Runtime's are
@@ -182,7 +190,7 @@ class Quantize(LossyPass):
     @staticmethod
     def _candidate(point: Point, found: Found, search: Search) -> Candidate:
         units = tuple(unit for unit in found.units if unit.name in point.chosen)
-        return Candidate(_label(point, found), search.quantized(point.chosen), units=units, compact=True)
+        return Candidate(_label(point, found), search.quantized(point.chosen), units=units)
 
     def _why_kept(self, unit: Unit) -> str:
         options: QuantizeOptions = self.options

@@ -15,12 +15,14 @@ Refuses (in the report, node by node):
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import onnx_ir as ir
 
 from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.passes._precisions import kept_by, proposal_of
 from graphopt.quant import dynamic
+from graphopt.quant.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,12 @@ class QuantizeDynamicOptions:
     Attributes:
         ops: Operators that may compute on integers: MatMul, Gemm, LSTM; empty allows all.
         keep: Names of nodes (wildcards allowed) that stay in float.
+        storage: Least bits that a number left in float may take in the file; what loads it widens it.
     """
 
     ops: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    storage: Literal[8, 16, 32] = 8
 
 
 class QuantizeDynamic(LossyPass):
@@ -41,6 +45,11 @@ class QuantizeDynamic(LossyPass):
 
     name = "quantize-dynamic"
     Options = QuantizeDynamicOptions
+
+    @property
+    def storage(self) -> Storage | None:
+        """As the option says, except for nodes that are to stay in float."""
+        return Storage.of(self.options.storage, kept_by((), self.options.keep))
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """The layers that gain, as many as the budget allows."""

@@ -26,6 +26,7 @@ from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.passes._precisions import kept_by, proposal_of
 from graphopt.quant import weight_only
 from graphopt.quant.blocks import moments_of
+from graphopt.quant.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class QuantizeWeightsOptions:
         accuracy_level: How ONNX Runtime takes activations: 4 rounds them to int8 by blocks, 1 leaves them in float32.
         ops: Operators whose weights may be written so; empty allows MatMul, Gemm and Gather.
         keep: Names of nodes (wildcards allowed) that keep their weight.
+        storage: Least bits that a number left in float may take in the file; what loads it widens it.
     """
 
     bits: Literal[4, 8] = 8
@@ -51,6 +53,7 @@ class QuantizeWeightsOptions:
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4
     ops: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    storage: Literal[8, 16, 32] = 8
 
 
 class QuantizeWeights(LossyPass):
@@ -58,6 +61,11 @@ class QuantizeWeights(LossyPass):
 
     name = "quantize-weights"
     Options = QuantizeWeightsOptions
+
+    @property
+    def storage(self) -> Storage | None:
+        """As the option says, except for nodes that are to stay in float."""
+        return Storage.of(self.options.storage, kept_by((), self.options.keep))
 
     def propose(self, model: ir.Model, context: Context) -> Proposal:
         """As many weights in blocks as the budget allows."""

@@ -290,6 +290,7 @@ def choose(
     *,
     deadline: float = float("inf"),
     limit: float = 0.0,
+    everything: Judgement | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """The set of layers of most gain within the budget, where the noise of layers adds up.
@@ -301,6 +302,7 @@ def choose(
             where the budget does not hold with all.
         deadline: ``time.monotonic()`` after which nothing new is begun.
         limit: The same as long as nothing holds, where that is later.
+        everything: What all lose together, where that is known: too much.
     """
     found = Choice()
     limit = max(deadline, limit)
@@ -315,7 +317,9 @@ def choose(
             found.best = point
         return point.judgement.ok
 
-    if not gains or holds(gains):
+    if everything is not None:
+        found.points.append(Point(frozenset(gains), everything, sum(gains.values())))
+    if not gains or (everything is None and holds(gains)):
         return found
     now = time.monotonic()
     # What is chosen by it takes as long to be judged as all did.

@@ -54,6 +54,10 @@ class OpenVinoTarget(OpenVinoRuntime):
 
         return kernels()
 
+    def widens_constants(self) -> bool:
+        """It folds them as it compiles a graph."""
+        return True
+
     def channel_multiple(self) -> int:
         """A vector of channels, as oneDNN blocks them."""
         return floats_of_a_vector()

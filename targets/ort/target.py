@@ -62,6 +62,10 @@ class OrtTarget(OrtRuntime):
         """A vector of channels, as MLAS blocks them; on GPUs what tensor cores take of float16."""
         return floats_of_a_vector() if self.name == "ort-cpu" else 8
 
+    def widens_constants(self) -> bool:
+        """It folds all but DequantizeLinear, whatever the provider."""
+        return True
+
     def half_kernels(self) -> Mapping[str, frozenset[str]]:
         """Operators that the CUDA provider computes in 16-bit float types; the CPU provider gains nothing from them."""
         if self.name != "ort-cuda":

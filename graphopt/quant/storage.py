@@ -1,0 +1,336 @@
+"""float32 constants of a graph  ==>  constants of 8 or 16 bits, which the backend widens when it loads the graph
+
+What stays in float beside integers is most of such a file. ONNX Runtime and OpenVINO fold arithmetic on constants when
+they load a graph, so kernels and times stay what they were; what changes is the file, and the numbers by what rounding
+takes.
+
+- 16 bits: a Cast of float16, for any large constant; 11 bits of precision in place of 24.
+- 8 bits: integers in blocks of about 32 along the axis that is summed over, each block with a scale of its own in
+  float16 (a Cast, a Mul and a Reshape), for weights of products, convolutions and recurrent layers and for tables. Not
+  DequantizeLinear, which ONNX Runtime leaves as it is for its kernels on integers, to run each time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.data.interface import Feeds
+from graphopt.ir import facts, provenance
+from graphopt.ir import model as ir_model
+from graphopt.ir.facts import Array
+from graphopt.quant.layers import choose
+from graphopt.verify.budget import Evaluation, Judgement, noise_share
+from graphopt.verify.session import Session
+
+Bits = Literal[8, 16]
+
+MAKER = "storage"
+_LEAST_ELEMENTS = 1024
+_MOST_NOISE: Mapping[Bits, float] = {8: 1e-4, 16: 1e-6}
+"""Of a constant's power, that rounding it may add."""
+_SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_BLOCK = 32
+_LONGEST_BLOCK = 64
+_LARGEST = 127
+_HALF = np.finfo(np.float16)
+_SWEEP_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a pass allows.
+
+    Attributes:
+        bits: The fewest.
+        keeps: Whether what a node reads is to stay as it is.
+    """
+
+    bits: Bits
+    keeps: Callable[[ir.Node], bool]
+
+    @classmethod
+    def of(cls, bits: Literal[8, 16, 32], why_kept: Callable[[ir.Node], str]) -> Storage | None:
+        """By a pass's option, and by why it leaves a node in float; None where nothing may be stored otherwise."""
+        return None if bits == 32 else cls(bits, lambda node: bool(why_kept(node)))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A constant that is stored in fewer bits.
+
+    Attributes:
+        name: Of the constant.
+        op: Of the node that reads it.
+        bits: Of a number.
+        nbytes: Before, and with its scales after.
+        noise: Power of what rounding it takes, over its own.
+    """
+
+    name: str
+    op: str
+    bits: Bits
+    nbytes: tuple[int, int]
+    noise: float
+
+
+@dataclass(frozen=True)
+class _Narrow:
+    """A constant in fewer bits.
+
+    Attributes:
+        told: For the report.
+        integers: int8 [before, blocks, numbers of a block, behind]; float16 in its own shape where there are no scales.
+        scales: float16 or float32 [before, blocks, 1, behind].
+        widened: What they stand for: float32 in the shape of the constant.
+    """
+
+    told: Stored
+    integers: Array
+    scales: Array | None
+    widened: Array
+
+
+Keeps = Callable[[ir.Node], bool]
+"""Whether what a node reads is to stay as it is."""
+
+
+def stored(
+    model: ir.Model, bits: Bits, keeps: Keeps, wide: frozenset[str] = frozenset()
+) -> tuple[ir.Model, list[Stored]]:
+    """A copy of a model with its large float32 constants in fewer bits, as far as little is lost.
+
+    Args:
+        bits: 8 puts weights into 8 bits, and into 16 what loses more by that than -40 dB, or is no weight; 16 all. Less
+            than -60 dB are to be lost by 16.
+        wide: Names of constants that take 16 bits all the same.
+
+    Returns:
+        The copy, and what is stored otherwise in it; where that is nothing, ``model`` itself.
+    """
+    copy = ir_model.clone(model)
+    found: list[Stored] = []
+    for graph in ir_model.all_graphs(copy):
+        for name, value in list(graph.initializers.items()):
+            narrow = _narrowed(value, 16 if name in wide else bits, keeps)
+            if narrow is not None:
+                found.append(narrow.told)
+                _replace(graph, name, value, narrow)
+    return (copy, found) if found else (model, [])
+
+
+def as_many_as_hold(
+    model: ir.Model,
+    constants: Sequence[Stored],
+    keeps: Keeps,
+    evaluation: Evaluation,
+    everything: Judgement,
+    *,
+    threads: int = 0,
+    deadline: float = float("inf"),
+    progress: Callable[[str], None] = lambda text: None,
+) -> frozenset[str]:
+    """Names of the constants to store in 16 bits, so that the rest holds in 8; found in ONNX Runtime's CPU provider.
+
+    Args:
+        constants: Of :func:`stored` with 8 bits.
+        everything: What these lose together.
+        deadline: ``time.monotonic()`` after which nothing new is begun.
+    """
+    gains = {one.name: float(one.nbytes[0] // 2 - one.nbytes[1]) for one in constants if one.bits == 8}
+
+    def judge(names: frozenset[str]) -> Judgement:
+        graph, _ = stored(model, 8, keeps, frozenset(gains.keys() - names))
+        session = Session(graph, optimize="all", threads=threads)
+        return evaluation.judge_while_hopeful(session.run)
+
+    def noise(until: float) -> dict[str, float]:
+        return _noise_alone(model, list(gains), keeps, evaluation.feeds[:_SWEEP_SAMPLES], threads, until)
+
+    choice = choose(gains, judge, noise, everything=everything, deadline=deadline, progress=progress)
+    return frozenset(gains.keys() - (choice.best.chosen if choice.best is not None else frozenset()))
+
+
+def _noise_alone(
+    model: ir.Model,
+    names: Sequence[str],
+    keeps: Keeps,
+    samples: Sequence[Feeds],
+    threads: int,
+    deadline: float,
+) -> dict[str, float]:
+    """Noise power over signal power, in the worst output, of each constant of the main graph in 8 bits alone.
+
+    In one session that takes them as inputs: each stands as a default, and is given once as it would be stored.
+    """
+    tapped = ir_model.clone(model)
+    values = {name: tapped.graph.initializers[name] for name in names if name in tapped.graph.initializers}
+    narrow = {name: _narrowed(value, 8, keeps) for name, value in values.items()}
+    tapped.graph.inputs.extend(values.values())
+    session = Session(tapped, optimize="all", threads=threads)
+    references = [session.run(feeds) for feeds in samples]
+    found: dict[str, float] = {}
+    for name, one in narrow.items():
+        if found and time.monotonic() > deadline:
+            break
+        if one is not None:
+            outputs = [session.run({**feeds, name: one.widened}) for feeds in samples]
+            found[name] = noise_share(outputs, references)
+    return found
+
+
+def _narrowed(value: ir.Value, bits: Bits, keeps: Keeps) -> _Narrow | None:
+    """A constant in fewer bits; None where it cannot be, or would lose too much."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST_ELEMENTS:
+        return None
+    uses = list(value.uses())
+    if value.is_graph_output() or value.is_graph_input() or not uses:
+        return None
+    if any(use.node.op_type in _SCALED or keeps(use.node) for use in uses):
+        return None
+    array = facts.constant(value)
+    if array is None or not np.isfinite(array).all():
+        return None
+    axes = {_summed(use.node, use.idx, array.ndim) for use in uses}
+    summed = axes.pop() if bits == 8 and len(axes) == 1 else None
+    ways: tuple[tuple[Bits, tuple[int, int] | None], ...] = (
+        ((8, summed), (16, None)) if summed else ((16, None),)
+    )
+    for taken, along in ways:
+        integers, scales, widened = _in_halves(array) if along is None else _in_blocks(array, *along)
+        size = integers.nbytes + (0 if scales is None else scales.nbytes)
+        noise = _noise(array, widened)
+        if noise <= _MOST_NOISE[taken] and size < array.nbytes:
+            told = Stored(value.name or "", uses[0].node.op_type, taken, (array.nbytes, size), noise)
+            return _Narrow(told, integers, scales, widened)
+    return None
+
+
+def _summed(node: ir.Node, slot: int, rank: int) -> tuple[int, int] | None:
+    """Axes of a weight over which its node sums, from the first to behind the last; None where it is no weight."""
+    place = _SUMMED.get(node.op_type)
+    return None if place is None or rank < 2 else place(node, slot, rank)
+
+
+def _of_product(node: ir.Node, slot: int, rank: int) -> tuple[int, int] | None:
+    del node
+    return {0: (rank - 1, rank), 1: (rank - 2, rank - 1)}.get(slot)
+
+
+def _of_gemm(node: ir.Node, slot: int, rank: int) -> tuple[int, int] | None:
+    del rank
+    if slot > 1:
+        return None
+    transposed = bool(node.attributes.get_int("transB" if slot else "transA", 0))
+    axis = int(transposed) if slot else 1 - int(transposed)
+    return axis, axis + 1
+
+
+def _at(slot: int, begin: int, end: int | None = None) -> Callable[..., tuple[int, int] | None]:
+    return lambda node, given, rank: (begin, rank if end is None else end) if given == slot else None
+
+
+def _of_recurrent(node: ir.Node, slot: int, rank: int) -> tuple[int, int] | None:
+    del node
+    return (rank - 1, rank) if slot in (1, 2) else None
+
+
+_SUMMED: Mapping[str, Callable[[ir.Node, int, int], tuple[int, int] | None]] = {
+    "Conv": _at(1, 1),
+    "ConvTranspose": _at(1, 0, 1),
+    "Gather": _at(0, 1),
+    "Gemm": _of_gemm,
+    "MatMul": _of_product,
+    "LSTM": _of_recurrent,
+    "GRU": _of_recurrent,
+    "RNN": _of_recurrent,
+}
+
+
+def _in_halves(array: Array) -> tuple[Array, None, Array]:
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half, None, half.astype(np.float32)
+
+
+def _in_blocks(array: Array, begin: int, end: int) -> tuple[Array, Array, Array]:
+    """Integers and scales of blocks along the axes from ``begin`` to before ``end``, and what they stand for."""
+    before, summed, behind = (
+        math.prod(array.shape[part]) for part in (slice(begin), slice(begin, end), slice(end, None))
+    )
+    block = _block_of(summed)
+    blocked = array.reshape(before, summed // block, block, behind)
+    scales = np.abs(blocked).max(axis=2, keepdims=True) / np.float32(_LARGEST)
+    used = scales[scales > 0]
+    halves = used.size == 0 or (used.min() >= _HALF.tiny and used.max() <= _HALF.max)
+    scales = scales.astype(np.float16 if halves else np.float32)
+    wide = scales.astype(np.float32)
+    integers = np.rint(blocked / np.where(wide > 0, wide, np.float32(1.0)))
+    integers = np.clip(integers, -_LARGEST, _LARGEST).astype(np.int8)
+    return integers, scales, (integers.astype(np.float32) * wide).reshape(array.shape)
+
+
+def _block_of(length: int) -> int:
+    """Numbers that share a scale: a divisor of ``length`` near 32, so that no block is cut off."""
+    divisors = [size for size in range(1, min(length, _LONGEST_BLOCK) + 1) if length % size == 0]
+    best = min(divisors, key=lambda size: abs(math.log(size / _BLOCK)))
+    # Of few numbers each, scales would take what the integers save.
+    return best if best >= _BLOCK // 4 else length
+
+
+def _noise(array: Array, widened: Array) -> float:
+    """Power of the difference over that of the constant; infinity where it overflowed."""
+    if not np.isfinite(widened).all():
+        return math.inf
+    signal = float(np.square(array, dtype=np.float64).sum())
+    noise = float(np.square(widened - array, dtype=np.float64).sum())
+    return noise / signal if signal else math.inf if noise else 0.0
+
+
+def _replace(graph: ir.Graph, name: str, value: ir.Value, narrow: _Narrow) -> None:
+    """Put the constant in fewer bits, and what widens it, in the place of a constant."""
+    assert value.shape is not None
+    nodes = [_widening(graph, name, narrow.integers)]
+    if narrow.scales is not None:
+        scales = [_widening(graph, f"{name}/scales", narrow.scales)] if narrow.scales.itemsize == 2 else []
+        factor = (
+            scales[0].outputs[0]
+            if scales
+            else ir_model.add_constant(graph, f"{name}/scales/stored", ir.tensor(narrow.scales))
+        )
+        scaled = ir.node("Mul", [nodes[0].outputs[0], factor], name=f"{name}/{MAKER}/scaled")
+        shape = ir_model.add_constant(
+            graph, f"{name}/shape", ir.tensor(np.array(value.shape.numpy(), np.int64))
+        )
+        shaped = ir.node("Reshape", [scaled.outputs[0], shape], name=f"{name}/{MAKER}/shaped")
+        _type(scaled, narrow.integers.shape)
+        nodes += [*scales, scaled, shaped]
+    for node in nodes:
+        provenance.record(node, MAKER, ())
+    widened = nodes[-1].outputs[0]
+    _type(nodes[-1], value.shape.numpy())
+    del graph.initializers[name]
+    value.replace_all_uses_with(widened)
+    widened.name = name
+    graph.insert_before(graph[0], nodes)
+
+
+def _widening(graph: ir.Graph, name: str, array: Array) -> ir.Node:
+    constant = ir_model.add_constant(graph, f"{name}/stored", ir.tensor(array))
+    node = ir.node("Cast", [constant], {"to": ir.DataType.FLOAT.value}, name=f"{name}/{MAKER}")
+    _type(node, array.shape)
+    return node
+
+
+def _type(node: ir.Node, shape: tuple[int, ...]) -> None:
+    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+
+
+__all__ = ["Bits", "Storage", "Stored", "as_many_as_hold", "stored"]
