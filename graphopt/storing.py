@@ -118,7 +118,8 @@ class Storing:
         """
         folder = self.work / target.name / f"{NAME}-{words.replace(' ', '-')}"
         folder.mkdir(parents=True)
-        config = {**target.emit(model, folder, target.variants(model, None)[0]), **chosen.config}
+        # What emitting tells of the files, and the knobs of the form that it takes the place of.
+        config = {**chosen.config, **target.emit(model, folder, {})}
         form = Form(_label(chosen, words), target.name, folder, config)
         self.proposals.judged[form.label] = self.proposals.evaluation
         self.selection.models[form.label] = self.selection.models[chosen.label]

@@ -297,40 +297,34 @@ def _noise(array: Array, widened: Array) -> float:
 def _replace(graph: ir.Graph, name: str, value: ir.Value, narrow: _Narrow) -> None:
     """Put the constant in fewer bits, and what widens it, in the place of a constant."""
     assert value.shape is not None
-    nodes = [_widening(graph, name, narrow.integers)]
-    if narrow.scales is not None:
-        scales = [_widening(graph, f"{name}/scales", narrow.scales)] if narrow.scales.itemsize == 2 else []
-        factor = (
-            scales[0].outputs[0]
-            if scales
-            else ir_model.add_constant(graph, f"{name}/scales/stored", ir.tensor(narrow.scales))
-        )
-        scaled = ir.node("Mul", [nodes[0].outputs[0], factor], name=f"{name}/{MAKER}/scaled")
-        shape = ir_model.add_constant(
-            graph, f"{name}/shape", ir.tensor(np.array(value.shape.numpy(), np.int64))
-        )
-        shaped = ir.node("Reshape", [scaled.outputs[0], shape], name=f"{name}/{MAKER}/shaped")
-        _type(scaled, narrow.integers.shape)
-        nodes += [*scales, scaled, shaped]
-    for node in nodes:
+    shape = tuple(value.shape.numpy())
+    nodes: list[ir.Node] = []
+
+    def constant(part: str, array: Array) -> ir.Value:
+        return ir_model.add_constant(graph, f"{name}/{part}", ir.tensor(array))
+
+    def op(kind: str, *inputs: ir.Value, made: tuple[int, ...], **attributes: int) -> ir.Value:
+        node = ir.node(kind, inputs, attributes, name=f"{name}/{MAKER}_{len(nodes)}")
+        output = node.outputs[0]
+        # Names are told apart across subgraphs, where a graph's own naming knows of itself alone.
+        output.name, output.type, output.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(made)
         provenance.record(node, MAKER, ())
-    widened = nodes[-1].outputs[0]
-    _type(nodes[-1], value.shape.numpy())
+        nodes.append(node)
+        return output
+
+    def widened(part: str, array: Array) -> ir.Value:
+        return op("Cast", constant(part, array), made=array.shape, to=ir.DataType.FLOAT.value)
+
+    result = widened("stored", narrow.integers)
+    if narrow.scales is not None:
+        halves = narrow.scales.dtype == np.float16
+        scales = widened("scales", narrow.scales) if halves else constant("scales", narrow.scales)
+        scaled = op("Mul", result, scales, made=narrow.integers.shape)
+        result = op("Reshape", scaled, constant("shape", np.array(shape, np.int64)), made=shape)
     del graph.initializers[name]
-    value.replace_all_uses_with(widened)
-    widened.name = name
+    value.replace_all_uses_with(result)
+    result.name = name
     graph.insert_before(graph[0], nodes)
-
-
-def _widening(graph: ir.Graph, name: str, array: Array) -> ir.Node:
-    constant = ir_model.add_constant(graph, f"{name}/stored", ir.tensor(array))
-    node = ir.node("Cast", [constant], {"to": ir.DataType.FLOAT.value}, name=f"{name}/{MAKER}")
-    _type(node, array.shape)
-    return node
-
-
-def _type(node: ir.Node, shape: tuple[int, ...]) -> None:
-    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
 
 
 __all__ = ["Bits", "Storage", "Stored", "as_many_as_hold", "stored"]

@@ -210,7 +210,7 @@ def test_each_step_of_accuracy_is_a_pass_of_its_own(net: Path, step: str) -> Non
     passes = f"fuse,{step},quantize{{{options}}}"
     compiled = graphopt.compile(net, data=samples(12), **{**QUICK, "passes": passes})
     records = [record for record in compiled.report.as_dict()["passes"] if record["numerics"] == "lossy"]
-    assert [record["name"] for record in records] == [step, "quantize"]
+    assert [record["name"] for record in records] == [step, "quantize", "storage"]
     assert records[0]["status"] == "applied" or records[0]["reason"]
     assert all(entry["name"] == step for entry in records[0]["details"].get("steps", []))
     names = {entry["name"] for entry in records[1]["details"]["steps"]}
