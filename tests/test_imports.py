@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("artifact", "report_html", "tune", "zoo"),
     ("runtime", "lineage"),
     ("selection", "proposals"),
-    ("bundle",),
+    ("bundle", "storing"),
     ("compiler",),
     ("api",),
     ("cli",),
