@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.ir.operators import RANDOM
+from graphopt.ir.operators import is_random
 from graphopt.passes._evaluate import (
     TEXT_BYTES,
     EvaluationError,
@@ -330,9 +330,7 @@ def _is_result(node: ir.Node, results: dict[ir.Value, _Result]) -> bool:
 
 def _is_pure(node: ir.Node) -> bool:
     """Whether a node gives the same result each time, and so do the nodes of its subgraphs."""
-    if node.op_type in RANDOM or node.domain not in _DOMAINS:
-        return False
-    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+    if is_random(node) or node.domain not in _DOMAINS:
         return False
     return all(_is_pure(inner) for inner in inner_nodes(node))
 

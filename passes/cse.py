@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.ir.graphs import subgraphs_of
-from graphopt.ir.operators import RANDOM
+from graphopt.ir.operators import is_random
 from graphopt.ir.share import content_digest, share_constants
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
@@ -103,9 +103,7 @@ def _replace(graph: ir.Graph, node: ir.Node, twin: ir.Node, maker: str) -> None:
 
 
 def _key(node: ir.Node) -> Hashable | None:
-    if node.op_type in RANDOM or node.domain not in ("", "ai.onnx.ml", "com.microsoft") or not node.outputs:
-        return None
-    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+    if is_random(node) or node.domain not in ("", "ai.onnx.ml", "com.microsoft") or not node.outputs:
         return None
     if node.op_type == "Identity" and node.outputs[0].is_graph_output():
         return None  # Only there to carry the name.

@@ -7,8 +7,9 @@ neither serialised nor copied; they are put back afterwards. Of its optimizers, 
 stay off: fusing BatchNormalization, bias, scale and padding into convolutions, MatMul with Add or Transpose
 into Gemm, LayerNormalization, Gelu, attention and so on, which are passes of their own here.
 
-Refuses: graphs of more than ``max_nodes`` nodes; inputs and outputs of unknown rank; a result whose inputs or
-outputs are not those of the model."""
+Refuses: graphs of more than ``max_nodes`` nodes, or with nodes that draw random numbers, of which it takes two
+that look alike for one; inputs and outputs of unknown rank; a result whose inputs or outputs are not those of the
+model."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import onnx_ir.passes.common
 
 from graphopt.errors import PassFailedError
 from graphopt.ir import provenance
+from graphopt.ir.operators import is_random
 from graphopt.pipeline.base import Pass, replace_content
 from graphopt.rewrite import Application, Gate, Numerics, Refusal, RewriteLog, allow_all
 
@@ -86,12 +88,15 @@ class Simplify(Pass):
     Options: ClassVar[type[Any]] = SimplifyOptions
 
     def declines(self, model: ir.Model) -> str:
-        """Graphs that are too large, and interfaces of unknown rank."""
+        """Graphs that are too large or draw random numbers, and interfaces of unknown rank."""
         nodes = sum(1 for _ in model.graph.all_nodes())
         if nodes > self.options.max_nodes:
             return (
                 f"{nodes} nodes are more than max_nodes={self.options.max_nodes}: onnxsim would take too long"
             )
+        drawn = next((node.op_type for node in model.graph.all_nodes() if is_random(node)), "")
+        if drawn:
+            return f"onnxsim takes two nodes that draw numbers ({drawn}) for one where they look alike"
         unranked = _without_rank(model)
         return f"onnxsim takes no interface of unknown rank: {unranked!r}" if unranked else ""
 

@@ -5,7 +5,8 @@ with lost precision (below 1.18e-38). Many processors take a slow path for such 
 does not. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.00 for two 1x1
 convolutions of 64 channels with a tenth of the weights subnormal, 1.00 with an eighth of the channels.
 
-Refuses: nothing. Float16 constants are left alone: their subnormals (below 6.1e-5) are ordinary numbers to
+Refuses: a constant that anything but a sum or a product reads: a divisor, a bound, the argument of a logarithm may
+be as small on purpose. Float16 constants are left alone: their subnormals (below 6.1e-5) are ordinary numbers to
 the float32 units that compute with them.
 """
 
@@ -19,9 +20,15 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite import Application, Gate, Numerics, Refusal, RewriteLog, allow_all
 
 _CHUNK = 1 << 20
+_ARITHMETIC = frozenset({
+    "Add", "Attention", "BatchNormalization", "Conv", "ConvTranspose", "Einsum", "GRU", "Gather", "Gemm",
+    "GroupNormalization", "InstanceNormalization", "LSTM", "LayerNormalization", "MatMul", "Mul", "PRelu", "RNN",
+    "RMSNormalization", "Sub", "Sum",
+})  # fmt: skip
+"""What reads a weight, and makes the same of zero as of almost zero."""
 _TYPES = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
@@ -49,13 +56,30 @@ class Subnormals(Pass):
                 content = tensor.numpy()
                 count = count_subnormals(content)
                 application = Application(self.name, value.name or "")
-                if not count or not gate(application):
+                if not count:
+                    continue
+                reader = next(
+                    (use.node for use in value.uses() if not _adds_or_multiplies(use.node, use.idx)), None
+                )
+                if reader is not None or value.is_graph_output():
+                    what = "it is an output" if reader is None else f"{reader.op_type} reads it"
+                    log.refused.append(
+                        Refusal(self.name, value.name or "", f"{what}: it may be so small on purpose")
+                    )
+                    continue
+                if not gate(application):
                     continue
                 # A new tensor: the old one may be shared with a copy of the model, or mapped from a file.
                 value.const_value = ir.tensor(without_subnormals(content), name=value.name)
                 self.zeroed[value.name or ""] = count
                 log.applied.append(application)
         return bool(self.zeroed)
+
+
+def _adds_or_multiplies(node: ir.Node, slot: int) -> bool:
+    # The variance of a BatchNormalization is divided by.
+    variance = node.op_type == "BatchNormalization" and slot == 4
+    return not node.domain and node.op_type in _ARITHMETIC and not variance
 
 
 def _mask(chunk: npt.NDArray[Any], tiny: float) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from graphopt.cli._options import common
+from graphopt.processes import total_memory
 
 REQUIRED = (
     "numpy",
@@ -94,7 +95,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": cpu(),
-        "memory_bytes": _memory(),
+        "memory_bytes": total_memory(),
         "packages": packages,
         "extras": extras,
         "onnxruntime": runtime,
@@ -143,13 +144,6 @@ def _onnxruntime() -> dict[str, Any]:
         "error": "",
         "note": note,
     }
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def _cache() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 # fmt: off
 UNARY = frozenset((
     "Abs", "Cast", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
@@ -35,3 +37,9 @@ RANDOM = frozenset((
 ))
 """Two runs differ, and so do two nodes that look the same."""
 # fmt: on
+
+
+def is_random(node: ir.Node) -> bool:
+    """Whether a node may give another result each time: one of :data:`RANDOM`, or a Dropout that trains or may."""
+    trains = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
+    return not node.domain and (node.op_type in RANDOM or trains)

@@ -28,7 +28,7 @@ from graphopt.quant.ranges import Range
 from graphopt.quant.sweep import Noise
 from graphopt.verify.budget import Evaluation, Judgement
 
-_FORMAT = 3
+_FORMAT = 4
 _MOST_FILES = 200
 
 

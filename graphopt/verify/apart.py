@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import TargetError, shorten
-from graphopt.processes import Child, SilentError, answers, end_with_parent, last_words
+from graphopt.processes import Child, SilentError, answers, end_with_parent, last_words, limit_memory
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,10 +28,13 @@ class ApartSession:
         model: The graph; its weights are copied.
         optimize: ONNX Runtime's own optimisations.
         seed: Of random operators.
+        memory: Bytes that a run may take beyond the loaded model, where the system can be told so; None for any.
     """
 
-    def __init__(self, model: ir.Model, *, optimize: Literal["off", "all"], seed: int = 0) -> None:
-        from graphopt.verify.session import skeleton_file
+    def __init__(
+        self, model: ir.Model, *, optimize: Literal["off", "all"], seed: int = 0, memory: int | None = None
+    ) -> None:
+        from graphopt.verify.session import seed_of, skeleton_file
 
         self._count = 0
         self._pending: list[Path] = []
@@ -42,7 +45,7 @@ class ApartSession:
             self._child = Child(_CHILD, errors=self._errors)
             stack.callback(self._child.close)
             self._cleanup = stack.pop_all()
-        self._child.send({"model": str(path), "optimize": optimize, "seed": seed})
+        self._child.send({"model": str(path), "optimize": optimize, "seed": seed_of(seed), "memory": memory})
 
     def __enter__(self) -> ApartSession:
         return self
@@ -111,6 +114,8 @@ def _child() -> None:
         session = onnxruntime.InferenceSession(request["model"], options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated classes; the parent reads the last line
         sys.exit(shorten(error))
+    if request["memory"] is not None:
+        limit_memory(request["memory"])
     names = [output.name for output in session.get_outputs()]
     for line in sys.stdin:
         files = json.loads(line)

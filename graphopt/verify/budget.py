@@ -18,6 +18,7 @@ from graphopt.data.functions import load_function
 from graphopt.data.interface import Array, Feeds
 from graphopt.errors import DataError, UnknownNameError, UsageError
 from graphopt.verify.padding import Padding
+from graphopt.verify.parts import quiet_parts
 
 Labels = Mapping[str, Array]
 Agreement = Callable[[Sequence[Feeds], Sequence[Feeds]], float]
@@ -41,7 +42,8 @@ CONTINUOUS = frozenset({"sqnr", "cosine", "f1"})
 
 
 def signal_share(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """1 minus noise power over signal power, of the worst output: 0.99 is a signal-to-noise ratio of 20 dB."""
+    """1 minus noise power over signal power, of the worst output or the worst part of one
+    (:mod:`graphopt.verify.parts`): 0.99 is a signal-to-noise ratio of 20 dB."""
     return min(
         (
             1.0 - noise / signal if signal > 0 else float(noise == 0)
@@ -453,7 +455,7 @@ class Evaluation:
 
 
 def noise_share(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """Noise power over signal power of the worst output."""
+    """Noise power over signal power of the worst output, or part of one."""
     return max(
         (noise / signal if signal > 0 else noise for noise, signal in _powers(outputs, references)),
         default=0.0,
@@ -466,21 +468,38 @@ def _decibels(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
 
 
 def _powers(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> list[tuple[float, float]]:
-    """Noise and signal power of each float output over all samples."""
-    noise: dict[str, float] = {}
-    signal: dict[str, float] = {}
-    for got, wanted in zip(outputs, references, strict=True):
-        for name in _floats(wanted):
-            if name not in got or got[name].shape != wanted[name].shape:
-                # As many boxes as a threshold lets through: another number of them is all noise.
-                noise[name] = float("inf")
-                signal[name] = signal.get(name, 0.0) + 1.0
-                continue
-            reference = np.where(np.isfinite(wanted[name]), wanted[name], 0).astype(np.float64)
-            result = np.where(np.isfinite(wanted[name]), got[name], 0).astype(np.float64)
-            noise[name] = noise.get(name, 0.0) + float(((result - reference) ** 2).sum())
-            signal[name] = signal.get(name, 0.0) + float((reference**2).sum())
-    return [(noise[name], signal[name]) for name in noise]
+    """Noise and signal power over all samples of each float output, and of what is quiet in it beside the rest."""
+    found: list[tuple[float, float]] = []
+    for name in {name: None for wanted in references for name in _floats(wanted)}:
+        pairs = [
+            (got.get(name), np.asarray(wanted[name]))
+            for got, wanted in zip(outputs, references, strict=True)
+            if name in wanted
+        ]
+        # As many boxes as a threshold lets through: another number of them is all noise.
+        if any(got is None or np.shape(got) != wanted.shape for got, wanted in pairs):
+            found.append((float("inf"), 1.0))
+            continue
+        wanted = [np.where(np.isfinite(reference), reference, 0) for _, reference in pairs]
+        errors = [_error(np.asarray(got), reference) for got, reference in pairs]
+        found.append((sum(map(_power, errors)), sum(map(_power, wanted))))
+        for axis, indices in quiet_parts(wanted):
+            noise, signal = (
+                sum(_power(array.take(indices, axis)) for array in arrays) for arrays in (errors, wanted)
+            )
+            found.append((noise, signal))
+    return found
+
+
+def _error(got: Array, wanted: Array) -> Array:
+    """Deviation, where the original is finite."""
+    finite = np.isfinite(wanted)
+    return np.where(finite, got, 0).astype(np.float64) - np.where(finite, wanted, 0)
+
+
+def _power(array: Array) -> float:
+    """Sum of squares."""
+    return float(np.square(array, dtype=np.float64).sum())
 
 
 def _agreement(

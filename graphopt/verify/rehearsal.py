@@ -10,10 +10,13 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.errors import TargetError
+from graphopt.processes import total_memory
 from graphopt.verify.apart import ApartSession
 
 _SECONDS = 120.0
 """For all inputs together."""
+_SHARE_OF_MEMORY = 0.25
+"""Of the machine's, that a run of sizes that were made up may take: what takes more is another size than is meant."""
 
 
 class Rehearsal:
@@ -40,12 +43,13 @@ class Rehearsal:
         """Run the original on these inputs.
 
         Raises:
-            TargetError: It rejects them, crashes, or takes too long.
+            TargetError: It rejects them, crashes, takes too long, or more memory than made-up inputs are worth.
         """
         if self._model is None:
             return
         if self._session is None:
-            session = ApartSession(self._model, optimize="off", seed=self._seed)
+            memory = int(_SHARE_OF_MEMORY * total_memory())
+            session = ApartSession(self._model, optimize="off", seed=self._seed, memory=memory or None)
             self._session = self._cleanup.enter_context(session)
         self._session.begin([feeds])
         started = time.monotonic()

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import strategies as st
 
+from graphopt.api import Pipeline
 from graphopt.errors import PassFailedError
 from graphopt.passes.simplify import SKIPPED_OPTIMIZERS, Simplify, SimplifyOptions
 from graphopt.rewrite import RewriteLog
@@ -187,3 +188,21 @@ def test_any_chain(ops: list[str]) -> None:
     text = f"g (float[N,N] v0) => (float[N,N] v{len(ops)}) <float c={{2}}> {{ {' '.join(body)} }}"
     model, _ = apply(Simplify(), text)
     assert_same_numbers(model_from_text(text), model, exact=True)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        "RandomNormal <shape=[64]> ()", "RandomUniformLike(x)", "RandomNormalLike(x)", "Bernoulli(x)",
+        "Dropout(x, ratio, trains)",
+    ],
+)  # fmt: skip
+def test_nodes_that_draw_numbers_stay_two(drawn: str) -> None:
+    """onnxsim itself takes the second for the first, so that their difference is zero."""
+    model = model_from_text(
+        "g (float[64] x) => (float[64] y) <float ratio = {0.5}, bool trains = {1}> "
+        f"{{ a = {drawn} b = {drawn} y = Sub(a, b) }}"
+    )
+    after = Pipeline("fold,fuse").run(model)
+    kinds = [node.op_type for node in after.graph]
+    assert kinds.count(drawn.split("(")[0].split(" ")[0]) == 2

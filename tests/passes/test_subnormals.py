@@ -3,12 +3,13 @@
 import hypothesis
 import numpy as np
 import onnx_ir as ir
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from graphopt.passes.subnormals import Subnormals, count_subnormals, without_subnormals
 from graphopt.rewrite import RewriteLog
-from graphopt.testing import apply, check_ignores, model_from_text
+from graphopt.testing import apply, check_ignores, check_refuses, model_from_text
 
 TEXT = """g (float[N,3] x, bool c) => (float[N,3] y) <float[3] w={1, 1e-40, -2e-39}, float[3] v={1e-37, 0, 2}> {
     a = Mul(x, w) b = Add(a, v)
@@ -65,3 +66,13 @@ def test_only_subnormal_elements_change(content: np.ndarray) -> None:  # type: i
     np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(np.signbit(result), np.signbit(content))
     assert count_subnormals(content) == int(np.sum(result != content) - np.sum(np.isnan(content)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["y = Div(x, w)", "y = Max(x, w)", "a = Add(x, w) b = Log(w) y = Mul(a, b)", "y = Pow(w, x)"],
+)
+def test_refuses_what_is_small_on_purpose(body: str) -> None:
+    check_refuses(
+        Subnormals(), f"g (float[1] x) => (float[1] y) <float[1] w={{1e-40}}> {{ {body} }}", "on purpose"
+    )

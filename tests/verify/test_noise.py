@@ -117,3 +117,37 @@ def test_whole_numbers_are_cast_to_what_they_were(array: np.ndarray, seed: int) 
     moved = _perturb(array, np.random.default_rng(seed))
     np.testing.assert_array_equal(np.trunc(moved), array)
     np.testing.assert_array_equal(np.rint(moved), array)
+
+
+def test_what_places_are_computed_from_is_not_moved() -> None:
+    """A factor of 2 that is a little more takes the nearest pixel from next to it: another picture, not noise."""
+    rng = np.random.default_rng(0)
+    reference = _reference(
+        "g (float[1,4,6,6] x, float[4,4,1,1] w, float[4] scales) => (float[1,4,12,12] y) <float[0] none = {}> {"
+        ' c = Conv(x, w) y = Resize <mode="nearest", coordinate_transformation_mode="asymmetric",'
+        ' nearest_mode="floor"> (c, none, scales) }',
+        w=rng.standard_normal((4, 4, 1, 1)).astype(np.float32), scales=np.float32([1, 1, 2, 2]),
+    )  # fmt: skip
+    assert 0 < _relative_noise(reference) < 1e-5
+    assert reference.warnings == ()
+
+
+def test_outputs_that_hear_nothing_of_the_weights_are_told() -> None:
+    deaf = _reference(
+        "g (float[N,7] x) => (float[N,1] y) <int64[1] axes = {1}> { s = Sign(x) y = ReduceMean(s, axes) }"
+    )
+    assert any("the same to the bit" in warning for warning in deaf.warnings)
+    heard = _reference("g (float[N,4] x) => (float[N,4] y) { y = Exp(x) }")
+    assert heard.warnings == ()
+
+
+def test_whole_numbers_need_not_move() -> None:
+    whole = _reference("g (float[N,4] x) => (float[N,4] y) { y = Sign(x) }")
+    assert not any("the same to the bit" in warning for warning in whole.warnings)
+
+
+def test_outputs_that_last_digits_move_far_are_told() -> None:
+    wild = _reference(
+        "g (float[N,4] x, float[1] b) => (float[N,4] y) { m = Mul(x, b) y = Sin(m) }", b=np.float32([1e7])
+    )
+    assert any("last digits" in warning and "'y'" in warning for warning in wild.warnings)

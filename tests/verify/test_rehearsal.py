@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -86,3 +87,14 @@ def test_where_all_made_up_inputs_end_it_that_is_said() -> None:
     model = model_from_text(FRAMES.replace("from={600}", "from={1000000}"))
     with pytest.raises(DataError, match=r"none of the made-up inputs: it crashed \(SIGFPE\)"):
         build_reference(model)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
+def test_a_run_that_takes_too_much_memory_is_an_error_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "total_memory", lambda: 1 << 30)
+    model = model_from_text("g (float[n,1] x) => (float[n,n] y) { t = Transpose(x) y = Add(x, t) }")
+    with Rehearsal(model) as trying:
+        trying.check({"x": np.ones((100, 1), np.float32)})
+        with pytest.raises(TargetError):
+            trying.check({"x": np.ones((20_000, 1), np.float32)})  # 1.6 GB
+        trying.check({"x": np.ones((200, 1), np.float32)})
