@@ -266,7 +266,7 @@ def build_reference(
     progress("noise floor")
     warnings += _silent_outputs(found)
     measured = _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
-    warnings += measured or _deaf_outputs(found, random_outputs) or _wild_outputs(found, model)
+    warnings += measured or _deaf_outputs(found, random_outputs) or _wild_outputs(found, random_outputs, model)
     return Reference(found, random_outputs, bounded_outputs(model), warnings)
 
 
@@ -489,7 +489,7 @@ def _absorb_variants(
             continue  # as above
 
 
-def _wild_outputs(trials: Sequence[Trial], model: ir.Model) -> tuple[str, ...]:
+def _wild_outputs(trials: Sequence[Trial], random: frozenset[str], model: ir.Model) -> tuple[str, ...]:
     """A warning of outputs that last digits move much, where nothing rounds on purpose."""
     if _rounds(model) or any(
         value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()
@@ -499,7 +499,7 @@ def _wild_outputs(trials: Sequence[Trial], model: ir.Model) -> tuple[str, ...]:
         name: float(np.max(trial.noise[name])) / float(np.abs(np.where(np.isfinite(array), array, 0)).max())
         for trial in trials
         for name, array in trial.outputs.items()
-        if _is_floating(array) and np.any(array) and name in trial.noise
+        if name not in random and _is_floating(array) and np.any(array) and name in trial.noise
     }
     wild = ", ".join(f"{name!r} by {share:.0%}" for name, share in shares.items() if share > _WILD)
     if not wild:
