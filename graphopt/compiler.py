@@ -53,6 +53,8 @@ _LEAST_SEARCH_SECONDS = 20.0
 _STORAGE_SECONDS = 12.0
 _LEAST_STORAGE_SECONDS = 2.0
 """For looking which constants may be stored in 8 bits, where not all may."""
+_UNSTEADY = 1.3
+"""Upper over lower end of an interval, from which it says little."""
 _CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
@@ -554,6 +556,7 @@ class Compilation:
             captured.original_model,
             interface=captured.model,
             data=data,
+            example=dict(captured.example),
             seed=self.request.seed,
             progress=lambda text: self.progress.stage("reference", text),
         )
@@ -697,6 +700,7 @@ class Compilation:
             report.warnings.append(
                 "the model is random: not compared: " + ", ".join(sorted(reference.random_outputs))
             )
+        report.warnings += _unsteady(report)
         for record in report.passes:
             for entry in record.undone:
                 where = f" (repro: {entry.repro})" if entry.repro else ""
@@ -742,6 +746,17 @@ def _as_in(final: ir.Model, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ..
         if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     }
     return tuple(replace(spec, dtype=halves.get(spec.name, spec.dtype)) for spec in specs)
+
+
+def _unsteady(report: Report) -> list[str]:
+    """A warning where the machine was too busy for the speedup that is told."""
+    found = next((form for form in report.forms if form.label == report.chosen), None)
+    if found is None or not found.low or not found.high or found.high < _UNSTEADY * found.low:
+        return []
+    return [
+        f"times varied much while they were measured (95 % interval of the speedup {found.low:.2f} to {found.high:.2f}): the "
+        "machine was busy; graphopt bench BUNDLE measures again"
+    ]
 
 
 def _refuse_to_judge(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.ir.facts import Array
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -25,6 +27,7 @@ class Captured:
         files: That hold the model and its weights, as far as it did not come from memory.
         file_runs: Whether the backends take the file as it is: its versions are not newer than theirs.
         fixed: Inputs with a default value, which are constants of ``model``, with that value.
+        example: Inputs that the model was captured with; empty where it was not, or they are no tensors.
     """
 
     original: Path | None
@@ -37,3 +40,4 @@ class Captured:
     files: frozenset[Path] = frozenset()
     file_runs: bool = True
     fixed: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
+    example: Mapping[str, Array] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import io
@@ -21,6 +22,8 @@ from graphopt.errors import MissingExtraError, ModelError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
+
+    from graphopt.ir.facts import Array
 
 _RECURRENT = ("lstm", "gru")
 _STRIDES = "Cannot view a tensor with shape"
@@ -123,7 +126,26 @@ def capture_module(
         require_granted(model, module, args, kwargs, dynamic_shapes)
     if was_training:
         notes.append("the module was in training mode; it was captured in evaluation mode")
-    return _finish(model, _input_names(module, args, kwargs), type(module).__name__, notes, input_shapes)
+    names = _input_names(module, args, kwargs)
+    captured = _finish(model, names, type(module).__name__, notes, input_shapes)
+    return dataclasses.replace(captured, example=_example(captured.model, names, args, kwargs))
+
+
+def _example(
+    model: ir.Model, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Array]:
+    """The tensors that were passed, by input of the model; nothing where they do not come out even."""
+    import torch
+
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    inputs = [value.name or "" for value in model.graph.inputs]
+    if (
+        inputs != list(names)
+        or len(given) != len(inputs)
+        or any(value.dtype == torch.bfloat16 for value in given)
+    ):
+        return {}
+    return {name: value.detach().cpu().numpy() for name, value in zip(inputs, given, strict=True)}
 
 
 @contextlib.contextmanager

@@ -220,6 +220,7 @@ def build_reference(
     *,
     interface: ir.Model | None = None,
     data: Iterable[Feeds] | None = None,
+    example: Feeds | None = None,
     seed: int = 0,
     trials: int = 3,
     progress: Callable[[str], None] = lambda text: None,
@@ -231,6 +232,7 @@ def build_reference(
         interface: Its inputs as specialised and inferred, for making up inputs; by default those of ``model``.
         data: Samples of the user's; made-up inputs where None. The first eight are used for comparison, fewer
             of a model that is slow to run. Dynamic dimensions that all of them have one size of get another one too.
+        example: Inputs that the model runs with, for where it takes nothing that is made up.
         seed: Of made-up inputs and perturbations.
         trials: Number of sets of made-up inputs (each dynamic dimension gets several sizes).
 
@@ -251,12 +253,18 @@ def build_reference(
     risky = _packs(model) and not (is_static(interface) and _takes_floats_only(interface))
     warnings: tuple[str, ...] = ()
     with Rehearsal(model if risky else None, seed=seed) as rehearsal:
+        found: list[Trial] = []
+        if data is None:
+            try:
+                found = list(_synthetic_trials(interface, session, rehearsal, trials, seed))
+            except DataError:
+                if not example:
+                    raise
+                data = [example]
         if data is not None:
             found = list(_real_trials(data, session))
             found += _resized_trials(found, inputs_of(interface), session, rehearsal)
             warnings = _untried_sizes(found, inputs_of(interface))
-        else:
-            found = list(_synthetic_trials(interface, session, rehearsal, trials, seed))
     random_outputs = frozenset(
         name
         for trial in found[:1]
@@ -266,7 +274,9 @@ def build_reference(
     progress("noise floor")
     warnings += _silent_outputs(found)
     measured = _measure_noise(model, session, found, seed, _PERTURBATIONS if len(found) > 1 else 1)
-    warnings += measured or _deaf_outputs(found, random_outputs) or _wild_outputs(found, random_outputs, model)
+    warnings += (
+        measured or _deaf_outputs(found, random_outputs) or _wild_outputs(found, random_outputs, model)
+    )
     return Reference(found, random_outputs, bounded_outputs(model), warnings)
 
 

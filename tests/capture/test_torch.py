@@ -253,3 +253,41 @@ def test_a_pt2_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "bad.pt2").write_bytes(b"hello")
     with pytest.raises(ModelError, match=r"bad\.pt2 is not a program saved by torch\.export"):
         capture(tmp_path / "bad.pt2")
+
+
+class Batches(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Rows that say which of three tables of any size they are of: made-up numbers of rows seldom fit."""
+
+    def forward(self, x: Any, weight: Any) -> Any:
+        return x.reshape(37, -1) @ weight
+
+
+def test_example_inputs_are_known_by_name() -> None:
+    x, weight = torch.randn(37, 4), torch.randn(4, 3)
+    captured = capture(Batches(), example_inputs={"weight": weight, "x": x})
+    assert list(captured.example) == ["x", "weight"]
+    np.testing.assert_array_equal(captured.example["x"], x.numpy())
+
+
+def test_a_model_that_takes_nothing_made_up_is_verified_on_its_example() -> None:
+    import graphopt
+
+    dynamic = {"x": {0: torch.export.Dim("rows")}}
+    captured = capture(Lengths(), example_inputs=(torch.randn(58),), dynamic_shapes=dynamic)
+    made = graphopt.compile(
+        Lengths(),
+        example_inputs=(torch.randn(58),),
+        dynamic_shapes=dynamic,
+        target="ort-cpu",
+        passes="fold",
+        tune="0.2s",
+    )
+    assert captured.example["x"].shape == (58,)
+    assert made.report.timed_on == {"x": (58,)}
+
+
+class Lengths(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Takes lengths that 29 divides, and says so to the exporter by a view alone."""
+
+    def forward(self, x: Any) -> Any:
+        return x.reshape(-1, 29).sum(1)
