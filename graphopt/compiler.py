@@ -754,8 +754,8 @@ def _unsteady(report: Report) -> list[str]:
     if found is None or not found.low or not found.high or found.high < _UNSTEADY * found.low:
         return []
     return [
-        f"times varied much while they were measured (95 % interval of the speedup {found.low:.2f} to {found.high:.2f}): the "
-        "machine was busy; graphopt bench BUNDLE measures again"
+        f"times varied much (95 % interval of the speedup {found.low:.2f} to {found.high:.2f}): the machine was busy; "
+        "graphopt bench BUNDLE measures again"
     ]
 
 
