@@ -104,3 +104,11 @@ def test_what_is_kept_in_float_keeps_its_bits(net: Path) -> None:
 def test_without_a_pass_that_quantizes_nothing_is_stored_otherwise(net: Path) -> None:
     made = graphopt.compile(net, passes="fuse,prune{ratio=0.1}", data=samples(12), **QUICK)
     assert not any(entry["name"] == "storage" for entry in made.report.as_dict()["passes"])
+
+
+def test_the_report_tells_each_constant(net: Path, tmp_path: Path) -> None:
+    bundle = compiled(net).save(tmp_path / "net.gopt")
+    page = (bundle / "report.html").read_text(encoding="utf-8")
+    section = page[page.index("storage for ort-cpu") :]
+    assert "1 constants in 8 bits, widened on load" in section
+    assert "<td>8 bits</td>" in section and "<code>w</code>" in section
