@@ -284,8 +284,8 @@ def _distilled(details: Details) -> str:
 def _stored(details: Details) -> str:
     before, after = details["bytes"]
     counts = Counter(constant["bits"] for constant in details["stored"])
-    parts = " and ".join(f"{count} constants in {bits} bits" for bits, count in sorted(counts.items()))
-    return f"{parts}, widened on load: {after / before:.0%} of the file"
+    parts = " and ".join(f"{count} in {bits} bits" for bits, count in sorted(counts.items()))
+    return f"constants: {parts}, widened on load; the file is {after / before:.0%} of what it was"
 
 
 _WORDS: Mapping[str, Callable[[Details], str]] = {

@@ -110,5 +110,5 @@ def test_the_report_tells_each_constant(net: Path, tmp_path: Path) -> None:
     bundle = compiled(net).save(tmp_path / "net.gopt")
     page = (bundle / "report.html").read_text(encoding="utf-8")
     section = page[page.index("storage for ort-cpu") :]
-    assert "1 constants in 8 bits, widened on load" in section
+    assert "constants: 1 in 8 bits, widened on load" in section
     assert "<td>8 bits</td>" in section and "<code>w</code>" in section
