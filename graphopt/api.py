@@ -17,6 +17,7 @@ from graphopt.compiler import Compilation, Progress, Request, parse_budget, pars
 from graphopt.data.functions import transform_of
 from graphopt.data.interface import TensorSpec
 from graphopt.errors import UsageError
+from graphopt.lossy import LossyPass
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.record import PassRecord
 from graphopt.pipeline.spec import PassSpec, parse
@@ -288,11 +289,20 @@ class Pipeline:
     """Passes to run over a graph in Python, without a target.
 
     Args:
-        passes: As for :func:`compile`.
+        passes: As for :func:`compile`, without lossy ones.
+
+    Raises:
+        UsageError: A pass needs data, a budget and a target.
     """
 
     def __init__(self, passes: str | Sequence[object]) -> None:
         self.passes = catalog.expand(as_specs(passes))
+        lossy = next((pass_ for pass_ in self.passes if isinstance(pass_, LossyPass)), None)
+        if lossy is not None:
+            raise UsageError(
+                f"the pass {lossy.name!r} needs data, a budget and a target",
+                hint="run it through graphopt.compile",
+            )
         self.records: list[PassRecord] = []
 
     def run(self, model: ir.Model) -> ir.Model:

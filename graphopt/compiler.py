@@ -276,7 +276,8 @@ class Compilation:
             storage = None
             if proposals is not None and proposals.storage is not None:
                 with self._stage("storage"):
-                    chosen, storage = self._store(selection, proposals, computed, forms[0])
+                    chosen, storage = self._store(selection, proposals, computed)
+                proposals.check(bool(proposals.candidates) or chosen is not computed)
         report.chosen = chosen.label
         report.target = chosen.target
         report.tuning = self.tuning
@@ -435,7 +436,8 @@ class Compilation:
                 if not probe.runnable:
                     self.progress.stage("lossy passes", f"judging {label} on the CPU")
                     proposals.judge_here(label, legal)
-        proposals.check(bool(proposals.judged))
+        if not proposals.store_all:
+            proposals.check(bool(proposals.candidates))
         report.warnings += proposals.warnings
         if self.request.data is None:
             report.warnings.append(
@@ -449,11 +451,11 @@ class Compilation:
         return proposals
 
     def _store(
-        self, selection: Selection, proposals: Proposals, chosen: Form, original: Form
+        self, selection: Selection, proposals: Proposals, chosen: Form
     ) -> tuple[Form, PassRecord | None]:
         """The form that was chosen, from a smaller file where that holds as well; and what was tried."""
         seconds = _WHOLE_SECONDS + _STORAGE_SECONDS - (time.monotonic() - self._started)
-        storing = Storing(selection, proposals, original, self.work, measure=self.request.time_forms)
+        storing = Storing(selection, proposals, self.work, measure=self.request.time_forms)
         return storing.run(chosen, deadline=time.monotonic() + max(seconds, _LEAST_STORAGE_SECONDS))
 
     def _judge_choice(

@@ -168,7 +168,7 @@ class Proposals:
                 if self.budget.best_effort and _is_nearer(proposal.best_effort, kept[-1]):
                     proposal.candidates = [proposal.best_effort]
                     self.warnings.append(
-                        f"{pass_.name} on {target.name}: {proposal.reason}; handed out as best effort"
+                        f"{pass_.name} on {target.name}: {proposal.reason}; taken on as best effort"
                     )
                 elif follows:
                     proposal.candidates = [replace(proposal.best_effort, prepares=True)]
@@ -213,6 +213,11 @@ class Proposals:
         return Storage(
             min(storage.bits for storage in allowed), lambda node: any(one.keeps(node) for one in allowed)
         )
+
+    @property
+    def store_all(self) -> bool:
+        """Whether every pass allows it: then the float form from a smaller file is something that was asked for."""
+        return all(pass_.storage is not None for pass_ in self.passes)
 
     def read_back(self, form: Form, candidate: Candidate, legal: ir.Model) -> dict[str, Any]:
         """Which kernels the built form really runs: what is on integers, what stayed in float, what fell elsewhere.
@@ -279,7 +284,7 @@ class Proposals:
         """Refuse to go on where the budget cannot be kept by anything that was asked for.
 
         Args:
-            kept: Whether any lossy form was proposed, on any target.
+            kept: Whether any lossy form was proposed, on any target, or anything is stored in fewer bits.
 
         Raises:
             VerificationError: Says what came nearest.

@@ -285,7 +285,7 @@ def _stored(details: Details) -> str:
     before, after = details["bytes"]
     counts = Counter(constant["bits"] for constant in details["stored"])
     parts = " and ".join(f"{count} in {bits} bits" for bits, count in sorted(counts.items()))
-    return f"constants: {parts}, widened on load; the file is {after / before:.0%} of what it was"
+    return f"constants: {parts}, widened on load: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB"
 
 
 _WORDS: Mapping[str, Callable[[Details], str]] = {

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from graphopt import artifact
 from graphopt.errors import TargetError
+from graphopt.pipeline.manager import count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.proposals import Proposals
 from graphopt.quant.storage import Stored, as_many_as_hold, stored
@@ -38,14 +39,12 @@ class Storing:
     Attributes:
         selection: Verifies and measures; it learns of what is tried.
         proposals: Of the passes that say how few bits may be taken.
-        original: The form that times are told beside.
         work: Folder for forms.
         measure: Whether anything is timed.
     """
 
     selection: Selection
     proposals: Proposals
-    original: Form
     work: Path
     measure: bool = True
 
@@ -65,6 +64,7 @@ class Storing:
         started = time.monotonic()
         judged: list[dict[str, Any]] = []
         record = PassRecord(NAME, Numerics.LOSSY, reason="what is left in float would take no less")
+        record.nodes_before = record.nodes_after = count_nodes(self.selection.models[chosen.label])
         record.details = {"target": target.name, "allowed": self.proposals.budget.max_drop, "judged": judged}
         size = artifact.size_of(chosen.folder)
         taken = chosen
@@ -77,14 +77,15 @@ class Storing:
             smaller = artifact.size_of(form.folder)
             if smaller > _WORTH * size:
                 continue
-            held = self.selection.replaces(form, chosen, self.original, measure=self.measure)
+            held = self.selection.replaces(form, chosen, measure=self.measure)
             judged.append(
-                {"label": words, **_numbers(self.selection.judgements.get(form.label)), "held": held}
+                {"label": words, **_numbers(self.selection.judgements.get(form.label)), "taken": held}
             )
             if held:
                 taken, record.status, record.reason = form, PassStatus.APPLIED, ""
                 record.details["stored"] = [dataclasses.asdict(constant) for constant in constants]
                 record.details["bytes"] = [size, smaller]
+                record.nodes_after = count_nodes(model)
                 break
             record.status, record.reason = PassStatus.LEFT_OUT, self.selection.report.forms[-1].note
         record.seconds = time.monotonic() - started
@@ -133,8 +134,10 @@ def _label(chosen: Form, words: str) -> str:
 def _numbers(judgement: Judgement | None) -> dict[str, Any]:
     """For the report; none where the form did not run."""
     if judgement is None:
-        return {"value": None, "drop": None, "decibels": None}
-    return {"value": judgement.value, "drop": judgement.drop, "decibels": judgement.decibels}
+        return {"value": None, "drop": None, "decibels": None, "held": False}
+    return {
+        "value": judgement.value, "drop": judgement.drop, "decibels": judgement.decibels, "held": judgement.ok,
+    }  # fmt: skip
 
 
 __all__ = ["Storing"]

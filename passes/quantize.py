@@ -296,10 +296,20 @@ def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[
     }
 
 
+def _was_too_much(unit: Unit, found: Found) -> bool:
+    """Whether a faster mix than the best one has this unit on integers, and is over the budget."""
+    fastest = float("inf") if found.best is None else found.best.milliseconds
+    return any(
+        unit.name in point.chosen and point.judgement is not None and not point.judgement.ok
+        for point in found.points
+        if point.milliseconds < fastest
+    )
+
+
 def _why_float(unit: Unit, found: Found) -> str:
     costs = found.costs
     if costs.integers.get(unit.name, 0.0) >= costs.floats.get(unit.name, 0.0):
         return "int8 is no faster"
-    if found.best is not None and len(found.points) > 1:
+    if _was_too_much(unit, found):
         return "its noise would break the budget"
     return "int8 saves less than the conversions around it cost"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from graphopt.cli._console import dim, good, table
+from graphopt.cli._console import dim, good, size, table
+from graphopt.verify.budget import percent
 
 _MOST_POINTS = 6
 _PRUNED = ("layer", "", "channels", "multiplications", "error", "refitted", "saves", "why it lost none")
@@ -24,12 +25,36 @@ def points(details: Mapping[str, Any]) -> list[str]:
     if "distilled" in details:
         return _training(details["distilled"])
     if "judged" in details:
-        return [f"{point['label']}  {_judgement(point) or 'not judged'}" for point in details["judged"]]
+        return [f"{_told(point)}  {_judgement(point) or 'not judged'}" for point in details["judged"]]
     found = sorted(details.get("pareto", []), key=lambda point: point.get("predicted_ms") or 0.0)
     return [
         f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {_judgement(point)}"
         for point in found[:_MOST_POINTS]
     ]
+
+
+def _told(point: Mapping[str, Any]) -> str:
+    """What was judged: a form with a name, or so many weights in few bits."""
+    if "label" in point:
+        return str(point["label"])
+    return f"{point['layers']} weights, {size(point['bytes_saved'])} less"
+
+
+def stored(details: Mapping[str, Any]) -> list[str]:
+    """Constants that are stored in fewer bits, as a table; nothing where there are none."""
+    rows = [
+        [
+            one["name"],
+            one["op"],
+            str(one["bits"]),
+            size(one["nbytes"][0]),
+            size(one["nbytes"][1]),
+            _small(one["noise"]),
+        ]
+        for one in details.get("stored", [])
+    ]
+    headings = ("constant", "read by", "bits", "before", "after", "noise of its own")
+    return [table(headings, rows, right=(2, 3, 4, 5), indent=2)] if rows else []
 
 
 def _training(told: Mapping[str, Any]) -> list[str]:
@@ -48,7 +73,7 @@ def _judgement(point: Mapping[str, Any]) -> str:
     """What a form lost; empty where it was not judged."""
     drop, decibels = point.get("drop"), point.get("decibels")
     mark = "within" if point.get("held") else "over"
-    return "" if drop is None else f"drop {drop:7.2%}  {decibels:5.1f} dB  {mark} the budget"
+    return "" if drop is None else f"drop {percent(drop):>7}  {decibels:5.1f} dB  {mark} the budget"
 
 
 def layer_table(rows: Sequence[Mapping[str, Any]], indent: int = 0) -> str:

@@ -181,6 +181,7 @@ def _overview(
         shown += [f"  {dim(details['kernels'])}"] if details.get("kernels") else []
         shown += [f"  {point}" for point in points]
         shown += [_lossy.layer_table(rows_of, indent=2)] if rows_of else []
+        shown += _lossy.stored(details)
     if whole:
         shown += [f"{bad('warning')}  {text}" for text in manifest.warnings]
     return shown

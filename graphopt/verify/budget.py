@@ -234,6 +234,8 @@ def parse_drop(given: str | float | None) -> float:
 
 def percent(share: float) -> str:
     """A share for people: two places, or two digits where that would read as nothing."""
+    if not np.isfinite(share):
+        return "all"
     return f"{share:.2%}" if share == 0 or not abs(share) < _READABLE else f"{100 * share:.2g}%"
 
 

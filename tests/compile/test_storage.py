@@ -11,6 +11,9 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
+from graphopt.errors import VerificationError
+from graphopt.lossy import Candidate, Context, Judgement, LossyPass, Proposal
+from graphopt.quant.storage import Storage
 from graphopt.testing import model_from_text, run
 
 QUICK: dict[str, Any] = {"threads": 1, "tune": "1s", "target": "ort-cpu"}
@@ -82,7 +85,9 @@ def test_a_budget_that_8_bits_break_leaves_16(net: Path) -> None:
     made = compiled(net, max_drop=1e-5)
     assert made.report.chosen.endswith("stored in 16 bits")
     judged = record(made)["details"]["judged"]
-    assert [(one["label"], one["held"]) for one in judged] == [("8 bits", False), ("16 bits", True)]
+    assert [(one["label"], one["held"], one["taken"]) for one in judged] == [
+        ("8 bits", False, False), ("16 bits", True, True),
+    ]  # fmt: skip
 
 
 def test_a_budget_that_nothing_holds_leaves_the_numbers(net: Path) -> None:
@@ -112,3 +117,37 @@ def test_the_report_tells_each_constant(net: Path, tmp_path: Path) -> None:
     section = page[page.index("storage for ort-cpu") :]
     assert "constants: 1 in 8 bits, widened on load" in section
     assert "<td>8 bits</td>" in section and "<code>w</code>" in section
+
+
+class Loud(LossyPass):
+    """Proposes what is far over the budget."""
+
+    name = "loud"
+
+    @property
+    def storage(self) -> Storage | None:
+        return Storage(8, lambda node: False)
+
+    def propose(self, model: ir.Model, context: Context) -> Proposal:
+        nearest = Candidate("loud", model, judgement=Judgement(0.0, 1.0, 1.0, 0.01, 0.0))
+        return Proposal(reason="nothing holds", best_effort=nearest)
+
+
+def test_the_float_form_from_a_smaller_file_is_within_the_budget_where_nothing_else_is(net: Path) -> None:
+    made = graphopt.compile(net, passes=["fuse", Loud()], data=samples(12), **QUICK)
+    assert made.report.chosen.endswith("stored in 8 bits")
+    assert any(
+        "loud is not part of the result: ort-cpu: nothing holds" in text for text in made.report.warnings
+    )
+    with pytest.raises(VerificationError, match="cannot be kept: ort-cpu: loud: nothing holds"):
+        graphopt.compile(net, passes=["fuse", Loud()], data=samples(12), max_drop=0.0, **QUICK)
+
+
+def test_the_times_of_a_stored_form_are_told_beside_the_form_that_it_stands_for(net: Path) -> None:
+    made = compiled(net)
+    forms = {form.label: form for form in made.report.forms}
+    stored = forms[made.report.chosen]
+    before = forms[made.report.chosen.removesuffix(", stored in 8 bits")]
+    assert f"as fast as {before.label!r}" in stored.note
+    assert stored.low is not None and stored.speedup is not None and stored.high is not None
+    assert stored.low <= stored.speedup <= stored.high
