@@ -43,6 +43,7 @@ from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
 from graphopt.verify.budget import TELLS_NOTHING, Evaluation, find_metric, parse_drop
+from graphopt.verify.export import export_warnings
 from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
@@ -208,8 +209,10 @@ class Compilation:
             pass_.require()
         with self._stage("capture"):
             captured = self._capture(request.input_shapes)
+            doubts = export_warnings(captured)
         self._large = ir_model.nbytes(captured.original_model) > _LARGE_BYTES
         report = self._new_report(captured, targets[0][0].name)
+        report.warnings += doubts
         read = (lossy and not self._makes_data_up()) or request.transform is not None
         dataset = self._dataset(captured, None) if read else None
         with self._stage("reference"):

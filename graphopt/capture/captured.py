@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Captured:
         file_runs: Whether the backends take the file as it is: its versions are not newer than theirs.
         fixed: Inputs with a default value, which are constants of ``model``, with that value.
         example: Inputs that the model was captured with; empty where it was not, or they are no tensors.
+        program: What it was exported from, as a function of inputs by name that gives the outputs in order.
     """
 
     original: Path | None
@@ -41,3 +42,4 @@ class Captured:
     file_runs: bool = True
     fixed: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     example: Mapping[str, Array] = field(default_factory=dict)
+    program: Callable[[Mapping[str, Array]], Sequence[Array]] | None = None

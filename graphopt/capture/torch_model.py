@@ -9,10 +9,11 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.capture.captured import Captured
@@ -128,7 +129,34 @@ def capture_module(
         notes.append("the module was in training mode; it was captured in evaluation mode")
     names = _input_names(module, args, kwargs)
     captured = _finish(model, names, type(module).__name__, notes, input_shapes)
-    return dataclasses.replace(captured, example=_example(captured.model, names, args, kwargs))
+    example = _example(captured.model, names, args, kwargs)
+    program = _program(module, args, kwargs, names) if example else None
+    return dataclasses.replace(captured, example=example, program=program)
+
+
+def _program(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]
+) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """The module as a function of arrays by input name, to the tensors that it gives, in order."""
+    import torch
+    from torch.utils import _pytree
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        arrays = iter([feeds[name] for name in names])
+
+        def taken(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return torch.from_numpy(np.ascontiguousarray(next(arrays))).to(value.device)
+
+        given = [taken(value) for value in args]
+        named = {name: taken(value) for name, value in kwargs.items()}
+        with _evaluating(module), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            leaves, _ = _pytree.tree_flatten(module(*given, **named))
+        return [leaf.detach().cpu().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    return run
 
 
 def _example(
@@ -178,7 +206,6 @@ def _arguments(module: torch.nn.Module, example_inputs: Any) -> tuple[tuple[Any,
 
 def _tensor(value: Any) -> Any:
     """NumPy arrays as tensors; everything else as it is."""
-    import numpy as np
     import torch
 
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -472,7 +472,7 @@ def _decibels(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
 def _powers(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> list[tuple[float, float]]:
     """Noise and signal power over all samples of each float output, and of what is quiet in it beside the rest."""
     found: list[tuple[float, float]] = []
-    for name in {name: None for wanted in references for name in _floats(wanted)}:
+    for name in dict.fromkeys(name for wanted in references for name in _floats(wanted)):
         pairs = [
             (got.get(name), np.asarray(wanted[name]))
             for got, wanted in zip(outputs, references, strict=True)
@@ -482,26 +482,22 @@ def _powers(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> list[tuple
         if any(got is None or np.shape(got) != wanted.shape for got, wanted in pairs):
             found.append((float("inf"), 1.0))
             continue
-        wanted = [np.where(np.isfinite(reference), reference, 0) for _, reference in pairs]
-        errors = [_error(np.asarray(got), reference) for got, reference in pairs]
-        found.append((sum(map(_power, errors)), sum(map(_power, wanted))))
-        for axis, indices in quiet_parts(wanted):
-            noise, signal = (
-                sum(_power(array.take(indices, axis)) for array in arrays) for arrays in (errors, wanted)
-            )
-            found.append((noise, signal))
+        parts = quiet_parts([wanted for _, wanted in pairs])
+        powers = np.zeros((1 + len(parts), 2))
+        for got, wanted in pairs:
+            finite = np.isfinite(wanted)
+            reference = np.where(finite, wanted, 0).astype(np.float64)
+            error = np.where(finite, np.asarray(got), 0).astype(np.float64) - reference
+            powers[0] += _power(error), _power(reference)
+            for place, (axis, indices) in enumerate(parts, 1):
+                powers[place] += _power(error.take(indices, axis)), _power(reference.take(indices, axis))
+        found += [(float(noise), float(signal)) for noise, signal in powers]
     return found
 
 
-def _error(got: Array, wanted: Array) -> Array:
-    """Deviation, where the original is finite."""
-    finite = np.isfinite(wanted)
-    return np.where(finite, got, 0).astype(np.float64) - np.where(finite, wanted, 0)
-
-
 def _power(array: Array) -> float:
-    """Sum of squares."""
-    return float(np.square(array, dtype=np.float64).sum())
+    flat = array.reshape(-1)
+    return float(flat @ flat)
 
 
 def _agreement(

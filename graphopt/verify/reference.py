@@ -30,6 +30,7 @@ from graphopt.data.synthesize import feeds_for, resized, size_candidates, sizes_
 from graphopt.errors import DataError, ProcessLostError, TargetError, UnsupportedModelError, listed
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
+from graphopt.ir.operators import BROADCAST, UNARY
 from graphopt.verify.apart import ApartSession
 from graphopt.verify.compare import Comparison, compare, deviation
 from graphopt.verify.rehearsal import Rehearsal
@@ -59,6 +60,11 @@ _LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", 
 _MOVED_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
 _PLACES = frozenset({"NonMaxSuppression", "Range", "Resize", "RoiAlign", "Upsample"})
 """Operators whose inputs behind the first say where elements come from, or how many there are."""
+_WHOLE = frozenset(
+    {"Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Round", "Sign"}
+)
+_FEW = 64
+_MOST_FOLLOWED = 200
 _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid", "Tanh"})
 
 
@@ -542,16 +548,34 @@ def bounded_outputs(model: ir.Model) -> dict[str, float]:
 def _perturbed_weights(model: ir.Model, rng: np.random.Generator) -> ir.Model:
     """A copy of which half of the float weights are moved to a neighbour.
 
-    Not what places are computed from: a factor of 2 that is a little more takes the nearest pixel from next to it.
+    Not what places, counts or choices are computed from: a factor of 2 that is a little more takes the nearest pixel
+    from next to it, a logarithm that ends up whole falls into the bucket below.
     """
     moved = ir_model.clone(model)
     for value in moved.graph.initializers.values():
         tensor = value.const_value
-        if any(use.node.op_type in _PLACES and use.idx > 0 for use in value.uses()):
-            continue
-        if tensor is not None and tensor.dtype in _MOVED_TYPES:
+        if tensor is not None and tensor.dtype in _MOVED_TYPES and not _decides(value):
             value.const_value = ir.tensor(_perturb(tensor.numpy(), rng), name=value.name)
     return moved
+
+
+def _decides(value: ir.Value) -> bool:
+    """Whether a constant says where elements come from, or a small one goes element by element into what rounds to
+    whole numbers or compares."""
+    if any(use.node.op_type in _PLACES and use.idx > 0 for use in value.uses()):
+        return True
+    if value.const_value is None or value.const_value.size > _FEW:
+        return False
+    seen, waiting = {value}, [value]
+    while waiting:
+        for node in (use.node for use in waiting.pop().uses()):
+            made = node.outputs[0]
+            if node.op_type in _WHOLE or (node.op_type == "Cast" and made.dtype not in _MOVED_TYPES):
+                return True
+            if node.op_type in UNARY | BROADCAST and made not in seen and len(seen) < _MOST_FOLLOWED:
+                seen.add(made)
+                waiting.append(made)
+    return False
 
 
 def _takes_floats_only(model: ir.Model) -> bool:

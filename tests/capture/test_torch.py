@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graphopt.capture import Captured, capture
 from graphopt.errors import ModelError, UnsupportedModelError, UsageError
 from graphopt.testing import run
+from graphopt.verify.export import export_warnings
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -291,3 +293,54 @@ class Lengths(torch.nn.Module):  # type: ignore[misc, name-defined]
 
     def forward(self, x: Any) -> Any:
         return x.reshape(-1, 29).sum(1)
+
+
+class BakedLength(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Behind the recurrence the exporter writes the length of the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = torch.nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        made = self.recurrent(x)[0]
+        return made.reshape(made.shape[0], made.shape[1] * 8)
+
+
+class Drawing(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def forward(self, x: Any) -> Any:
+        return x + torch.randn_like(x)
+
+
+def test_a_graph_that_computes_what_the_module_does_needs_no_warning(net: Any) -> None:
+    batch = torch.export.Dim("batch")
+    captured = capture(net, example_inputs=inputs(), dynamic_shapes={"data": {0: batch}, "mask": {0: batch}})
+    assert captured.program is not None
+    assert export_warnings(captured) == []
+
+
+def test_what_the_exporter_made_of_a_module_is_told(net: Any) -> None:
+    captured = capture(net, example_inputs=inputs())
+    graph = captured.original_model.graph
+    weight = max(graph.initializers.values(), key=lambda value: value.const_value.size)  # type: ignore[union-attr]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * 1.1, name=weight.name)
+    (warning,) = export_warnings(captured)
+    assert "differs from the module in" in warning and "on the example inputs" in warning
+
+
+def test_a_length_that_the_exporter_fixed_is_told() -> None:
+    dynamic = {"x": {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}}
+    captured = capture(BakedLength().eval(), example_inputs=(torch.randn(2, 12, 8),), dynamic_shapes=dynamic)
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 13, 8)).astype(np.float32)}
+    try:
+        held = next(iter(run(captured.original_model, feeds).values())).shape == (3, 104)
+    except Exception:  # onnxruntime raises many unrelated classes
+        held = False
+    assert any(
+        "with" in warning and "exported graph" in warning for warning in export_warnings(captured)
+    ) == (not held)
+
+
+def test_of_a_module_that_draws_numbers_nothing_is_said() -> None:
+    assert export_warnings(capture(Drawing(), example_inputs=(torch.randn(3, 4),))) == []

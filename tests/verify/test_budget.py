@@ -181,7 +181,7 @@ def test_a_count_that_moves_in_fine_steps_needs_no_decibels_on_few_samples() -> 
 
 def test_a_small_share_does_not_read_as_none() -> None:
     assert [percent(share) for share in (0.0, 0.01, -0.0014, 1e-5, -2.5e-4, float("inf"))] == [
-        "0.00%", "1.00%", "-0.14%", "0.001%", "-0.025%", "inf%",
+        "0.00%", "1.00%", "-0.14%", "0.001%", "-0.025%", "all",
     ]  # fmt: skip
 
 

@@ -151,3 +151,15 @@ def test_outputs_that_last_digits_move_far_are_told() -> None:
         "g (float[N,4] x, float[1] b) => (float[N,4] y) { m = Mul(x, b) y = Sin(m) }", b=np.float32([1e7])
     )
     assert any("last digits" in warning and "'y'" in warning for warning in wild.warnings)
+
+
+def test_what_buckets_are_computed_from_is_not_moved() -> None:
+    """The buckets of relative positions (T5): a logarithm that comes out whole must not fall into the one below."""
+    model = model_from_text(
+        "g (int64[4] i) => (float[4,16] y) <float[9,16] table = {0}, float base = {0.6931472}> { c = Cast<to=1>(i)"
+        " l = Log(c) s = Div(l, base) b = Cast<to=7>(s) e = Gather(table, b) y = Exp(e) }"
+    )
+    table = np.random.default_rng(0).standard_normal((9, 16)).astype(np.float32)
+    model.graph.initializers["table"].const_value = ir.tensor(table, name="table")
+    data = [{"i": np.array([1, 2, 4, 8])}, {"i": np.array([16, 32, 64, 128])}]
+    assert 0 < _relative_noise(build_reference(model, data=data)) < 1e-5
