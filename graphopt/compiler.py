@@ -48,12 +48,13 @@ from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
-_WHOLE_SECONDS = 40.0
+_WHOLE_SECONDS = 34.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
 _LEAST_SEARCH_SECONDS = 20.0
-_STORAGE_SECONDS = 12.0
-_LEAST_STORAGE_SECONDS = 2.0
+_LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 6.0
 """For looking which constants may be stored in 8 bits, where not all may."""
+_UNTIL_STORED = 46.0
+"""Seconds of a compilation, after which the least of these is taken."""
 _UNSTEADY = 1.3
 """Upper over lower end of an interval, from which it says little."""
 _CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
@@ -457,9 +458,10 @@ class Compilation:
         self, selection: Selection, proposals: Proposals, chosen: Form
     ) -> tuple[Form, PassRecord | None]:
         """The form that was chosen, from a smaller file where that holds as well; and what was tried."""
-        seconds = _WHOLE_SECONDS + _STORAGE_SECONDS - (time.monotonic() - self._started)
+        left = _UNTIL_STORED - (time.monotonic() - self._started)
+        seconds = min(max(left, _LEAST_STORAGE_SECONDS), _MOST_STORAGE_SECONDS)
         storing = Storing(selection, proposals, self.work, measure=self.request.time_forms)
-        return storing.run(chosen, deadline=time.monotonic() + max(seconds, _LEAST_STORAGE_SECONDS))
+        return storing.run(chosen, deadline=time.monotonic() + seconds)
 
     def _judge_choice(
         self,
