@@ -24,9 +24,9 @@ from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.quant.attribution import attribute
 from graphopt.quant.observe import MEMORY
-from graphopt.quant.storage import Storage
+from graphopt.quant.storage import Storage, Stored, stored
 from graphopt.rewrite import Numerics
-from graphopt.target import Aligned, Target
+from graphopt.target import Aligned, Target, Widening
 from graphopt.tune.kernels import kernels_of
 from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
 from graphopt.verify.padding import find_padding
@@ -86,6 +86,7 @@ class Proposals:
         threads, seed, progress: As in the request.
         judged: The evaluation that each form is held to, by label.
         candidates: What each form was made from, by label.
+        halved: Constants of each form that are stored in 16 bits, by label.
         judgements: Of forms whose target cannot run here, by label.
         warnings: For the report.
     """
@@ -101,6 +102,7 @@ class Proposals:
     progress: Callable[[str, str], None] = lambda stage, detail: None
     judged: dict[str, Evaluation] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
+    halved: dict[str, list[Stored]] = field(default_factory=dict)
     judgements: dict[str, Judgement] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _over_budget: list[str] = field(default_factory=list)
@@ -213,6 +215,14 @@ class Proposals:
         return Storage(
             min(storage.bits for storage in allowed), lambda node: any(one.keeps(node) for one in allowed)
         )
+
+    def written(self, label: str, legal: ir.Model, target: Target) -> ir.Model:
+        """A form's graph as it is to be written: what is left in float in 16 bits, where the target widens it."""
+        storage = self.storage
+        if storage is None or not (isinstance(target, Widening) and target.widens_constants()):
+            return legal
+        graph, self.halved[label] = stored(legal, 16, storage.keeps)
+        return graph
 
     @property
     def store_all(self) -> bool:

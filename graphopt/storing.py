@@ -1,8 +1,8 @@
 """The last step of a compilation with passes that quantize: the form that was chosen, from a smaller file.
 
-What is left in float is stored in 8 bits, where not all of it holds as much as does, else in 16, and widened by the
-backend as it loads the graph. So neither the choice of a form nor its time depends on it; it is held to the same
-budget, as it runs, and to the time of the form that it takes the place of.
+What is left in float is stored in 8 bits, where not all of it holds as much as does, else in 16 (a form with integers
+is from the start), and widened by the backend as it loads the graph. So neither the choice of a form nor its time
+depends on it; it is held to the same budget, as it runs, and to the time of the form that it takes the place of.
 """
 
 from __future__ import annotations
@@ -83,13 +83,27 @@ class Storing:
             )
             if held:
                 taken, record.status, record.reason = form, PassStatus.APPLIED, ""
-                record.details["stored"] = [dataclasses.asdict(constant) for constant in constants]
-                record.details["bytes"] = [size, smaller]
+                self._tell(record, constants, smaller)
                 record.nodes_after = count_nodes(model)
                 break
             record.status, record.reason = PassStatus.LEFT_OUT, self.selection.report.forms[-1].note
+        if taken is chosen and self._halved(chosen):
+            record.status, record.reason = PassStatus.APPLIED, ""
+            self._tell(record, self._halved(chosen), size)
         record.seconds = time.monotonic() - started
         return taken, record
+
+    def _halved(self, chosen: Form) -> list[Stored]:
+        """Constants of the chosen form that are stored in 16 bits as it is; a knob changes nothing of it."""
+        labels = [label for label in self.proposals.halved if chosen.label.startswith(label)]
+        return self.proposals.halved[max(labels, key=len)] if labels else []
+
+    @staticmethod
+    def _tell(record: PassRecord, constants: list[Stored], size: int) -> None:
+        """What is stored how in a file of this size, beside what it would be with all in 32 bits."""
+        saved = sum(before - after for before, after in (one.nbytes for one in constants))
+        record.details["stored"] = [dataclasses.asdict(constant) for constant in constants]
+        record.details["bytes"] = [size + saved, size]
 
     def _tries(self, chosen: Form, deadline: float) -> Iterator[tuple[str, ir.Model, list[Stored]]]:
         """What is stored how, in words, the graph with it, and what it stores otherwise; the fewest bits first."""
@@ -109,7 +123,8 @@ class Storing:
                 )  # fmt: skip
                 if any(one.bits == 8 and one.name not in wide for one in constants):
                     yield "8 and 16 bits", *stored(graph, 8, storage.keeps, wide)
-        yield "16 bits", *stored(graph, 16, storage.keeps)
+        if not self._halved(chosen):
+            yield "16 bits", *stored(graph, 16, storage.keeps)
 
     def _written(self, chosen: Form, words: str, model: ir.Model, target: Target) -> Form:
         """The form on disk, its budget and graph known.
