@@ -48,7 +48,7 @@ from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
-_WHOLE_SECONDS = 36.0
+_WHOLE_SECONDS = 33.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
 _LEAST_SEARCH_SECONDS = 20.0
 _LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 5.0
