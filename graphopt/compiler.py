@@ -51,9 +51,9 @@ _LARGE_BYTES = 1 << 30
 _WHOLE_SECONDS = 40.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
 _LEAST_SEARCH_SECONDS = 20.0
-_SHARE_BESIDE_SEARCH = 2 / 3
+_SHARE_BESIDE_SEARCH = 0.5
 """Of the time for one comparison of forms, where lossy passes have timed their own: gains are large there."""
-_LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 5.0
+_LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 3.0
 """For looking which constants may be stored in 8 bits, where not all may."""
 _UNTIL_STORED = 46.0
 """Seconds of a compilation, after which the least of these is taken."""
