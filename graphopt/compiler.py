@@ -38,7 +38,7 @@ from graphopt.pipeline.spec import PassSpec
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
 from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
 from graphopt.rewrite import Numerics
-from graphopt.selection import ORIGINAL, Selection
+from graphopt.selection import ORIGINAL, Selection, made_from
 from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
@@ -516,9 +516,8 @@ class Compilation:
 
     def _read_back(self, proposals: Proposals, chosen: Form, report: Report) -> None:
         """Write down which kernels the chosen form runs, and warn of integers that were asked for and are not there."""
-        label = max((name for name in proposals.candidates if chosen.label.startswith(name)), key=len)
-        candidate = proposals.candidates[label]
-        if not candidate.units:
+        candidate = made_from(chosen.label, proposals.candidates)
+        if candidate is None or not candidate.units:
             return
         try:
             found = proposals.read_back(chosen, candidate, self._results[chosen.label])

@@ -19,7 +19,7 @@ from graphopt.quant.place import Weights
 from graphopt.quant.storage import Storage
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
-from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.budget import Evaluation, Judgement, judged_of
 from graphopt.verify.session import Session
 
 
@@ -195,4 +195,4 @@ class LossyPass(Pass):
         )
 
 
-__all__ = ["Candidate", "Context", "Judgement", "LossyPass", "Proposal"]
+__all__ = ["Candidate", "Context", "Judgement", "LossyPass", "Proposal", "judged_of"]

@@ -215,16 +215,24 @@ def total_memory() -> int:
         return 0
 
 
-def limit_memory(more: int) -> None:
-    """Let this process take so many bytes more than it has, where the system can be told so: Linux."""
-    if sys.platform != "linux":
-        return
-    import resource
-
+def own_memory() -> int:
+    """Bytes of this process's address space, on Linux."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    wanted = pages * os.sysconf("SC_PAGE_SIZE") + more
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def limit_memory(most: int) -> None:
+    """Let this process take so many bytes of address space, and no more.
+
+    Raises:
+        OSError, ValueError: The system knows no such limit.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    least = min(limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY)
+    least = min(limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (least, hard))
 
 

@@ -216,10 +216,14 @@ class Proposals:
             min(storage.bits for storage in allowed), lambda node: any(one.keeps(node) for one in allowed)
         )
 
+    def storage_on(self, target: Target) -> Storage | None:
+        """The same on a target: None where it does not widen constants as it loads a graph."""
+        return self.storage if isinstance(target, Widening) and target.widens_constants() else None
+
     def written(self, label: str, legal: ir.Model, target: Target) -> ir.Model:
         """A form's graph as it is to be written: what is left in float in 16 bits, where the target widens it."""
-        storage = self.storage
-        if storage is None or not (isinstance(target, Widening) and target.widens_constants()):
+        storage = self.storage_on(target)
+        if storage is None:
             return legal
         graph, self.halved[label] = stored(legal, 16, storage.keeps)
         return graph

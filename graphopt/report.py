@@ -12,6 +12,7 @@ from graphopt.pipeline.record import PassRecord
 from graphopt.target import Tuning
 from graphopt.verify.budget import Judgement, percent
 from graphopt.verify.compare import Comparison
+from graphopt.words import size
 
 Details = Mapping[str, Any]
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
@@ -285,7 +286,7 @@ def _stored(details: Details) -> str:
     before, after = details["bytes"]
     counts = Counter(constant["bits"] for constant in details["stored"])
     parts = " and ".join(f"{count} in {bits} bits" for bits, count in sorted(counts.items()))
-    return f"constants: {parts}, widened on load: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB"
+    return f"constants: {parts}, widened on load: {size(after)} in place of {size(before)}"
 
 
 _WORDS: Mapping[str, Callable[[Details], str]] = {

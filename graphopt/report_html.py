@@ -11,6 +11,7 @@ from graphopt._version import __version__
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import FormTiming, Report, decided
 from graphopt.rewrite import Numerics
+from graphopt.words import size
 
 if TYPE_CHECKING:
     import jinja2
@@ -52,7 +53,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "decided": decided, "size": _size, "ms": _milliseconds, "error": _error, "numbers": _numbers, "change": _change,
+        "decided": decided, "size": size, "ms": _milliseconds, "error": _error, "numbers": _numbers, "change": _change,
     }  # fmt: skip
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
@@ -118,15 +119,6 @@ def _forms(forms: Sequence[FormTiming], chosen: str) -> list[dict[str, Any]]:
 def _shares(stages: dict[str, float]) -> list[tuple[str, float, float]]:
     total = sum(stages.values()) or 1.0
     return [(name, seconds, 100 * seconds / total) for name, seconds in stages.items()]
-
-
-def _size(count: int) -> str:
-    number = float(count)
-    for unit in ("B", "kB", "MB"):
-        if number < 999.5:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.95 else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB"
 
 
 def _milliseconds(value: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,8 @@ from graphopt.tune.paired import SHORT, Bench, Timing, Worker
 from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.compare import Comparison
 from graphopt.verify.reference import MadeUpSizesError, Reference
+
+T = TypeVar("T")
 
 FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
@@ -172,7 +174,7 @@ class Selection:
 
     def _budget_of(self, form: Form) -> Evaluation | None:
         """The budget of a lossy form, and of what only differs from it by the target's knobs."""
-        return next((held for label, held in self.budgets.items() if form.label.startswith(label)), None)
+        return made_from(form.label, self.budgets)
 
     def choose(self, forms: Sequence[Form], *, measure: bool = True) -> Form:
         """The fastest verified form; the original unless another is measured to be no slower.
@@ -279,7 +281,7 @@ class Selection:
         if asked is not None:
             return asked
         if unbeaten:
-            entry = next(entry for entry in self.report.forms if entry.label == best.form.label)
+            entry = self._outcome(best.form.label)
             entry.note = f"not as fast as the original: {best.describe()}"
             self._unbeaten = [
                 f"no rewritten form was as fast as the original (the best: {best.describe()}); it is left as it was"
@@ -303,7 +305,7 @@ class Selection:
                 break
             for used in (chosen, form):
                 self.bench.drop(used)
-        told = next(known for known in self.report.forms if known.label == chosen.label)
+        told = self._outcome(chosen.label)
         if told.speedup is not None and told.low is not None and told.high is not None:
             # Told beside the original by way of the form that it was timed with: another session has another noise.
             scaled = (told.speedup * ratio.speedup, told.low * ratio.low, told.high * ratio.high)
@@ -345,7 +347,7 @@ class Selection:
         timings = [again.get(timing.form.label, timing) for timing in timings]
         as_fast = [timing for timing in timings if timing.high >= 1 or timing.speedup >= 1 - _TIE]
         for timing in timings:
-            entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
+            entry = self._outcome(timing.form.label)
             held = timing in as_fast
             entry.note += f"; {'as fast as' if held else 'slower than'} {best.label!r}: {timing.describe()}"
         return max(as_fast, key=lambda timing: timing.speedup).form if as_fast else None
@@ -368,7 +370,7 @@ class Selection:
         if winner.speedup >= 1 + _TIE and winner.low >= 1:
             return next(timing for timing in close if timing.form.label == winner.form.label)
         for timing in again:
-            entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
+            entry = self._outcome(timing.form.label)
             entry.note += f"; not faster than {rival.form.label!r}: {timing.describe()}"
         return rival
 
@@ -441,14 +443,24 @@ class Selection:
             ),
         )
 
+    def _outcome(self, label: str) -> FormTiming:
+        """What the report tells of a form."""
+        return next(entry for entry in self.report.forms if entry.label == label)
+
     def _enter(self, timing: Timing) -> None:
-        entry = next(entry for entry in self.report.forms if entry.label == timing.form.label)
+        entry = self._outcome(timing.form.label)
         baseline, milliseconds = self.report.baseline, timing.milliseconds
         if baseline is not None and baseline.milliseconds is not None:
             # All are told beside one time of the original, which may be another one where it was measured again.
             milliseconds = baseline.milliseconds / timing.speedup
         entry.milliseconds, entry.speedup = milliseconds, timing.speedup
         entry.low, entry.high, entry.rounds = timing.low, timing.high, timing.rounds
+
+
+def made_from(label: str, entries: Mapping[str, T]) -> T | None:
+    """The entry of the form that another one was made from: knobs and storage add to its label."""
+    found = [name for name in entries if label.startswith(name)]
+    return entries[max(found, key=len)] if found else None
 
 
 def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:

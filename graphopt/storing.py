@@ -21,11 +21,11 @@ from graphopt.errors import TargetError
 from graphopt.pipeline.manager import count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.proposals import Proposals
-from graphopt.quant.storage import Stored, as_many_as_hold, stored
+from graphopt.quant.storage import Storage, Stored, as_many_as_hold, stored
 from graphopt.rewrite import Numerics
-from graphopt.selection import Selection
-from graphopt.target import Form, Target, Widening
-from graphopt.verify.budget import Judgement
+from graphopt.selection import Selection, made_from
+from graphopt.target import Form, Target
+from graphopt.verify.budget import judged_of
 
 NAME = "storage"
 _WORTH = 0.97
@@ -57,9 +57,8 @@ class Storing:
         """
         target, probe = self.selection.targets[chosen.target]
         judgement = self.selection.judgements.get(chosen.label)
-        if not (isinstance(target, Widening) and target.widens_constants() and probe.runnable):
-            return chosen, None
-        if judgement is not None and not judgement.ok:
+        storage = self.proposals.storage_on(target)
+        if storage is None or not probe.runnable or (judgement is not None and not judgement.ok):
             return chosen, None
         started = time.monotonic()
         judged: list[dict[str, Any]] = []
@@ -68,7 +67,7 @@ class Storing:
         record.details = {"target": target.name, "allowed": self.proposals.budget.max_drop, "judged": judged}
         size = artifact.size_of(chosen.folder)
         taken = chosen
-        for words, model, constants in self._tries(chosen, deadline):
+        for words, model, constants in self._tries(chosen, storage, deadline):
             try:
                 form = self._written(chosen, words, model, target)
             except TargetError as error:
@@ -79,7 +78,7 @@ class Storing:
                 continue
             held = self.selection.replaces(form, chosen, measure=self.measure)
             judged.append(
-                {"label": words, **_numbers(self.selection.judgements.get(form.label)), "taken": held}
+                {"label": words, **judged_of(self.selection.judgements.get(form.label)), "taken": held}
             )
             if held:
                 taken, record.status, record.reason = form, PassStatus.APPLIED, ""
@@ -95,8 +94,7 @@ class Storing:
 
     def _halved(self, chosen: Form) -> list[Stored]:
         """Constants of the chosen form that are stored in 16 bits as it is; a knob changes nothing of it."""
-        labels = [label for label in self.proposals.halved if chosen.label.startswith(label)]
-        return self.proposals.halved[max(labels, key=len)] if labels else []
+        return made_from(chosen.label, self.proposals.halved) or []
 
     @staticmethod
     def _tell(record: PassRecord, constants: list[Stored], size: int) -> None:
@@ -105,11 +103,10 @@ class Storing:
         record.details["stored"] = [dataclasses.asdict(constant) for constant in constants]
         record.details["bytes"] = [size + saved, size]
 
-    def _tries(self, chosen: Form, deadline: float) -> Iterator[tuple[str, ir.Model, list[Stored]]]:
+    def _tries(
+        self, chosen: Form, storage: Storage, deadline: float
+    ) -> Iterator[tuple[str, ir.Model, list[Stored]]]:
         """What is stored how, in words, the graph with it, and what it stores otherwise; the fewest bits first."""
-        storage = self.proposals.storage
-        if storage is None:
-            return
         graph = self.selection.models[chosen.label]
         if storage.bits == 8:
             model, constants = stored(graph, 8, storage.keeps)
@@ -144,15 +141,6 @@ class Storing:
 
 def _label(chosen: Form, words: str) -> str:
     return f"{chosen.label}, stored in {words}"
-
-
-def _numbers(judgement: Judgement | None) -> dict[str, Any]:
-    """For the report; none where the form did not run."""
-    if judgement is None:
-        return {"value": None, "drop": None, "decibels": None, "held": False}
-    return {
-        "value": judgement.value, "drop": judgement.drop, "decibels": judgement.decibels, "held": judgement.ok,
-    }  # fmt: skip
 
 
 __all__ = ["Storing"]

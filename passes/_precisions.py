@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
@@ -21,6 +20,7 @@ from graphopt.quant.blocks import BlockForms, layers_of
 from graphopt.quant.equalize import equalize
 from graphopt.quant.kernels import PRODUCTS
 from graphopt.quant.layers import Found, replaced
+from graphopt.quant.storage import rounding_noise
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LEAST_WORK = 0.5
@@ -108,10 +108,7 @@ def with_small_tables(
         array = facts.constant(table)
         if array is None or any(use.node.op_type != "Gather" for use in table.uses()):
             continue
-        error = form.blocks(node).restored(form.scheme.block).T - array
-        share = float(
-            np.square(error).sum(dtype=np.float64) / max(np.square(array).sum(dtype=np.float64), 1e-300)
-        )
+        share = rounding_noise(array, form.blocks(node).restored(form.scheme.block).T)
         if share > _MOST_NOISE:
             continue
         forms[node.name or ""] = form

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from graphopt import interrupt
-from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal, judged_of
 from graphopt.passes._precisions import (
     dynamic_int8,
     is_of_products,
@@ -285,10 +285,7 @@ def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[
             {
                 "int8": len(point.chosen),
                 "predicted_ms": point.milliseconds,
-                "value": None if point.judgement is None else point.judgement.value,
-                "drop": None if point.judgement is None else point.judgement.drop,
-                "decibels": None if point.judgement is None else point.judgement.decibels,
-                "held": point.judgement is not None and point.judgement.ok,
+                **judged_of(point.judgement),
             }
             for point in found.points
         ],

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "graphopt"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("install",),
+    ("install", "words"),
     ("errors", "_version", "machine", "processes", "cache", "denormals", "interrupt"),
     ("ir",),
     ("rewrite", "data", "capture"),

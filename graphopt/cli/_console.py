@@ -90,16 +90,6 @@ def table(
     return "\n".join(line(row) for row in ([head] if any(headings) else []) + content)
 
 
-def size(count: int) -> str:
-    """Bytes for people, in decimal units."""
-    number = float(count)
-    for unit in ("B", "kB", "MB"):
-        if number < 999.5:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.95 else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB" if number < 99.95 else f"{number:.0f} GB"
-
-
 def shape(dims: Iterable[object]) -> str:
     """The sizes of a tensor."""
     return f"[{','.join(map(str, dims))}]"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from graphopt.cli._console import dim, good, size, table
+from graphopt.cli._console import dim, good, table
 from graphopt.verify.budget import percent
+from graphopt.words import size
 
 _MOST_POINTS = 6
 _PRUNED = ("layer", "", "channels", "multiplications", "error", "refitted", "saves", "why it lost none")
@@ -25,19 +26,12 @@ def points(details: Mapping[str, Any]) -> list[str]:
     if "distilled" in details:
         return _training(details["distilled"])
     if "judged" in details:
-        return [f"{_told(point)}  {_judgement(point) or 'not judged'}" for point in details["judged"]]
+        return [f"{point['label']}  {_judgement(point) or 'not judged'}" for point in details["judged"]]
     found = sorted(details.get("pareto", []), key=lambda point: point.get("predicted_ms") or 0.0)
     return [
         f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {_judgement(point)}"
         for point in found[:_MOST_POINTS]
     ]
-
-
-def _told(point: Mapping[str, Any]) -> str:
-    """What was judged: a form with a name, or so many weights in few bits."""
-    if "label" in point:
-        return str(point["label"])
-    return f"{point['layers']} weights, {size(point['bytes_saved'])} less"
 
 
 def stored(details: Mapping[str, Any]) -> list[str]:

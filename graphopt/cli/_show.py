@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphopt.cli import _lossy
-from graphopt.cli._console import bad, bold, dim, good, milliseconds, shape, size, table
+from graphopt.cli._console import bad, bold, dim, good, milliseconds, shape, table
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import NOT_RUN, FormTiming, Report, Verification, decided
 from graphopt.rewrite import Numerics
 from graphopt.target import Tuning
 from graphopt.verify.budget import percent
+from graphopt.words import size
 
 _LABEL = 12
 _WIDTH = 100

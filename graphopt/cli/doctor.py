@@ -167,8 +167,9 @@ def _cache() -> dict[str, Any]:
 
 def _show(facts: dict[str, Any]) -> None:
     from graphopt import install
-    from graphopt.cli._console import bad, bold, dim, good, size, table, write
+    from graphopt.cli._console import bad, bold, dim, good, table, write
     from graphopt.cli.targets import remark, state
+    from graphopt.words import size
 
     def line(label: str, value: str) -> None:
         write(f"{bold(label)}{' ' * max(1, 13 - len(label))}{value}")

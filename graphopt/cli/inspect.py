@@ -136,7 +136,8 @@ def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any], log: bool) -> None:
-    from graphopt.cli._console import bad, bold, size, table, write
+    from graphopt.cli._console import bad, bold, table, write
+    from graphopt.words import size
 
     def line(label: str, value: object) -> None:
         if value not in ("", None):

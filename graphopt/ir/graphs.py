@@ -42,6 +42,18 @@ def subgraphs_of(node: ir.Node) -> tuple[ir.Graph, ...]:
     return tuple(found)
 
 
+def scopes(graph: ir.Graph) -> list[tuple[ir.Graph, ir.Graph | None]]:
+    """Each graph with the one around it, outer ones first."""
+    found: list[tuple[ir.Graph, ir.Graph | None]] = []
+    pending: list[tuple[ir.Graph, ir.Graph | None]] = [(graph, None)]
+    while pending:
+        current, parent = pending.pop()
+        found.append((current, parent))
+        inner = [subgraph for node in current for subgraph in subgraphs_of(node)]
+        pending += [(subgraph, current) for subgraph in reversed(inner)]
+    return found
+
+
 @contextlib.contextmanager
 def paused_collection() -> Iterator[None]:
     """Without Python's cyclic garbage collector, which walks all of a growing graph again and again."""

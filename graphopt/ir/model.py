@@ -13,6 +13,7 @@ from graphopt.ir.graphs import (
     nbytes,
     op_counts,
     paused_collection,
+    scopes,
     subgraphs_of,
     with_subgraphs,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "op_counts",
     "paused_collection",
     "save",
+    "scopes",
     "skeleton",
     "subgraphs_of",
     "with_subgraphs",

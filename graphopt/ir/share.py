@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
-from graphopt.ir.graphs import subgraphs_of
+from graphopt.ir.graphs import scopes
 
 _SAMPLE_BYTES = 1024
 _CHUNK_BYTES = 1 << 22
@@ -39,7 +39,7 @@ def share_constants(
     """
     candidates: list[ir.Value] = []
     parents: dict[ir.Graph, ir.Graph | None] = {}
-    for graph, parent in _scopes(model.graph):
+    for graph, parent in scopes(model.graph):
         parents[graph] = parent
         candidates += [
             value
@@ -98,18 +98,6 @@ class _Digests:
         if found is None:
             found = self._known[id(value.const_value)] = content_digest(content)
         return (_kind(value), found)
-
-
-def _scopes(graph: ir.Graph) -> list[tuple[ir.Graph, ir.Graph | None]]:
-    """Each graph with the one around it, outer ones first."""
-    found: list[tuple[ir.Graph, ir.Graph | None]] = []
-    pending: list[tuple[ir.Graph, ir.Graph | None]] = [(graph, None)]
-    while pending:
-        current, parent = pending.pop()
-        found.append((current, parent))
-        inner = [subgraph for node in current for subgraph in subgraphs_of(node)]
-        pending += [(subgraph, current) for subgraph in reversed(inner)]
-    return found
 
 
 def _with_twin(values: Iterable[ir.Value], key: Callable[[ir.Value], Hashable]) -> list[ir.Value]:

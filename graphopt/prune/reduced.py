@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt.errors import UsageError, did_you_mean, nearest
 from graphopt.lossy import Candidate, Proposal
-from graphopt.verify.budget import Judgement
+from graphopt.verify.budget import Judgement, judged_of
 
 _FIRST, _MOST = 0.25, 0.75
 """Shares of the multiplications, where none is asked for: what is tried first, and what is never reached."""
@@ -104,16 +104,6 @@ def search(
     return found
 
 
-def judged_of(judgement: Judgement | None) -> dict[str, Any]:
-    """What one that was judged loses, for the report: plain JSON."""
-    return {
-        "value": None if judgement is None else judgement.value,
-        "drop": None if judgement is None else judgement.drop,
-        "decibels": None if judgement is None else judgement.decibels,
-        "held": judgement is not None and judgement.ok,
-    }
-
-
 def tried_of(tried: Sequence[Reduced]) -> list[dict[str, Any]]:
     """What was judged, for the report: plain JSON."""
     return [{"macs_left": one.macs, **judged_of(one.judgement)} for one in tried]
@@ -198,7 +188,6 @@ __all__ = [
     "Reduced",
     "check_shares",
     "is_named",
-    "judged_of",
     "naming_nothing",
     "proposal_of",
     "search",

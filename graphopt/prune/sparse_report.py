@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.facts import Array
-from graphopt.prune.reduced import judged_of
 from graphopt.prune.sparse import Pattern
 from graphopt.prune.sparse_weights import contents_of
 from graphopt.prune.sparsifier import Sparse, Sparsifier
+from graphopt.verify.budget import judged_of
 
 _DEFLATED_BYTES = 1 << 20
 """Of each weight, to see what it deflates to."""

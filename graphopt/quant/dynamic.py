@@ -33,6 +33,7 @@ from graphopt.quant.layers import (
 )
 from graphopt.quant.ranges import quantize_weight, weight_scales
 from graphopt.quant.units import Unit
+from graphopt.verify.budget import judged_of
 
 MAKER = "quantize-dynamic"
 OPERATORS = ("MatMul", "Gemm", "LSTM")
@@ -327,10 +328,7 @@ def _details(
         return {
             "int8": len(entry.chosen),
             "predicted_ms": total - entry.gain,
-            "value": entry.judgement.value,
-            "drop": entry.judgement.drop,
-            "decibels": entry.judgement.decibels,
-            "held": entry.judgement.ok,
+            **judged_of(entry.judgement),
         }
 
     return {"layers": layers + _refusals(refused), "pareto": [point(entry) for entry in choice.points]}

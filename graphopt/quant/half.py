@@ -18,6 +18,7 @@ from graphopt.data.interface import Feeds
 from graphopt.quant.half_graph import converted
 from graphopt.quant.half_plan import HEAVY, Plan, magnitudes_of, plan_of, without_islands
 from graphopt.quant.layers import Beside, Choice, Found, Setting, choose, judge, noise_of_forms
+from graphopt.verify.budget import judged_of
 
 TYPES: Mapping[str, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 """By the names that options use."""
@@ -126,11 +127,9 @@ def _details(
         "layers": sorted(layers, key=lambda layer: order[layer["node"]]),
         "judged": [
             {
+                "label": f"{len(point.chosen)} layers",
                 "layers": len(point.chosen),
-                "value": point.judgement.value,
-                "drop": point.judgement.drop,
-                "decibels": point.judgement.decibels,
-                "held": point.judgement.ok,
+                **judged_of(point.judgement),
             }
             for point in choice.points
         ],

@@ -30,6 +30,8 @@ from graphopt.verify.budget import Evaluation, Judgement, noise_share
 from graphopt.verify.session import Session
 
 Bits = Literal[8, 16]
+Keeps = Callable[[ir.Node], bool]
+"""Whether what a node reads is to stay as it is."""
 
 MAKER = "storage"
 _LEAST_ELEMENTS = 1024
@@ -53,7 +55,7 @@ class Storage:
     """
 
     bits: Bits
-    keeps: Callable[[ir.Node], bool]
+    keeps: Keeps
 
     @classmethod
     def of(cls, bits: Literal[8, 16, 32], why_kept: Callable[[ir.Node], str]) -> Storage | None:
@@ -95,10 +97,6 @@ class _Narrow:
     integers: Array
     scales: Array | None
     widened: Array
-
-
-Keeps = Callable[[ir.Node], bool]
-"""Whether what a node reads is to stay as it is."""
 
 
 def stored(
@@ -206,7 +204,7 @@ def _narrowed(value: ir.Value, bits: Bits, keeps: Keeps) -> _Narrow | None:
     for taken, along in ways:
         integers, scales, widened = _in_halves(array) if along is None else _in_blocks(array, *along)
         size = integers.nbytes + (0 if scales is None else scales.nbytes)
-        noise = _noise(array, widened)
+        noise = rounding_noise(array, widened)
         if noise <= _MOST_NOISE[taken] and size < array.nbytes:
             told = Stored(value.name or "", uses[0].node.op_type, taken, (array.nbytes, size), noise)
             return _Narrow(told, integers, scales, widened)
@@ -285,7 +283,7 @@ def _block_of(length: int) -> int:
     return best if best >= _BLOCK // 4 else length
 
 
-def _noise(array: Array, widened: Array) -> float:
+def rounding_noise(array: Array, widened: Array) -> float:
     """Power of the difference over that of the constant; infinity where it overflowed."""
     if not np.isfinite(widened).all():
         return math.inf
@@ -327,4 +325,4 @@ def _replace(graph: ir.Graph, name: str, value: ir.Value, narrow: _Narrow) -> No
     graph.insert_before(graph[0], nodes)
 
 
-__all__ = ["Bits", "Storage", "Stored", "as_many_as_hold", "stored"]
+__all__ = ["Bits", "Storage", "Stored", "as_many_as_hold", "rounding_noise", "stored"]

@@ -11,6 +11,7 @@ from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import BlockForms, Scheme, layers_of, weight_slot
 from graphopt.quant.layers import Choice, Found, Setting, choose, judge, noise_of_forms, replaced
+from graphopt.verify.budget import judged_of
 
 MAKER = "quantize-weights"
 ACCURACY_LEVEL = "graphopt.accuracy_level"
@@ -105,12 +106,10 @@ def _details(
         "layers": layers + _refusals(refused),
         "judged": [
             {
+                "label": f"{len(point.chosen)} of {len(nodes)} weights",
                 "layers": len(point.chosen),
                 "bytes_saved": int(point.gain),
-                "value": point.judgement.value,
-                "drop": point.judgement.drop,
-                "decibels": point.judgement.decibels,
-                "held": point.judgement.ok,
+                **judged_of(point.judgement),
             }
             for point in choice.points
         ],

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from graphopt.data.interface import Feeds, load_feeds, save_feeds
 from graphopt.errors import TargetError, shorten
-from graphopt.processes import Child, SilentError, answers, end_with_parent, last_words, limit_memory
+from graphopt.processes import (
+    Child,
+    SilentError,
+    answers,
+    end_with_parent,
+    last_words,
+    limit_memory,
+    own_memory,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -114,8 +122,8 @@ def _child() -> None:
         session = onnxruntime.InferenceSession(request["model"], options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated classes; the parent reads the last line
         sys.exit(shorten(error))
-    if request["memory"] is not None:
-        limit_memory(request["memory"])
+    if request["memory"] is not None and sys.platform == "linux":
+        limit_memory(own_memory() + request["memory"])
     names = [output.name for output in session.get_outputs()]
     for line in sys.stdin:
         files = json.loads(line)

@@ -11,6 +11,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -290,6 +291,16 @@ class Judgement:
         return (
             f"drop {percent(self.drop)} of {percent(self.allowed)}{spread}{on}, {self.decibels:.1f} dB{also}"
         )
+
+
+def judged_of(judgement: Judgement | None) -> dict[str, Any]:
+    """What one that was judged loses, for the report: plain JSON."""
+    return {
+        "value": None if judgement is None else judgement.value,
+        "drop": None if judgement is None else judgement.drop,
+        "decibels": None if judgement is None else judgement.decibels,
+        "held": judgement is not None and judgement.ok,
+    }
 
 
 @dataclass

@@ -438,11 +438,11 @@ def _unlike(trials: Sequence[Trial], optimized: Sequence[Feeds]) -> tuple[str, .
             wanted = trial.outputs[name]
             if not _is_floating(wanted) or not moved.size:
                 continue
-            largest = float(np.abs(np.where(np.isfinite(wanted), wanted, 0)).max())
+            largest = max(_largest(wanted), 1e-30)
             rounding = float(np.max(trial.noise.get(name, 0.0)))
             most = float(moved.max())
-            if most > _UNLIKE * max(largest, 1e-30) and most > _UNLIKE_TIMES * rounding:
-                found[name] = max(found.get(name, 0.0), most / max(largest, 1e-30))
+            if most > _UNLIKE * largest and most > _UNLIKE_TIMES * rounding:
+                found[name] = max(found.get(name, 0.0), most / largest)
     if not found:
         return ()
     told = ", ".join(f"{name!r} by {share:.0%} of its largest value" for name, share in found.items())
@@ -512,7 +512,7 @@ def _wild_outputs(trials: Sequence[Trial], random: frozenset[str], model: ir.Mod
     ):
         return ()
     shares = {
-        name: float(np.max(trial.noise[name])) / float(np.abs(np.where(np.isfinite(array), array, 0)).max())
+        name: float(np.max(trial.noise[name])) / max(_largest(array), 1e-30)
         for trial in trials
         for name, array in trial.outputs.items()
         if name not in random and _is_floating(array) and np.any(array) and name in trial.noise
@@ -524,6 +524,11 @@ def _wild_outputs(trials: Sequence[Trial], random: frozenset[str], model: ir.Mod
         f"last digits of inputs and weights move the original's outputs by much of their largest value ({wild}): what "
         "a result is held to is no more exact (give other inputs with --data)",
     )
+
+
+def _largest(array: Array) -> float:
+    """The largest finite magnitude."""
+    return float(np.abs(np.where(np.isfinite(array), array, 0)).max(initial=0.0))
 
 
 def _rounds(model: ir.Model) -> bool:

@@ -41,11 +41,8 @@ def _take_bias_apart(graph: ir.Graph, node: ir.Node) -> None:
     add = ir.node("Add", [result, constant], name=f"{name}/added")
     total = add.outputs[0]
     total.type, total.shape = result.type, result.shape.copy()
-    for use in [use for use in result.uses() if use.node is not add]:
-        use.node.replace_input_with(use.idx, total)
-    for slot, output in enumerate(graph.outputs):
-        if output is result:
-            graph.outputs[slot] = total
+    result.replace_all_uses_with(total, replace_graph_outputs=True)
+    add.replace_input_with(0, result)
     result.name, total.name = f"{name}/{_WITHOUT}", name
     graph.insert_after(node, add)
 

@@ -25,9 +25,9 @@ class LocalConstants(Pass):
 
     def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
         """Move what only a subgraph reads into it."""
-        around = _surroundings(model.graph)
+        around = dict(ir_model.scopes(model.graph))
         moved = False
-        for graph in (model.graph, *around):
+        for graph in around:
             for name, value in list(graph.initializers.items()):
                 home = _home(value, graph, around)
                 if home is graph or not facts.is_constant(value) or value.is_graph_output():
@@ -42,15 +42,7 @@ class LocalConstants(Pass):
         return moved
 
 
-def _surroundings(graph: ir.Graph) -> dict[ir.Graph, ir.Graph]:
-    """For each graph inside ``graph``, outer ones first, the graph around it."""
-    found: dict[ir.Graph, ir.Graph] = {}
-    for outer in ir_model.with_subgraphs(graph):
-        found |= {inner: outer for node in outer for inner in ir_model.subgraphs_of(node)}
-    return found
-
-
-def _home(value: ir.Value, graph: ir.Graph, around: Mapping[ir.Graph, ir.Graph]) -> ir.Graph:
+def _home(value: ir.Value, graph: ir.Graph, around: Mapping[ir.Graph, ir.Graph | None]) -> ir.Graph:
     """The innermost graph that holds all readers of a constant of ``graph``."""
     paths = [_path(use.node.graph, graph, around) for use in value.uses()]
     home = graph
@@ -61,7 +53,9 @@ def _home(value: ir.Value, graph: ir.Graph, around: Mapping[ir.Graph, ir.Graph])
     return home
 
 
-def _path(inner: ir.Graph | None, outer: ir.Graph, around: Mapping[ir.Graph, ir.Graph]) -> list[ir.Graph]:
+def _path(
+    inner: ir.Graph | None, outer: ir.Graph, around: Mapping[ir.Graph, ir.Graph | None]
+) -> list[ir.Graph]:
     """The graphs from below ``outer`` down to ``inner``."""
     path: list[ir.Graph] = []
     while inner is not None and inner is not outer:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from graphopt.processes import limit_memory
 from graphopt.targets.tvm.architectures import ptx_of
 from graphopt.targets.tvm.cuda_code import find_compiler
 from graphopt.targets.tvm.cuda_executable import digest
@@ -21,7 +22,7 @@ def main() -> None:
     job, answer = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     with contextlib.suppress(OSError, ValueError):
         # Some systems know no such limit.
-        _limit(job["memory"])
+        limit_memory(job["memory"])
     started = time.monotonic()
     compile_for = {"llvm": _for_processor, "cuda": _for_gpu}[job["target"]["kind"]]
     try:
@@ -98,16 +99,6 @@ def _machine_code(kernels: str, architectures: Sequence[str], folder: Path) -> d
         code[name] = f"kernels.{name}.{'ptx' if name == newest else 'cubin'}"
         (folder / code[name]).write_bytes(compiler.compile(kernels, name))
     return {"code": code, "compiler": compiler.name}
-
-
-def _limit(memory: int) -> None:
-    try:
-        import resource
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    least = min(limit for limit in (memory, soft, hard) if limit != resource.RLIM_INFINITY)
-    resource.setrlimit(resource.RLIMIT_AS, (least, hard))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 import graphopt
 from graphopt import artifact
+from graphopt.cli._lossy import points
 from graphopt.errors import UsageError, VerificationError
 from graphopt.machine import Form
 from graphopt.passes._precisions import is_of_products, multiplications
@@ -112,6 +113,9 @@ def test_weights_in_blocks(net: Path, bits: int, tmp_path: Path) -> None:
     assert all(layer["bytes_in_blocks"] < 0.3 * layer["bytes"] for layer in products)
     form = next(form for form in compiled.report.forms if form.label.startswith(f"{bits}-bit weights"))
     assert form.verified, form.note
+    # As the terminal shows it.
+    count = len(products)
+    assert points(record["details"])[0].startswith(f"{count} of {count} weights  drop ")
 
 
 def test_a_budget_keeps_some_weights(net: Path) -> None:
@@ -150,6 +154,7 @@ def test_half_precision_is_compiled_where_it_cannot_run(
     details = lossy(report)["details"]
     assert {layer["precision"] for layer in details["layers"]} == {"float16"}
     assert details["judged"][0]["decibels"] > 40
+    assert points(details)[0].startswith(f"{len(details['layers'])} layers  drop ")
 
 
 def test_an_interface_in_half_precision(net: Path, tmp_path: Path) -> None:
