@@ -195,8 +195,7 @@ def sha256(path: Path) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` with the hashes of all other files in ``folder``."""
     manifest.hashes = {**manifest.hashes, "files": file_hashes(folder)}
-    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (folder / MANIFEST).write_bytes(data + b"\n")
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest) + b"\n")
 
 
 def file_hashes(folder: Path) -> Mapping[str, str]:

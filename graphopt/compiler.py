@@ -48,14 +48,16 @@ from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
-_WHOLE_SECONDS = 40.0
+_WHOLE_SECONDS = 38.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
 _LEAST_SEARCH_SECONDS = 20.0
 _SHARE_BESIDE_SEARCH = 0.5
 """Of the time for one comparison of forms, where lossy passes have timed their own: gains are large there."""
+_SECONDS_IN_FLOAT = 0.4
+"""For comparing targets, to see which has the first turn of lossy passes."""
 _LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 3.0
 """For looking which constants may be stored in 8 bits, where not all may."""
-_UNTIL_STORED = 46.0
+_UNTIL_STORED = 45.0
 """Seconds of a compilation, after which the least of these is taken."""
 _UNSTEADY = 1.3
 """Upper over lower end of an interval, from which it says little."""
@@ -416,7 +418,7 @@ class Compilation:
             lossy, budget, dataset, evaluation, seconds, len(targets),
             self.request.threads, self.request.seed, self.progress.stage,
         )  # fmt: skip
-        for target, probe in sorted(targets, key=lambda entry: not proposals.suits(entry[0], optimized)):
+        for target, probe in self._in_turns(targets, proposals, optimized, forms):
             passes = target.legalization()
 
             def legalize(
@@ -456,6 +458,25 @@ class Compilation:
                 "than its input): the result is judged on the samples that calibrated it"
             )
         return proposals
+
+    def _in_turns(
+        self,
+        targets: Sequence[tuple[Target, Probe]],
+        proposals: Proposals,
+        optimized: ir.Model,
+        forms: Sequence[Form],
+    ) -> Sequence[tuple[Target, Probe]]:
+        """The targets, the one first on which the lossy passes are likeliest to come to the fastest form."""
+        last = {form.target: form for form in forms if form.label != ORIGINAL}
+        times: dict[str, float] = {}
+        timed = [last[target.name] for target, probe in targets if probe.runnable and target.name in last]
+        if len(timed) > 1 and not self._large:
+            self.progress.stage("lossy passes", "times in float")
+            feeds = proposals.evaluation.feeds[0]
+            with contextlib.suppress(TargetError), Bench(feeds, threads=self.request.threads) as bench:
+                timings = bench.time(timed, seconds=_SECONDS_IN_FLOAT, least_rounds=2, most_rounds=5)
+                times = {timing.form.target: timing.milliseconds for timing in timings}
+        return proposals.in_turns(targets, optimized, times)
 
     def _store(
         self, selection: Selection, proposals: Proposals, chosen: Form

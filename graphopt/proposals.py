@@ -26,7 +26,7 @@ from graphopt.quant.attribution import attribute
 from graphopt.quant.observe import MEMORY
 from graphopt.quant.storage import Storage, Stored, stored
 from graphopt.rewrite import Numerics
-from graphopt.target import Aligned, Target, Widening
+from graphopt.target import Aligned, Probe, Target, Widening
 from graphopt.tune.kernels import kernels_of
 from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
 from graphopt.verify.padding import find_padding
@@ -47,8 +47,11 @@ _UNHURRIED = 90.0
 _LEAST_SHARED = 1024
 """Bytes of constants that are looked for again: where passes look at layers one by one, each has a copy of its own."""
 _SHARE_OF_FIRST = 0.6
-_SHARE_OF_SUITED = 0.8
-"""Of the time, for one of several targets: what prepares for it prepares for the others too."""
+_SHARE_OF_AHEAD = 0.95
+"""Of the time, for the first of several targets; and for one that is far ahead."""
+_FAR = 1.5
+_GAIN_OF_SUITED = 2.0
+"""What kernels that suit a model gain beside what others gain by the same pass (``benchmarks/quantize.py``)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Proposals:
     _fastest: float = field(default=float("inf"), init=False)
     _longest: float = field(default=0.0, init=False)
     _left: int = field(init=False)
+    _is_ahead: bool = field(default=False, init=False)
     _original: ir.Model | None = field(default=None, init=False)
     _deadline: float = field(init=False)
 
@@ -117,10 +121,23 @@ class Proposals:
         self._left = self.targets
         self._deadline = time.monotonic() + self.seconds
 
-    def suits(self, target: Target, model: ir.Model) -> bool:
-        """Whether a target should have the first turn."""
-        kernels = _of(target, "integer_kernels")
-        return any(pass_.suits(model, kernels) for pass_ in self.passes)
+    def in_turns(
+        self, targets: Sequence[tuple[Target, Probe]], model: ir.Model, milliseconds: Mapping[str, float]
+    ) -> list[tuple[Target, Probe]]:
+        """Targets in the order in which something fast is likely to come of them, which decides how time is shared.
+
+        Args:
+            milliseconds: Of the float graph, by target; as if they were equal where one is not known.
+        """
+        places: dict[str, float] = {}
+        for target, _ in targets:
+            kernels = _of(target, "integer_kernels")
+            suits = any(pass_.suits(model, kernels) for pass_ in self.passes)
+            time_in_float = milliseconds[target.name] if len(milliseconds) == len(targets) else 1.0
+            places[target.name] = time_in_float if suits else _GAIN_OF_SUITED * time_in_float
+        first, second, *_ = [*sorted(places.values()), float("inf")]
+        self._is_ahead = second >= _FAR * first
+        return sorted(targets, key=lambda entry: places[entry[0].name])
 
     def propose(
         self, target: Target, model: ir.Model, folder: Path, legalize: Callable[[ir.Model], ir.Model]
@@ -131,9 +148,7 @@ class Proposals:
         kept: list[Candidate] = [Candidate("", model)]
         # What a target leaves of its time the next ones have.
         now = time.monotonic()
-        share = 1.0 if self._left < 2 else max(_SHARE_OF_FIRST, 1 / self._left)
-        if self._left > 1 and self.suits(target, model):
-            share = max(share, _SHARE_OF_SUITED)
+        share = 1.0 if self._left < 2 else _SHARE_OF_AHEAD if self._is_ahead else _SHARE_OF_FIRST
         deadline = now + max(self._deadline - now, 0.0) * share
         self._left -= 1
         for place, pass_ in enumerate(self.passes):

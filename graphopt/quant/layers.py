@@ -29,7 +29,10 @@ from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"
 _MOST_JUDGED = 9
-_GUESS = 0.9
+_GUESS, _MEASURED = 0.9, 0.97
+"""Of the noise that there is room for: by the noise of all layers, and by that of a set near what holds."""
+_FOLLOWED = 5
+"""Turns in which what the last set lost says how many layers the next one has; after them halves are taken."""
 _LEAST_NOISE = 1e-15
 _LEAST_GROUPS = 6
 
@@ -340,7 +343,8 @@ def choose(
         if high - low <= 1 or (turn and late):
             break
         low, high = (middle, high) if holds(order[:middle]) else (low, middle)
-        middle = (low + high) // 2
+        expected = _expected(order[:middle], order, found) if turn < _FOLLOWED else None
+        middle = (low + high) // 2 if expected is None else min(max(expected, low + 1), high - 1)
     if found.best is not None and time.monotonic() < deadline:
         more = _affordable(order, found.noise, found.best)
         if more:
@@ -364,17 +368,32 @@ def _affordable(order: Sequence[str], noise: Mapping[str, float], best: Point) -
 
 def _guess(order: Sequence[str], noise: Mapping[str, float], everything: Judgement) -> int:
     """How many layers of ``order`` would hold if what is lost were proportional to the sum of their noise."""
-    share = 1.0
-    if np.isfinite(everything.drop) and everything.drop > everything.allowed:
-        share = everything.allowed / everything.drop
-    if np.isfinite(everything.decibels) and everything.decibels < everything.needed:
-        share = min(share, 10 ** ((everything.decibels - everything.needed) / 10))
     shares = np.cumsum([noise.get(name, float("inf")) for name in order])
     known = shares[np.isfinite(shares)]
+    share = min(_room(everything), 1.0)
     if share >= 1 or not len(known) or known[-1] <= 0:
         return max(len(order) // 2, 1)
     allowed = _GUESS * share * known[-1]
     return int(np.clip(np.searchsorted(shares, allowed, side="right"), 1, max(len(order) - 1, 1)))
+
+
+def _expected(tried: Sequence[str], order: Sequence[str], found: Choice) -> int | None:
+    """How many layers of ``order`` should hold, by what those judged last lost; None where that tells nothing."""
+    shares = np.cumsum([found.noise.get(name, float("inf")) for name in order])
+    measured = shares[len(tried) - 1]
+    room = _room(found.points[-1].judgement)
+    known = 0 < measured < np.inf and room < np.inf
+    return int(np.searchsorted(shares, _MEASURED * room * measured, side="right")) if known else None
+
+
+def _room(judgement: Judgement) -> float:
+    """How many times the noise that was judged the budget has room for; infinite where nothing is lost."""
+    room = math.inf
+    if np.isfinite(judgement.drop) and judgement.drop > 0:
+        room = judgement.allowed / judgement.drop
+    if judgement.needed and np.isfinite(judgement.decibels):
+        room = min(room, 10 ** ((judgement.decibels - judgement.needed) / 10))
+    return room
 
 
 def judge(model: ir.Model, setting: Setting) -> Judgement:

@@ -266,6 +266,8 @@ def _in_blocks(array: Array, begin: int, end: int) -> tuple[Array, Array, Array]
     block = _block_of(summed)
     blocked = array.reshape(before, summed // block, block, behind)
     scales = np.abs(blocked).max(axis=2, keepdims=True) / np.float32(_LARGEST)
+    # Beside the largest, a block that is below its last digit is rounding noise of what was computed to be zero.
+    scales[scales < scales.max(initial=0.0) * np.finfo(np.float32).eps] = 0.0
     used = scales[scales > 0]
     halves = used.size == 0 or (used.min() >= _HALF.tiny and used.max() <= _HALF.max)
     scales = scales.astype(np.float16 if halves else np.float32)

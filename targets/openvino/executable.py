@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import platform
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from graphopt.errors import MissingExtraError, TargetError
 from graphopt.machine import Kernel, Probe
 
 NAME = "openvino"
+PACKED = ".gz"
+"""Behind the name of an OpenVINO IR whose text is compressed."""
 _FLAGS = {
     "avx512_core_amx": ("amx_int8",),
     "avx512_vnni": ("avx512_vnni",),
@@ -100,11 +103,29 @@ def reason_of(error: BaseException) -> str:
     return text[:600] or type(error).__name__
 
 
+def read(core: Any, path: Path) -> tuple[Any, npt.NDArray[np.uint8] | None]:
+    """A model as OpenVINO reads it, and its weights where it does not keep them itself: the caller does.
+
+    Args:
+        core: An ``openvino.Core``.
+        path: An OpenVINO IR (``.xml``, or compressed ``.xml.gz``) with its weights beside it, or an ONNX file.
+    """
+    if path.suffix != PACKED:
+        return core.read_model(path), None
+    text = gzip.decompress(path.read_bytes()).decode()
+    file = path.with_suffix("").with_suffix(".bin")
+    if not file.stat().st_size:
+        return core.read_model(text.encode()), None
+    # OpenVINO wants memory that may be written, and does not write.
+    weights = np.memmap(file, dtype=np.uint8, mode="c")
+    return core.read_model(text, import_openvino().Tensor(weights, shared_memory=True)), weights
+
+
 class OpenVinoExecutable:
     """A model compiled by OpenVINO's CPU plugin.
 
     Args:
-        path: An OpenVINO IR (``.xml``, its weights beside it) or an ONNX file.
+        path: An OpenVINO IR (``.xml`` or ``.xml.gz``, its weights beside it) or an ONNX file.
         config: See :func:`properties`; also ``inputs`` and ``outputs``, the names in the model's order.
         threads: Of the whole model; 0 leaves it to OpenVINO.
         profile: Whether the times of kernels are taken.
@@ -134,8 +155,10 @@ class OpenVinoExecutable:
         openvino = import_openvino()
         try:
             core = openvino.Core()
+            # What a compiled model reads of the weights it reads where they lie, as long as it lives.
+            model, self._weights = read(core, self.path)
             with denormals.kept():
-                self.compiled = core.compile_model(core.read_model(str(self.path)), "CPU", self._settings)
+                self.compiled = core.compile_model(model, "CPU", self._settings)
             self.request = self.compiled.create_infer_request()
         except Exception as error:  # openvino raises RuntimeError and others
             raise TargetError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from graphopt.machine import Kernel
+from graphopt.targets.openvino.executable import read
 
 if TYPE_CHECKING:
     from graphopt.targets.openvino.executable import OpenVinoExecutable
@@ -135,7 +136,8 @@ class _Source:
         self.tensors: dict[str, tuple[str, ...]] = {}
         self._order: list[str] = []
         self._readers: dict[str, set[str]] = {}
-        for op in openvino.Core().read_model(str(path)).get_ordered_ops():
+        model, _weights = read(openvino.Core(), path)
+        for op in model.get_ordered_ops():
             name = op.get_friendly_name()
             self._order.append(name)
             self.types[name] = op.get_type_name()

@@ -6,8 +6,9 @@ finds, so the bundle moves between machines of the same kind.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ from graphopt.machine import floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.openvino.convert import convert
-from graphopt.targets.openvino.executable import NAME, OpenVinoRuntime
-from graphopt.targets.openvino.frontend import for_frontend
+from graphopt.targets.openvino.executable import NAME, PACKED, OpenVinoRuntime
 from graphopt.targets.openvino.operators import check
 
-MODEL_FILE = "model.xml"
+MODEL_FILE = f"model.xml{PACKED}"
 _ONE_THREAD_BELOW = 0.3
 """Milliseconds, as for ONNX Runtime."""
 
@@ -76,7 +76,7 @@ class OpenVinoTarget(OpenVinoRuntime):
         return found
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Write ``model.xml`` and ``model.bin``."""
+        """Write ``model.xml.gz`` and ``model.bin``."""
         optional = optional_inputs_of(model)
         if optional:
             raise TargetError(
@@ -87,10 +87,23 @@ class OpenVinoTarget(OpenVinoRuntime):
         outputs = [spec.name for spec in outputs_of(model)]
         with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
             source = Path(temporary) / "model.onnx"
-            ir_model.save(for_frontend(model), source)
+            with _only_onnx(model):
+                ir_model.save(model, source)
             inputs = convert(source, folder / MODEL_FILE, len(outputs))
         for value in model.graph.inputs:
             if value.name not in inputs and (value.uses() or value.is_graph_output()):
                 raise TargetError(f"OpenVINO ignores the input {value.name!r}, which the model reads")
         settings = {key: value for key, value in knobs.items() if key != "label"}
         return {"file": MODEL_FILE, "inputs": inputs, "outputs": outputs, **settings}
+
+
+@contextlib.contextmanager
+def _only_onnx(model: ir.Model) -> Iterator[None]:
+    """Without imports of other domains, which nothing uses: OpenVINO takes a file that has some for no ONNX file."""
+    others = {domain: version for domain, version in model.opset_imports.items() if domain}
+    for domain in others:
+        del model.opset_imports[domain]
+    try:
+        yield
+    finally:
+        model.opset_imports.update(others)

@@ -57,6 +57,48 @@ def test_a_target_without_time_is_left_where_another_one_holds(
     assert ("no time was left for this target" in records[1].reason) == (turns == 1)
 
 
+class Named:
+    """A target that has a name, and kernels that suit or not."""
+
+    def __init__(self, name: str, suits: bool) -> None:
+        self.name, self.suits = name, suits
+
+    def integer_kernels(self) -> bool:
+        """As it was told."""
+        return self.suits
+
+
+class Suited(Slow):
+    """Suits what says that it does."""
+
+    def suits(self, model: ir.Model, kernels: Any) -> bool:
+        """As it was told."""
+        return bool(kernels)
+
+
+@pytest.mark.parametrize(
+    ("suited", "times", "order", "share"),
+    [
+        ("b", {"a": 1.0, "b": 1.5}, "ba", 0.6),
+        ("b", {"a": 1.0, "b": 3.5}, "ab", 0.95),
+        ("b", {"a": 1.0, "b": 0.9}, "ba", 0.95),
+        ("", {"a": 1.0, "b": 0.9}, "ba", 0.6),
+        ("b", {"a": 1.0}, "ba", 0.95),
+        ("", {}, "ab", 0.6),
+    ],
+)
+def test_the_target_that_is_ahead_has_the_first_turn_and_most_of_the_time(
+    tmp_path: Path, suited: str, times: dict[str, float], order: str, share: float
+) -> None:
+    pass_ = Suited(0.0, float("inf"))
+    made = proposals(pass_, 60.0)
+    targets = [cast(Any, (Named(name, name in suited), None)) for name in "ab"]
+    assert "".join(target.name for target, _ in made.in_turns(targets, MODEL, times)) == order
+    until = time.monotonic() + 60
+    made.propose(cast(Any, OrtTarget("ort-cpu")), MODEL, tmp_path, lambda model: model)
+    assert until - pass_.seen[0].deadline == pytest.approx((1 - share) * 60, abs=1)
+
+
 def test_what_the_others_would_have_of_the_time_is_there_until_something_holds(tmp_path: Path) -> None:
     target = cast(Any, OrtTarget("ort-cpu"))
     for milliseconds in (1.0, float("inf")):

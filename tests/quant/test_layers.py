@@ -49,6 +49,22 @@ def test_a_large_gain_is_worth_more_noise() -> None:
     assert found.best is not None and "large" in found.best.chosen
 
 
+def test_a_guess_that_did_not_hold_says_how_many_do() -> None:
+    """Noise of layers that lie behind each other adds up to more than its sum: a few layers are left out, not half."""
+    noise = {f"layer{index}": 0.0004 * 1.02**index for index in range(36)}
+
+    def judge(names: frozenset[str]) -> Judgement:
+        drop = sum(noise[name] for name in names) * (1 + 0.004 * len(names))
+        return Judgement(1 - drop, 1.0, drop, ALLOWED, 0.0)
+
+    found = choose(dict.fromkeys(noise, 1.0), judge, lambda until: noise)
+    sizes = [len(point.chosen) for point in found.points]
+    most = max(count for count in range(37) if judge(frozenset(list(noise)[:count])).ok)
+    assert found.best is not None and found.best.chosen == set(list(noise)[:most])
+    # All, the first guess, and then no set that is far from what holds.
+    assert sizes[0] == 36 and all(abs(size - most) <= 3 for size in sizes[1:]) and len(sizes) <= 6
+
+
 def test_tells_the_nearest_where_nothing_holds() -> None:
     found = run({"a": 0.5, "b": 0.02}, {"a": 1.0, "b": 1.0})
     assert found.best is None and found.nearest.chosen == {"b"}

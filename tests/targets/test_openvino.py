@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_compile_save_load_run(mlp: Path, tmp_path: Path) -> None:
     baseline = compiled.report.baseline
     assert baseline is not None and baseline.milliseconds is not None
     bundle = compiled.save(tmp_path / "mlp.gopt")
-    assert {file.name for file in bundle.iterdir()} >= {"model.xml", "model.bin"}
+    assert {file.name for file in bundle.iterdir()} >= {"model.xml.gz", "model.bin"}
     model = graphopt.load(bundle)
     for batch in (1, 5):
         x = weights(batch, 16)
@@ -154,7 +155,24 @@ def test_a_bundle_says_what_to_install(mlp: Path, tmp_path: Path, monkeypatch: p
         graphopt.load(bundle)
     assert "openvino" in caught.value.message and "install" in caught.value.hint
     with pytest.raises(MissingExtraError):
-        OpenVinoTarget().load(tmp_path, {"file": "model.xml"})
+        OpenVinoTarget().load(tmp_path, {"file": "model.xml.gz"})
+
+
+def test_the_text_of_a_model_is_compressed(mlp: Path, tmp_path: Path) -> None:
+    """And what OpenVINO itself wrote is loaded as well, as bundles were once; a model may have no weights at all."""
+    target = OpenVinoTarget()
+    config = target.emit(ir.load(mlp), tmp_path, {})
+    x = weights(3, 16)
+    packed = target.load(tmp_path, config).run({"x": x})["y"]
+    text = gzip.decompress((tmp_path / "model.xml.gz").read_bytes())
+    assert len(text) > 3 * (tmp_path / "model.xml.gz").stat().st_size
+    (tmp_path / "model.xml").write_bytes(text)
+    plain = target.load(tmp_path, {**config, "file": "model.xml"}).run({"x": x})["y"]
+    np.testing.assert_array_equal(packed, plain)
+    (bare := tmp_path / "bare").mkdir()
+    config = target.emit(model_from_text("g (float[2] x) => (float[2] y) { y = Relu(x) }"), bare, {})
+    assert (bare / "model.bin").stat().st_size == 0
+    np.testing.assert_array_equal(target.load(bare, config).run({"x": np.float32([-1, 2])})["y"], [0, 2])
 
 
 def test_float_graphs_are_computed_in_float32(tmp_path: Path) -> None:

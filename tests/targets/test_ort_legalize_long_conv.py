@@ -1,11 +1,14 @@
 """Long convolutions through the frequency domain."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,12 +64,14 @@ def test_transforms_give_the_direct_sum(length: int, kernel: int, before: int, a
         return
     rng = np.random.default_rng(seed)
     x, w = rng.standard_normal((2, length)), rng.standard_normal((3, 2, kernel))
-    forward, spectrum, inverse = transforms(line, w)
+    forward, of_kernel, inverse = transforms(line)
     padded = np.pad(x, ((0, 0), (before, after)))
     direct = np.array(
         [[np.sum(padded[:, t : t + kernel] * w[o]) for o in range(3)] for t in range(line.out_length)]
     )
     count = line.frequencies
+    spectrum = (of_kernel @ w.transpose(2, 1, 0).reshape(kernel, -1)).reshape(2, count, 2, 3)
+    spectrum = spectrum.transpose(1, 2, 0, 3).reshape(count, 2, 6)
     parts = (forward @ x.T).reshape(2, count, 2).transpose(1, 0, 2)
     product = (parts @ spectrum).reshape(count, 2, 2, 3).reshape(4 * count, 3)
     np.testing.assert_allclose(inverse @ product, direct, atol=2e-5 * max(1.0, np.abs(direct).max()))
@@ -87,6 +92,17 @@ def test_fires(dims: list[int | str], weight: tuple[int, ...], pads: list[int], 
     after, log = apply(LegalizeLongConv(), before)
     assert log.counts() == {"long-conv-to-dft": 1}
     assert_same_numbers(before, after)
+
+
+def test_the_spectrum_is_made_when_the_graph_is_loaded(tmp_path: Path) -> None:
+    after, _ = apply(LegalizeLongConv(), conv(["N", 32, 64], weights(48, 32, 64), [31, 32]))
+    held = max(value.const_value.size for value in after.graph.initializers.values() if value.const_value)
+    assert held == 48 * 32 * 64
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(ir.to_proto(after).SerializeToString(), options, ["CPUExecutionProvider"])
+    loaded = [node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node]
+    assert [op for op in loaded if "MatMul" in op or "Gemm" in op] == ["FusedMatMul", "MatMul", "MatMul"]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ The convolution theorem with dense transforms: for a signal of some hundred samp
 three matrix products need a fraction of the direct sum's multiplications.
 
 Forms: 1-D Conv, and 2-D Conv over a map of height or width 1 (CREPE's pitch tracker, long temporal convolutions).
-Padding is part of the transform's length, so that nothing wraps around; weights are transformed in float64 and
-rounded once. Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 11.57 for a kernel of 64
-over [8, 128, 128, 1].
+Padding is part of the transform's length, so that nothing wraps around. Weights are transformed by nodes, which ONNX
+Runtime folds when it loads the graph: a file holds the weights, not the larger spectrum. Times as fast
+(``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 11.57 for a kernel of 64 over [8, 128, 128, 1].
 
 Refuses: a stride, dilation or group other than 1; fewer than twice the multiplications saved; transformed weights
 that would be over four times the weights, or over 512 MB.
@@ -97,15 +97,24 @@ class LegalizeLongConv(Rewrite):
         assert x is not None
         out_channels, channels, _ = weight.shape
         count = line.frequencies
-        forward, kernel, inverse = transforms(line, weight)
+        forward, of_kernel, inverse = transforms(line)
 
         def reshape(value: ir.Value, *dims: int) -> ir.Value:
             return build.op("Reshape", value, np.array(dims, dtype=np.int64))
 
+        def spectrum_of(weight: facts.Array) -> ir.Value:
+            lines = np.ascontiguousarray(weight.transpose(2, 1, 0)).reshape(line.kernel, -1)
+            kernel = reshape(
+                build.op("MatMul", of_kernel, lines, dtype=ir.DataType.FLOAT), 2, count, channels, -1
+            )
+            return reshape(
+                build.op("Transpose", kernel, perm=[1, 2, 0, 3]), count, channels, 2 * out_channels
+            )
+
         signal = build.op("Transpose", reshape(x, 0, channels, line.length), perm=[0, 2, 1])
         spectrum = build.op("MatMul", forward, signal, dtype=ir.DataType.FLOAT)
         parts = build.op("Transpose", reshape(spectrum, 0, 2, count, channels), perm=[2, 1, 0, 3])
-        product = build.op("MatMul", reshape(parts, count, -1, channels), kernel)
+        product = build.op("MatMul", reshape(parts, count, -1, channels), spectrum_of(weight))
         product = reshape(product, count, 2, -1, 2, out_channels)
         product = reshape(build.op("Transpose", product, perm=[2, 0, 1, 3, 4]), -1, 4 * count, out_channels)
         result = build.op("MatMul", inverse, product, dtype=ir.DataType.FLOAT)
@@ -122,20 +131,18 @@ class LegalizeLongConv(Rewrite):
         )
 
 
-def transforms(line: _Line, weight: facts.Array) -> tuple[facts.Array, facts.Array, facts.Array]:
-    """Forward transform [2F, L], kernel [F, C, 2O] and inverse transform [Lo, 4F], as float32.
+def transforms(line: _Line) -> tuple[facts.Array, facts.Array, facts.Array]:
+    """Transforms of the signal [2F, L] and of the kernel [2F, K], and back [Lo, 4F], as float32.
 
     The correlation y[t] = sum_k x[t - p + k] w[k] is, in the frequency domain, X times the conjugate spectrum of w
-    times a phase for the padding p. Rows hold real and imaginary parts side by side; the inverse combines the
-    four products.
+    times a phase for the padding p. Rows hold real parts, then imaginary ones; the inverse combines the four products.
     """
     period, count = line.period, line.frequencies
     frequency = np.arange(count)
     angle = 2 * np.pi * np.outer(frequency, np.arange(line.length)) / period
     forward = np.concatenate([np.cos(angle), -np.sin(angle)])
-    phase = np.exp(2j * np.pi * np.outer(np.arange(line.kernel) - line.before, frequency) / period)
-    spectrum = np.tensordot(weight.astype(np.float64), phase, axes=(2, 0)).transpose(2, 1, 0)
-    kernel = np.concatenate([spectrum.real, spectrum.imag], axis=2)
+    angle = 2 * np.pi * np.outer(frequency, np.arange(line.kernel) - line.before) / period
+    kernel = np.concatenate([np.cos(angle), np.sin(angle)])
     # Frequencies but the first and the last stand for themselves and their mirror image.
     share = np.full(count, 2.0 / period)
     share[0] = share[-1] = 1.0 / period
