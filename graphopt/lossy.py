@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from graphopt.data.dataset import Dataset
+from graphopt.data.interface import Feeds
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.machine import Kernel
 from graphopt.pipeline.base import Pass
@@ -21,6 +24,8 @@ from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.verify.budget import Evaluation, Judgement, judged_of
 from graphopt.verify.session import Session
+
+Run = Callable[[Feeds], Feeds]
 
 
 @dataclass
@@ -51,6 +56,7 @@ class Context:
         recovers: Whether such a pass follows: then what is over the budget may be handed on to it
             (:attr:`Candidate.prepares`).
         candidates: What earlier passes proposed; the last one holds the graph that the pass is given.
+        as_it_runs: Runs a graph on the target while a ``with`` block lasts; None where ONNX Runtime stands in for it.
     """
 
     dataset: Dataset
@@ -74,6 +80,20 @@ class Context:
     original: ir.Model | None = None
     recovers: bool = False
     candidates: tuple[Candidate, ...] = ()
+    as_it_runs: Callable[[ir.Model], AbstractContextManager[Run]] | None = None
+
+    @contextlib.contextmanager
+    def running(self, model: ir.Model) -> Iterator[Run]:
+        """Runs a graph as the target does, or as near to it as there is time for in a search.
+
+        Raises:
+            TargetError: It does not load.
+        """
+        if self.as_it_runs is None:
+            yield Session(self.legalize(model), optimize="all", threads=self.threads).run
+            return
+        with self.as_it_runs(model) as run:
+            yield run
 
     def judged(self, model: ir.Model) -> Judgement | None:
         """What a graph loses on the held-out samples, legalised and in ONNX Runtime; None where it does not run."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,15 +20,16 @@ from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError, VerificationError
 from graphopt.ir.share import share_constants
-from graphopt.lossy import Candidate, Context, LossyPass, Proposal
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal, Run
 from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.quant.attribution import attribute
 from graphopt.quant.observe import MEMORY
 from graphopt.quant.storage import Storage, Stored, stored
 from graphopt.rewrite import Numerics
-from graphopt.target import Aligned, Probe, Target, Widening
+from graphopt.target import Aligned, Probe, Quick, Target, Widening
 from graphopt.tune.kernels import kernels_of
+from graphopt.tune.paired import Worker
 from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
 from graphopt.verify.padding import find_padding
 from graphopt.verify.reference import Reference
@@ -237,11 +239,12 @@ class Proposals:
 
     def written(self, label: str, legal: ir.Model, target: Target) -> ir.Model:
         """A form's graph as it is to be written: what is left in float in 16 bits, where the target widens it."""
-        storage = self.storage_on(target)
-        if storage is None:
-            return legal
-        graph, self.halved[label] = stored(legal, 16, storage.keeps)
+        graph, self.halved[label] = self._halved(legal, target)
         return graph
+
+    def _halved(self, legal: ir.Model, target: Target) -> tuple[ir.Model, list[Stored]]:
+        storage = self.storage_on(target)
+        return (legal, []) if storage is None else stored(legal, 16, storage.keeps)
 
     @property
     def store_all(self) -> bool:
@@ -349,6 +352,22 @@ class Proposals:
             finally:
                 shutil.rmtree(place, ignore_errors=True)
 
+        @contextlib.contextmanager
+        def as_it_runs(graph: ir.Model) -> Iterator[Run]:
+            place = folder / f"judged-{next(numbers)}"
+            place.mkdir(parents=True)
+            try:
+                legal, _ = self._halved(legalize(graph), target)
+                form = Form(
+                    "judged", target.name, place, target.emit(legal, place, target.variants(legal, None)[0])
+                )
+                with contextlib.closing(Worker(form, None, self.threads)) as worker:
+                    worker.wait_ready()
+                    yield worker.outputs
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+        runnable = target.probe().runnable
         context = Context(
             self.dataset,
             self.evaluation,
@@ -357,7 +376,7 @@ class Proposals:
             profile,
             legalize=legalize,
             halves=_of(target, "half_kernels") or {},
-            runnable=target.probe().runnable,
+            runnable=runnable,
             threads=self.threads,
             seed=self.seed,
             memory=self.budget.memory,
@@ -371,6 +390,9 @@ class Proposals:
             original=self._original,
             recovers=recovers,
             candidates=tuple(entry for entry in kept if entry.label),
+            as_it_runs=as_it_runs
+            if runnable and isinstance(target, Quick) and target.loads_quickly()
+            else None,
         )
         try:
             return pass_.propose(kept[-1].model, context)

@@ -35,6 +35,7 @@ class FormTiming:
         rounds: Interleaved rounds.
         verified: Whether its outputs held; an unverified form is never chosen.
         note: Why it was not chosen, where that needs words.
+        size: Bytes of its files.
     """
 
     label: str
@@ -45,6 +46,7 @@ class FormTiming:
     rounds: int = 0
     verified: bool = False
     note: str = ""
+    size: int | None = None
 
 
 @dataclass

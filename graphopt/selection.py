@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import artifact
 from graphopt.errors import TargetError
 from graphopt.machine import Form, Probe
 from graphopt.report import FormTiming, KnobTiming, Report
@@ -122,19 +123,19 @@ class Selection:
         target, probe = self.targets[form.target]
         if not probe.runnable:
             return self._verify_elsewhere(form, target)
-        timing = FormTiming(form.label)
+        timing = FormTiming(form.label, size=artifact.size_of(form.folder))
         self._verify_here(form, timing)
         return timing
 
     def _verify_elsewhere(self, form: Form, target: Target) -> FormTiming:
         """A form that cannot run on this machine, by what stands in for it."""
-        timing = FormTiming(form.label, note=_NOT_RUN)
+        timing = FormTiming(form.label, note=_NOT_RUN, size=artifact.size_of(form.folder))
         stand_in = target.stand_in(form) if isinstance(target, Rehearsed) else None
         if stand_in is None:
             if form.label in self.judgements:
                 timing.note += f"; on the CPU {self.judgements[form.label].describe()}"
             return timing
-        rehearsal = FormTiming(form.label)
+        rehearsal = FormTiming(form.label, size=artifact.size_of(form.folder))
         self._verify_here(stand_in.form, rehearsal)
         self.bench.drop(stand_in.form)
         if rehearsal.verified:

@@ -125,6 +125,14 @@ class Widening(Protocol):
         """Whether it does."""
 
 
+@runtime_checkable
+class Quick(Protocol):
+    """A target whose backend takes a graph in about a second: a search judges its candidates as they will run there."""
+
+    def loads_quickly(self) -> bool:
+        """Whether it does."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long kernels are tuned; without both, until nothing is left that is worth it.

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from graphopt import interrupt
-from graphopt.lossy import Candidate, Context, LossyPass, Proposal, judged_of
+from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.passes._precisions import (
     dynamic_int8,
     is_of_products,
@@ -33,14 +33,14 @@ from graphopt.passes._precisions import (
     without_integers,
 )
 from graphopt.passes._preparation import CalibrationOptions, preparation_details
-from graphopt.quant import memory
+from graphopt.quant import memory, pareto
 from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.memory import Memory, key_of
 from graphopt.quant.observe import suspicions
 from graphopt.quant.prepare import STEPS, Prepared, StepName
 from graphopt.quant.search import Found, Point, Search
 from graphopt.quant.storage import Storage
-from graphopt.quant.units import Unit, integer_nodes, units_of
+from graphopt.quant.units import Unit, constant_bytes, integer_nodes, units_of
 
 _MOST_CANDIDATES = 2
 _SHARE_OF_DYNAMIC = 0.3
@@ -141,7 +141,7 @@ class Quantize(LossyPass):
         prepared = options.prepare(model, kernels, context, options.steps, options.rules(kernels))
         search = Search(
             prepared.model, kernels, prepared.calibration, context.evaluation, context.profile,
-            legalize=context.legalize, allowed=self._why_kept, weights=prepared.weights,
+            context.running, allowed=self._why_kept, weights=prepared.weights,
             memory=self._memory(prepared, kernels, context), rival=context.rival,
             deadline=context.deadline, threads=context.threads, progress=context.progress,
         )  # fmt: skip
@@ -281,14 +281,15 @@ def _details(found: Found, kernels: IntegerKernels, prepared: Prepared) -> dict[
         "kernels": kernels.describe,
         **preparation_details(prepared),
         "layers": layers,
-        "pareto": [
-            {
-                "int8": len(point.chosen),
-                "predicted_ms": point.milliseconds,
-                **judged_of(point.judgement),
-            }
+        "pareto": pareto.table(
+            (
+                len(point.chosen),
+                point.milliseconds,
+                constant_bytes(prepared.model, point.chosen),
+                point.judgement,
+            )
             for point in found.points
-        ],
+        ),
         "interrupted": found.interrupted,
     }
 

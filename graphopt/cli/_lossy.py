@@ -17,7 +17,7 @@ _LOWERED = ("layer", "", "precision", "float ms", "int8 ms", "noise", "reason")
 
 
 def points(details: Mapping[str, Any]) -> list[str]:
-    """What was judged, the fastest first, one line each."""
+    """What was judged, the fastest first, one line each; a star where nothing else is as fast, as small and as good."""
     if "tried" in details:
         return [
             f"{1 - point['macs_left']:4.0%} of the multiplications gone  {_judgement(point) or 'not judged'}"
@@ -29,7 +29,8 @@ def points(details: Mapping[str, Any]) -> list[str]:
         return [f"{point['label']}  {_judgement(point) or 'not judged'}" for point in details["judged"]]
     found = sorted(details.get("pareto", []), key=lambda point: point.get("predicted_ms") or 0.0)
     return [
-        f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  {_judgement(point)}"
+        f"{point['int8']:4d} nodes on integers  {point['predicted_ms']:8.2f} ms predicted  "
+        f"{_constants(point)}{_judgement(point)}{'  *' if point.get('front') else ''}"
         for point in found[:_MOST_POINTS]
     ]
 
@@ -61,6 +62,11 @@ def _training(told: Mapping[str, Any]) -> list[str]:
         *shown,
         told["end"],
     ]
+
+
+def _constants(point: Mapping[str, Any]) -> str:
+    """How large the constants are, before what is left in float is stored in fewer bits."""
+    return f"{size(point['constant_bytes']):>8}  " if "constant_bytes" in point else ""
 
 
 def _judgement(point: Mapping[str, Any]) -> str:

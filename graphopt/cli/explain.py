@@ -150,6 +150,7 @@ def _overview(
     from graphopt.cli._console import bad, bold, dim, good, milliseconds, table
     from graphopt.cli._show import within_budget
     from graphopt.report import decided, decided_layers
+    from graphopt.words import size
 
     shown: list[str] = []
     if whole:
@@ -163,11 +164,12 @@ def _overview(
                 "yes" if form["verified"] else bad("no"),
                 "" if form["milliseconds"] is None else milliseconds(form["milliseconds"]),
                 "" if form["speedup"] is None else f"{form['speedup']:.2f}x",
+                "" if form.get("size") is None else size(form["size"]),
                 form["outcome"],
             ]
             for form in forms
         ]
-        shown += ["", table(("form", "verified", "ms", "speedup", "why"), rows, right=(2, 3)), ""]
+        shown += ["", table(("form", "verified", "ms", "speedup", "size", "why"), rows, right=(2, 3, 4)), ""]
         knobs = [_knob(knob) for knob in manifest.measurements.get("knobs", [])]
         shown += [*knobs, ""] if knobs else []
     shown += _log.lines(passes)

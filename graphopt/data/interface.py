@@ -182,6 +182,36 @@ def save_feeds(path: Path, feeds: Mapping[str, Any]) -> None:
 
     What is no array (a sequence, a map, a missing optional) is written as an outline in JSON and the arrays in it.
     """
+    # By hand, since numpy.savez takes the names as arguments and has some of its own ("file").
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in _as_arrays(feeds).items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def load_feeds(path: Path) -> Feeds:
+    """Read what :func:`save_feeds` wrote."""
+    with np.load(path, allow_pickle=False) as archive:
+        return _from_arrays({name: archive[name] for name in archive.files})
+
+
+def send_feeds(path: Path, feeds: Mapping[str, Any]) -> None:
+    """Write arrays for another process to read, several times as fast as :func:`save_feeds`: a ``.npy`` file behind the
+    other, the first of which has the names."""
+    arrays = _as_arrays(feeds)
+    with open(path, "wb") as file:
+        for array in (np.array(json.dumps(list(arrays))), *arrays.values()):
+            np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+
+
+def receive_feeds(path: Path) -> Feeds:
+    """Read what :func:`send_feeds` wrote."""
+    with open(path, "rb") as file:
+        names = json.loads(str(np.lib.format.read_array(file, allow_pickle=False)))
+        return _from_arrays({name: np.lib.format.read_array(file, allow_pickle=False) for name in names})
+
+
+def _as_arrays(feeds: Mapping[str, Any]) -> dict[str, Array]:
     plain: dict[str, Any] = {}
     outlines: dict[str, Any] = {}
     for name, value in feeds.items():
@@ -191,20 +221,14 @@ def save_feeds(path: Path, feeds: Mapping[str, Any]) -> None:
             outlines[name] = _outline(value, plain)
     if outlines:
         plain[_OUTLINES] = np.array(json.dumps(outlines))
-    # By hand, since numpy.savez takes the names as arguments and has some of its own ("file").
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, array in plain.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+    return plain
 
 
-def load_feeds(path: Path) -> Feeds:
-    """Read what :func:`save_feeds` wrote."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: _with_objects(archive[name]) for name in archive.files if name != _OUTLINES}
-        outlines = json.loads(str(archive[_OUTLINES])) if _OUTLINES in archive.files else {}
-    feeds = {name: array for name, array in arrays.items() if not name.startswith(_INNER)}
-    feeds.update((name, _from_outline(outline, arrays)) for name, outline in outlines.items())
+def _from_arrays(arrays: Mapping[str, Array]) -> Feeds:
+    found = {name: _with_objects(array) for name, array in arrays.items() if name != _OUTLINES}
+    outlines = json.loads(str(arrays[_OUTLINES])) if _OUTLINES in arrays else {}
+    feeds = {name: array for name, array in found.items() if not name.startswith(_INNER)}
+    feeds.update((name, _from_outline(outline, found)) for name, outline in outlines.items())
     return feeds
 
 

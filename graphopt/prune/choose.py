@@ -15,6 +15,8 @@ from graphopt.prune.structure import Group, Mask, Structure
 
 _LEAST_KEPT = 0.1
 """Of a group, however little it seems to matter."""
+_NOTHING = 1e-12
+"""Noise power over signal power that is rounding (float32)."""
 
 
 @dataclass(frozen=True)
@@ -250,24 +252,31 @@ def uniform(choices_: Sequence[Choice], share: float) -> set[int]:
 
 
 def cheapest_first(
-    choices_: Sequence[Choice], gain: Mapping[str, float], cap: float = 1.0
+    choices_: Sequence[Choice],
+    gain: Mapping[str, float],
+    cap: float = 1.0,
+    per_work: Mapping[str, float] | None = None,
 ) -> list[tuple[int, int]]:
     """Steps of all groups, what loses least for what it gains first: place of the choice, units that are gone then.
 
     Args:
         gain: What a group gains with all its units, by name.
         cap: Share of a group that may go at most, or one step where that is more.
+        per_work: What a group gains for each multiplication that goes with it, by name: of steps that lose nothing,
+            those that gain most come first, since it is multiplications that are to go.
     """
-    steps: list[tuple[float, int, int]] = []
+    steps: list[tuple[float, float, int, int]] = []
     for index, choice in enumerate(choices_):
         each = gain[choice.group.name] / len(choice.units) * choice.step
         ends = np.arange(choice.step, choice.within(cap) + 1, choice.step)
         # What a step adds, never less than the one before it added.
         added = np.maximum.accumulate(np.diff(choice.loss[np.concatenate([[0], ends])]))
+        last = -(per_work or {}).get(choice.group.name, 0.0)
         steps += [
-            (float(lost) / max(each, 1e-30), index, int(end)) for lost, end in zip(added, ends, strict=True)
+            (float(lost) / max(each, 1e-30) if lost > _NOTHING else 0.0, last, index, int(end))
+            for lost, end in zip(added, ends, strict=True)
         ]
-    return [(index, end) for _, index, end in sorted(steps)]
+    return [(index, end) for *_, index, end in sorted(steps)]
 
 
 def all_removed(choices_: Sequence[Choice], counts: Sequence[int]) -> set[int]:

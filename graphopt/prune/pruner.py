@@ -262,13 +262,17 @@ class Pruner:
         gain = {
             choice.group.name: self._saved(choice.removed(len(choice.units)), each) for choice in self.choices
         }
+        per_work = {
+            choice.group.name: gain[choice.group.name] / max(self._work(choice), 1.0)
+            for choice in self.choices
+        }
         capped = min(1.0, _CAP * _smallest(lambda share: 1 - self._left_alike(share) >= wanted))
         counts, taken = [0] * len(self.choices), []
 
         def is_enough() -> bool:
             return 1 - self._left(choose.all_removed(self.choices, counts)) > wanted - _REACHED
 
-        for index, end in choose.cheapest_first(self.choices, gain, capped):
+        for index, end in choose.cheapest_first(self.choices, gain, capped, per_work):
             if is_enough():
                 break
             counts[index] = end
@@ -291,6 +295,11 @@ class Pruner:
             milliseconds * (1 - float(np.mean([_left_of(value, keep) for value in node.outputs])))
             for node, milliseconds in self._others
         )
+
+    def _work(self, choice: choose.Choice) -> float:
+        """Multiplications that go with all units of a group."""
+        removed = choice.removed(len(choice.units))
+        return self._whole - sum(choose.macs(self.structure, self.places, removed).values())
 
     def _share(self, macs: float) -> float:
         """The share of every group that saves so many multiplications, with the widths that kernels like."""

@@ -19,12 +19,12 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
+from graphopt.quant import pareto
 from graphopt.quant.attribution import attribute
 from graphopt.quant.layers import (
     Beside,
     Choice,
     Found,
-    Point,
     Setting,
     choose,
     judge,
@@ -32,8 +32,7 @@ from graphopt.quant.layers import (
     replaced,
 )
 from graphopt.quant.ranges import quantize_weight, weight_scales
-from graphopt.quant.units import Unit
-from graphopt.verify.budget import judged_of
+from graphopt.quant.units import Unit, constant_bytes
 
 MAKER = "quantize-dynamic"
 OPERATORS = ("MatMul", "Gemm", "LSTM")
@@ -97,7 +96,7 @@ def find(
         f"{PRECISION}, {kept} kept float" if kept else PRECISION,
         None if best is None else built(best.chosen),
         units=tuple(Unit((node,), "compute") for node in nodes if node.name in chosen),
-        details=_details(nodes, chosen, choice, refused, slow, floats, integers, total),
+        details=_details(model, nodes, chosen, choice, refused, slow, floats, integers, total),
     )
     if best is not None and setting.runnable:
         found.milliseconds = total - sum(usable[name] for name in chosen)
@@ -299,6 +298,7 @@ def _typical(nodes: Sequence[ir.Node], times: Mapping[str, float], unknown: floa
 
 
 def _details(
+    model: ir.Model,
     nodes: Sequence[ir.Node],
     chosen: frozenset[str],
     choice: Choice,
@@ -324,14 +324,11 @@ def _details(
             }
         )
 
-    def point(entry: Point) -> dict[str, Any]:
-        return {
-            "int8": len(entry.chosen),
-            "predicted_ms": total - entry.gain,
-            **judged_of(entry.judgement),
-        }
-
-    return {"layers": layers + _refusals(refused), "pareto": [point(entry) for entry in choice.points]}
+    judged = [
+        (len(entry.chosen), total - entry.gain, constant_bytes(model, entry.chosen), entry.judgement)
+        for entry in choice.points
+    ]
+    return {"layers": layers + _refusals(refused), "pareto": pareto.table(judged)}
 
 
 def _refusals(refused: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,7 +39,6 @@ from graphopt.quant.ranges import Range
 from graphopt.quant.sweep import SECONDS, Noise, SweepTooLongError, noise_of_units
 from graphopt.quant.units import Unit, units_of
 from graphopt.verify.budget import Evaluation, Judgement, TooSlowError
-from graphopt.verify.session import Session
 
 _SWEEP_SAMPLES = 6
 _SWEEP_SHARE = 0.4
@@ -47,6 +47,8 @@ _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
 _LEAST_NOISE = 1e-6
+_FOR_MARGIN = 0.15
+"""Of the time, that is taken besides where nothing holds with a margin so far."""
 _GRACE = 4.0
 """Seconds that the last judgement may take after the time is up."""
 _IMPROVING = 0.7
@@ -119,7 +121,7 @@ class Search:
         calibration: Ranges and sizes of all tensors of all units.
         evaluation: Held-out samples and the budget.
         profile: Kernels that a graph runs on the target; also told a label.
-        legalize: A graph as the target will have it; it runs in ONNX Runtime's CPU provider, whatever the target.
+        running: Runs a graph, as the target does, while a ``with`` block lasts.
         allowed: Whether a unit may be put on integers at all, or the reason why not.
         weights: Integer weights found by looking at data, in place of rounding to nearest.
         memory: What an earlier search of just this found, and where this one keeps what it finds.
@@ -132,7 +134,7 @@ class Search:
     calibration: Calibration
     evaluation: Evaluation
     profile: Profile
-    legalize: Callable[[ir.Model], ir.Model] = lambda model: model
+    running: Callable[[ir.Model], AbstractContextManager[Callable[[Feeds], Feeds]]]
     allowed: Callable[[Unit], str] = lambda unit: ""
     weights: Weights = field(default_factory=Weights)
     memory: Memory = field(default_factory=lambda: Memory(None, ""))
@@ -142,11 +144,13 @@ class Search:
     progress: Callable[[str], None] = lambda text: None
     found: Found = field(default_factory=Found, init=False)
     _late: float = field(default=float("inf"), init=False)
+    _end: float = field(default=float("inf"), init=False)
 
     def run(self) -> Found:
         """Search; what was found so far is returned where the user stops it."""
         now = time.monotonic()
-        self._late = now + _IMPROVING * max(self.deadline - now, 0.0)
+        left = max(self.deadline - now, 0.0)
+        self._late, self._end = now + _IMPROVING * left, self.deadline + _FOR_MARGIN * left
         try:
             # What is too slow to be judged in time is left unjudged, and the search ends with what it has.
             with contextlib.suppress(TooSlowError):
@@ -167,11 +171,14 @@ class Search:
 
     def judge(self, chosen: Iterable[str]) -> Judgement:
         """What the graph with these units on integers loses on the held-out samples."""
-        session = Session(self.legalize(self.quantized(chosen)), optimize="all", threads=self.threads)
         # Where nothing holds, here or elsewhere, it may take as long as it wants.
         held = self.found.best is not None or self.rival < float("inf")
         deadline = max(self.deadline, time.monotonic()) + _GRACE if held else float("inf")
-        return self.evaluation.judge_while_hopeful(session.run, deadline)
+        try:
+            with self.running(self.quantized(chosen)) as run:
+                return self.evaluation.judge_while_hopeful(run, deadline)
+        except TargetError:
+            return self.evaluation.failed
 
     def _run(self) -> None:
         self.found.units, self.found.refused = usable_units(
@@ -198,8 +205,7 @@ class Search:
         best = self.found.best
         if best is not None and self._is_clear() and (best.chosen == sets[0] or self._is_late()):
             return
-        held = best is not None or self.rival < float("inf")
-        if held and time.monotonic() > self.deadline:
+        if (best is not None or self.rival < float("inf")) and self._is_over():
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.
@@ -220,7 +226,12 @@ class Search:
     def _may_stop(self) -> bool:
         """Whether the time is up, and nothing is known that would be faster than what holds here or elsewhere."""
         holds = self.found.best is not None or self.found.fastest >= self.rival
-        return holds and time.monotonic() > self.deadline
+        return holds and self._is_over()
+
+    def _is_over(self) -> bool:
+        """Whether the time is up; what holds without a margin is given some more."""
+        unsure = self.found.best is not None and not self._is_clear() and self.rival == float("inf")
+        return time.monotonic() > (self._end if unsure else self.deadline)
 
     def _is_clear(self) -> bool:
         """Whether the best holds with a margin; else one that does is looked for, since the target rounds otherwise."""
@@ -387,10 +398,10 @@ class Search:
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
             done = self._is_late() and (self._is_clear() or self.rival < float("inf"))
-            if first >= last or done or (self.found.best is not None and time.monotonic() > self.deadline):
+            if first >= last or done or (self.found.best is not None and self._is_over()):
                 return
             if time.monotonic() > self.deadline:
-                # Nothing holds so far: small sets first.
+                # Nothing holds so far, or not with a margin: small sets first.
                 first = max(first, (first + 3 * last) // 4)
             middle = (first + last) // 2
             judgement = self._try(distinct[middle])

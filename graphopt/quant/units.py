@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir import model as ir_model
 from graphopt.quant.kernels import (
     CONVOLUTIONS,
     PRODUCTS,
@@ -94,6 +96,21 @@ def integer_nodes(model: ir.Model) -> int:
         or node.op_type.startswith(("QLinear", "QGemm", "QAttention", "DynamicQuantize"))
         for node in model.graph.all_nodes()
     )
+
+
+def constant_bytes(model: ir.Model, on_integers: Collection[str] = ()) -> int:
+    """Bytes of a graph's constants where the float32 weights of these nodes, by name, take 8 bits each."""
+    return sum(
+        value.const_value.nbytes // (4 if _is_weight_of(value, on_integers) else 1)
+        for graph in ir_model.all_graphs(model)
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _is_weight_of(value: ir.Value, names: Collection[str]) -> bool:
+    wide = value.dtype == ir.DataType.FLOAT and (facts.rank(value) or 0) > 1
+    return wide and any(use.node.name in names for use in value.uses())
 
 
 def _kind(node: ir.Node, kernels: IntegerKernels) -> Kind | None:

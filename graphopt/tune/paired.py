@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.data.interface import Feeds, load_feeds, save_feeds
+from graphopt.data.interface import Feeds, receive_feeds, save_feeds, send_feeds
 from graphopt.errors import ProcessLostError, TargetError
 from graphopt.machine import Form
 from graphopt.processes import Child, SilentError, last_words
@@ -132,12 +132,12 @@ class Worker:
             TargetError: It fails, crashes or does not answer.
         """
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-            source, result = Path(folder) / "feeds.npz", Path(folder) / "outputs.npz"
-            save_feeds(source, feeds)
+            source, result = Path(folder) / "feeds", Path(folder) / "outputs"
+            send_feeds(source, feeds)
             with self._awake():
                 self._child.send({"outputs": {"feeds": str(source), "to": str(result)}})
                 self._receive(timeout)
-            return load_feeds(result)
+            return receive_feeds(result)
 
     def close(self) -> None:
         """End the process."""

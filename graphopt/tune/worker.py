@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from graphopt.data.interface import Feeds, load_feeds, save_feeds
+from graphopt.data.interface import Feeds, load_feeds, receive_feeds, send_feeds
 from graphopt.errors import GraphoptError
 from graphopt.processes import answers, end_with_parent
 
@@ -31,7 +31,7 @@ def main() -> None:
                 answer: dict[str, Any] = {"ready": True}
             elif "outputs" in command:
                 request = command["outputs"]
-                save_feeds(Path(request["to"]), executable.run(load_feeds(Path(request["feeds"]))))
+                send_feeds(Path(request["to"]), executable.run(receive_feeds(Path(request["feeds"]))))
                 answer = {"done": True}
             else:
                 answer = {"seconds": _time(executable, feeds, **command["run"])}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from graphopt.data.interface import Feeds, load_feeds, save_feeds
+from graphopt.data.interface import Feeds, receive_feeds, send_feeds
 from graphopt.errors import TargetError, shorten
 from graphopt.processes import (
     Child,
@@ -69,9 +69,9 @@ class ApartSession:
     def begin(self, feeds: Sequence[Feeds]) -> None:
         """Run the model on these sets of inputs, one after the other; :meth:`outputs` waits for them."""
         for one in feeds:
-            source, result = (self._folder / f"{what}-{self._count}.npz" for what in ("feeds", "outputs"))
+            source, result = (self._folder / f"{what}-{self._count}" for what in ("feeds", "outputs"))
             self._count += 1
-            save_feeds(source, one)
+            send_feeds(source, one)
             self._pending.append(result)
             self._child.send({"feeds": str(source), "to": str(result)})
 
@@ -88,7 +88,7 @@ class ApartSession:
         deadline = time.monotonic() + timeout
         for _ in pending:
             self._wait(deadline, timeout)
-        return [load_feeds(result) for result in pending]
+        return [receive_feeds(result) for result in pending]
 
     def _wait(self, deadline: float, timeout: float) -> None:
         """For the answer to one set of inputs."""
@@ -129,8 +129,8 @@ def _child() -> None:
         files = json.loads(line)
         said = ""
         try:
-            outputs = session.run(names, load_feeds(Path(files["feeds"])))
-            save_feeds(Path(files["to"]), dict(zip(names, outputs, strict=True)))
+            outputs = session.run(names, receive_feeds(Path(files["feeds"])))
+            send_feeds(Path(files["to"]), dict(zip(names, outputs, strict=True)))
         except Exception as error:  # as above
             said = shorten(error)
         print(json.dumps({"error": said}), file=answer_to, flush=True)

@@ -367,6 +367,11 @@ class Evaluation:
         )
         return rows * self.allowed < 1
 
+    @property
+    def failed(self) -> Judgement:
+        """Of what does not run."""
+        return Judgement(float("nan"), self.original, float("inf"), self.allowed, float("-inf"))
+
     def judge_while_hopeful(self, run: Callable[[Feeds], Feeds], deadline: float = float("inf")) -> Judgement:
         """As :meth:`judge`; a model that has no chance on some samples is not run on the others.
 

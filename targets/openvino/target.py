@@ -58,6 +58,10 @@ class OpenVinoTarget(OpenVinoRuntime):
         """It folds them as it compiles a graph."""
         return True
 
+    def loads_quickly(self) -> bool:
+        """It rounds otherwise than ONNX Runtime, and integers are several times as fast."""
+        return True
+
     def channel_multiple(self) -> int:
         """A vector of channels, as oneDNN blocks them."""
         return floats_of_a_vector()

@@ -79,6 +79,20 @@ def test_more_goes_where_it_costs_less_for_what_it_saves() -> None:
     assert all_removed(found, [0, 2]) == set(sorted(second.classes)[:2])
 
 
+def test_of_what_loses_nothing_the_slowest_for_its_work_goes_first() -> None:
+    structure = analyse(chain([8, 8, 4]))
+    first, second = structure.groups
+    found = choices(structure, np.zeros(len(structure.classes)), 1, structure.groups)
+    gain = {first.name: 8.0, second.name: 8.0}
+    assert {index for index, _ in cheapest_first(found, gain)[:4]} == {0}
+    assert {index for index, _ in cheapest_first(found, gain, per_work={second.name: 1.0})[:4]} == {1}
+    # Where something is lost, it is what counts.
+    ranks = np.zeros(len(structure.classes))
+    ranks[list(second.classes)] = 1.0
+    lossy = choices(structure, ranks, 1, structure.groups)
+    assert {index for index, _ in cheapest_first(lossy, gain, per_work={second.name: 1.0})[:4]} == {0}
+
+
 def test_groups_of_a_convolution_lose_as_many_each() -> None:
     model = model_from_text(
         """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,12 @@ def search(
         ]  # fmt: skip
 
     key = key_of(model, "t", ORT, found.ranges, Weights(), evaluation, ())
-    made = Search(model, ORT, found, evaluation, profile, memory=Memory(folder, key))
+
+    @contextlib.contextmanager
+    def running(graph: ir.Model) -> Iterator[Any]:
+        yield Session(graph, optimize="all").run
+
+    made = Search(model, ORT, found, evaluation, profile, running, memory=Memory(folder, key))
     original = made.judge
 
     def judge(chosen: Any) -> Any:
