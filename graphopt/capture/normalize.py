@@ -20,6 +20,8 @@ _OVERRIDABLE = 4
 """From this IR version on, an initializer that is an input too is its default."""
 
 MAX_IR_VERSION = opset.limits().ir_version
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+"""What torch.onnx notes on each node: lines of the exporting program, of a small model as long as its weights."""
 
 
 def repair(model: ir.Model, *, keep_default_inputs: bool = False) -> list[str]:
@@ -190,7 +192,8 @@ def _has_duplicate_names(model: ir.Model) -> bool:
 
 
 def normalize(model: ir.Model) -> None:
-    """Inline functions, turn constants into initializers of the main graph, resolve copies of them, name everything.
+    """Inline functions, turn constants into initializers of the main graph, resolve copies of them, name everything,
+    forget exporters' stack traces.
 
     Expects what ``repair`` leaves. The opset stays as it is; nodes from functions of another opset carry theirs in
     ``node.version``.
@@ -201,6 +204,8 @@ def normalize(model: ir.Model) -> None:
     _lift_constants(model)
     _return_constants_by_identity(model)
     names.make_unique(model)
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop(_STACK_TRACE, None)
 
 
 def _inline_functions(model: ir.Model) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
+from graphopt.errors import GraphoptError
 from graphopt.ir import check, facts, shapes
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
@@ -117,6 +118,7 @@ class Pruner:
         self.choices: list[choose.Choice] = []
         self.times: dict[str, float] = {}
         self._others: list[tuple[ir.Node, float]] = []
+        self._slowest_first: bool | None = None
         if not groups:
             return
         self._memory = max(int(_SHARE_OF_MEMORY * context.memory), 1 << 26)
@@ -197,6 +199,7 @@ class Pruner:
     def for_target(self, context: Context) -> Pruner:
         """The same for another target whose kernels like the same widths: what layers cost there is measured anew."""
         self.context = context
+        self._slowest_first = None
         if self.choices:
             self._measure()
         return self
@@ -267,12 +270,25 @@ class Pruner:
             for choice in self.choices
         }
         capped = min(1.0, _CAP * _smallest(lambda share: 1 - self._left_alike(share) >= wanted))
+        sets = [
+            self._until_enough(wanted, choose.cheapest_first(self.choices, gain, capped, order))
+            for order in (per_work, None)
+        ]
+        if self._slowest_first is None:
+            # What kernels make of other widths is no matter of their multiplications alone.
+            self._slowest_first = sets[0] == sets[1] or self._milliseconds(sets[0]) <= self._milliseconds(
+                sets[1]
+            )
+        return sets[0 if self._slowest_first else 1]
+
+    def _until_enough(self, wanted: float, steps: Sequence[tuple[int, int]]) -> set[int]:
+        """The first of these steps that save enough multiplications, as far as they are needed for that."""
         counts, taken = [0] * len(self.choices), []
 
         def is_enough() -> bool:
             return 1 - self._left(choose.all_removed(self.choices, counts)) > wanted - _REACHED
 
-        for index, end in choose.cheapest_first(self.choices, gain, capped, per_work):
+        for index, end in steps:
             if is_enough():
                 break
             counts[index] = end
@@ -283,6 +299,18 @@ class Pruner:
             if not is_enough():
                 counts[index] += self.choices[index].step
         return choose.all_removed(self.choices, counts)
+
+    def _milliseconds(self, removed: set[int]) -> float:
+        """Of all kernels without some classes; infinite where that cannot be measured."""
+        if not self.context.runnable:
+            return float("inf")
+        spared = choose.spared(self.structure, self._ranking.scores, self.choices, removed)
+        model = cut(self.model, self.structure, spared)
+        try:
+            shapes.infer(model)
+            return sum(kernel.milliseconds for kernel in self.context.profile(model, "pruned"))
+        except GraphoptError:
+            return float("inf")
 
     def _saved(self, removed: Iterable[int], each: Mapping[str, float]) -> float:
         """Milliseconds that are saved without some classes: those of layers go with their multiplications, those of all

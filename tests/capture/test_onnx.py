@@ -70,6 +70,19 @@ def test_weights_are_shared_between_the_two_models() -> None:
         assert captured.model.graph.initializers[name].const_value is value.const_value
 
 
+def test_stack_traces_of_the_exporter_are_left_behind() -> None:
+    model = model_from_text(
+        "g (bool c, float[2] x) => (float[2] y) "
+        "{ y = If (c) <then_branch = t () => (a) { a = Relu(x) }, else_branch = e () => (b) { b = Abs(x) }> }"
+    )
+    for node in model.graph.all_nodes():
+        node.metadata_props.update({"pkg.torch.onnx.stack_trace": "File ...", "namespace": "Net"})
+    found = capture(model)
+    kept = [set(node.metadata_props) for node in found.model.graph.all_nodes()]
+    assert kept == [{"namespace"}] * 3
+    assert all(len(node.metadata_props) == 2 for node in found.original_model.graph.all_nodes())
+
+
 def test_the_original_keeps_its_form() -> None:
     captured = capture(
         proto_of(
