@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphopt import catalog
 from graphopt.bundle import Outcome, write_bundle
-from graphopt.compiler import Compilation, Progress, Request, parse_budget, parse_effort
+from graphopt.compiler import Compilation
 from graphopt.data.functions import transform_of
 from graphopt.data.interface import TensorSpec
 from graphopt.errors import UsageError
@@ -24,6 +24,7 @@ from graphopt.pipeline.spec import PassSpec, parse
 from graphopt.proposals import Budget
 from graphopt.quant.observe import parse_memory
 from graphopt.report import Report
+from graphopt.request import Progress, Request, parse_budget, parse_effort
 from graphopt.rewrite import Numerics
 from graphopt.runtime import LoadedModel, load
 from graphopt.target import Tunable, Tuning

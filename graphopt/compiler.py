@@ -12,9 +12,9 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,11 +32,11 @@ from graphopt.ir.hash import content_hash
 from graphopt.lineage import Lineage
 from graphopt.lossy import LossyPass
 from graphopt.pipeline.base import Pass
-from graphopt.pipeline.manager import Limits, Listener, PassManager, count_nodes
+from graphopt.pipeline.manager import Listener, PassManager, count_nodes
 from graphopt.pipeline.record import PassRecord, PassStatus
-from graphopt.pipeline.spec import PassSpec
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
 from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
+from graphopt.request import Progress, Request, Silent
 from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection, made_from
 from graphopt.storing import Storing
@@ -48,7 +48,7 @@ from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
-_WHOLE_SECONDS = 38.0
+_WHOLE_SECONDS = 35.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
 _LEAST_SEARCH_SECONDS = 20.0
 _SHARE_BESIDE_SEARCH = 0.5
@@ -57,76 +57,11 @@ _SECONDS_IN_FLOAT = 0.4
 """For comparing targets, to see which has the first turn of lossy passes."""
 _LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 3.0
 """For looking which constants may be stored in 8 bits, where not all may."""
-_UNTIL_STORED = 45.0
+_UNTIL_STORED = 42.0
 """Seconds of a compilation, after which the least of these is taken."""
 _UNSTEADY = 1.3
 """Upper over lower end of an interval, from which it says little."""
 _CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
-
-
-class Progress(Protocol):
-    """Told what a compilation is doing; the command line draws it."""
-
-    def stage(self, name: str, detail: str = "") -> None:
-        """A stage begins."""
-
-    def pass_started(self, name: str) -> None:
-        """A pass begins."""
-
-    def pass_ended(self, record: PassRecord, model: ir.Model) -> None:
-        """A pass has ended."""
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def stage(self, name: str, detail: str = "") -> None:
-        """Ignored."""
-
-    def pass_started(self, name: str) -> None:
-        """Ignored."""
-
-    def pass_ended(self, record: PassRecord, model: ir.Model) -> None:
-        """Ignored."""
-
-
-@dataclass
-class Request:
-    """What to compile and how; the arguments of :func:`graphopt.compile`.
-
-    Attributes:
-        model: A path or an object that :func:`graphopt.capture.capture` takes.
-        target: A target, or a group of targets.
-        arch: What to compile for, where that is not this machine.
-        database, device: Of tuned kernels; as for :func:`graphopt.catalog.targets_of`.
-        effort: Of tuning kernels before they are compiled; None takes them as they are known.
-        passes: Specifications and Python objects, in order.
-        measure_seconds: Time for measuring the forms.
-        budget: Of lossy passes; None stands for the default budget.
-        transform: Applied to each sample of the data.
-        verify_only: Run the passes and verification, but time nothing and write nothing.
-    """
-
-    model: Any
-    target: str = "cpu"
-    arch: str | None = None
-    database: Path | None = None
-    device: str = ""
-    effort: Effort | None = None
-    passes: Sequence[PassSpec | object] = (PassSpec("fuse"),)
-    example_inputs: Any = None
-    dynamic_shapes: Any = None
-    data: Any = None
-    input_shapes: Mapping[str, Sequence[int | None]] | None = None
-    seed: int = 0
-    threads: int = 0
-    measure_seconds: float = 3.0
-    time_forms: bool = True
-    budget: Budget | None = None
-    transform: Any = None
-    repro_dir: Path | None = None
-    limits: Limits = field(default_factory=Limits)
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Compilation:
@@ -814,39 +749,3 @@ def _file_size(captured: Captured) -> int:
     if captured.original is None:
         return 0
     return sum(file.stat().st_size for file in captured.files if file.exists())
-
-
-def parse_effort(text: str | float) -> Effort:
-    """How long to tune kernels: seconds or minutes as for :func:`parse_budget`, or ``"2000trials"``.
-
-    Raises:
-        UsageError: It is none of these.
-    """
-    if isinstance(text, str) and text.endswith("trials"):
-        try:
-            trials = int(text.removesuffix("trials"))
-        except ValueError:
-            trials = 0
-        if trials < 1:
-            raise UsageError(f"cannot read the effort {text!r}", hint="write 2000trials, or a time: 10m")
-        return Effort(trials=trials)
-    return Effort(seconds=parse_budget(text))
-
-
-def parse_budget(text: str | float) -> float:
-    """Seconds from ``90``, ``"90s"`` or ``"10m"``.
-
-    Raises:
-        UsageError: It is none of these.
-    """
-    if isinstance(text, int | float):
-        return float(text)
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"cannot read the budget {text!r}", hint="write seconds or minutes: 30s, 10m")
-    return seconds

@@ -27,6 +27,8 @@ from graphopt.quant.units import integer_nodes, units_of
 _WORK = 10 << 30
 """Work of calibrating by default, in bytes of activations."""
 _SECONDS = 10.0
+_SHARE_OF_LOOKING = 0.2
+"""Of the time that is left, for looking at samples."""
 _QUICK_SAMPLES = 8
 _MOST_OTHERS = 0.1
 """Share of products that may be another target's alone, for what prepares the graph to be taken over."""
@@ -94,7 +96,7 @@ class CalibrationOptions:
             rule=self.rules(kernels)[0], memory=context.memory, threads=context.threads,
             cache=None if quick else self.folder(default_folder()), known=known,
             work=0 if self.samples else _WORK,
-            seconds=math.inf if self.samples else min(_SECONDS, left / 3),
+            seconds=math.inf if self.samples else min(_SECONDS, _SHARE_OF_LOOKING * left),
             progress=lambda text: context.progress(f"calibrating, {text}"),
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("artifact", "report_html", "tune", "zoo"),
     ("runtime", "lineage"),
     ("selection", "proposals"),
-    ("bundle", "storing"),
+    ("bundle", "request", "storing"),
     ("compiler",),
     ("api",),
     ("cli",),

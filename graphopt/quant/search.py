@@ -47,7 +47,7 @@ _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
 _LEAST_NOISE = 1e-6
-_FOR_MARGIN = 0.15
+_FOR_MARGIN = 0.1
 """Of the time, that is taken besides where nothing holds with a margin so far."""
 _GRACE = 4.0
 """Seconds that the last judgement may take after the time is up."""

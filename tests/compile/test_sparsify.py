@@ -16,7 +16,7 @@ import pytest
 import graphopt
 from graphopt import catalog
 from graphopt.bundle import Outcome
-from graphopt.compiler import Compilation, Request
+from graphopt.compiler import Compilation
 from graphopt.data.dataset import Dataset
 from graphopt.data.interface import inputs_of
 from graphopt.errors import UsageError, VerificationError
@@ -28,6 +28,7 @@ from graphopt.pipeline.spec import parse
 from graphopt.proposals import Budget, evaluate
 from graphopt.prune.sparse import Pattern
 from graphopt.prune.structure import layers_of, separate
+from graphopt.request import Request
 from graphopt.testing import model_from_text
 from graphopt.verify.budget import find_metric
 

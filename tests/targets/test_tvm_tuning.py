@@ -26,10 +26,10 @@ pytest.importorskip("tvm_ffi")
 import graphopt
 from graphopt import api, artifact
 from graphopt.cli import main as cli
-from graphopt.compiler import parse_effort
 from graphopt.errors import GraphoptError, TargetError, UsageError
 from graphopt.models import builders
 from graphopt.processes import child_environment
+from graphopt.request import parse_effort
 from graphopt.target import Effort
 from graphopt.targets.tvm.lower.tiles import Tile, Vectors, tiles_of
 from graphopt.targets.tvm.tuning import session

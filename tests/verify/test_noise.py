@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from graphopt.testing import model_from_text
-from graphopt.verify.reference import Reference, _perturb, build_reference
+from graphopt.verify.noise import perturb
+from graphopt.verify.reference import Reference, build_reference
 
 
 def _reference(text: str, **weights: np.ndarray) -> Reference:
@@ -86,7 +87,7 @@ def test_a_count_that_comes_as_a_float_stays_itself() -> None:
 
 
 def test_a_moved_input_that_the_model_refuses_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphopt.verify.reference._PERTURBATIONS", 20)
+    monkeypatch.setattr("graphopt.verify.noise._PERTURBATIONS", 20)
     # Rounded it is 7, and 6 where it is moved down.
     edge = np.nextafter(np.float32(6.5), np.float32(7))
     reference = build_reference(_top(7, "Round(count)"), data=[_feeds(edge)] * 2)
@@ -96,7 +97,7 @@ def test_a_moved_input_that_the_model_refuses_says_nothing(monkeypatch: pytest.M
 @given(hnp.arrays(st.sampled_from((np.float16, np.float32, np.float64)), 9), st.integers(0, 99))
 @settings(deadline=None)
 def test_floats_move_to_a_neighbour_or_not_at_all(array: np.ndarray, seed: int) -> None:
-    moved = _perturb(array, np.random.default_rng(seed))
+    moved = perturb(array, np.random.default_rng(seed))
     assert moved.dtype == array.dtype
     with np.errstate(over="ignore"):
         up, down = (np.nextafter(array, side).astype(array.dtype) for side in (np.inf, -np.inf))
@@ -107,14 +108,14 @@ def test_floats_move_to_a_neighbour_or_not_at_all(array: np.ndarray, seed: int) 
 
 def test_half_of_the_floats_move() -> None:
     array = np.random.default_rng(0).standard_normal((100, 100)).astype(np.float32)
-    moved = _perturb(array, np.random.default_rng(1)) - array
+    moved = perturb(array, np.random.default_rng(1)) - array
     assert 0.48 < np.mean(moved != 0) < 0.52 and 0.48 < np.mean(moved[moved != 0] > 0) < 0.52
 
 
 @given(hnp.arrays(np.float32, 7, elements=st.integers(-(2**21), 2**21).map(float)), st.integers(0, 99))
 @settings(deadline=None)
 def test_whole_numbers_are_cast_to_what_they_were(array: np.ndarray, seed: int) -> None:
-    moved = _perturb(array, np.random.default_rng(seed))
+    moved = perturb(array, np.random.default_rng(seed))
     np.testing.assert_array_equal(np.trunc(moved), array)
     np.testing.assert_array_equal(np.rint(moved), array)
 
