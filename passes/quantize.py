@@ -173,7 +173,9 @@ class Quantize(LossyPass):
         assert nearest.judgement is not None
         return Proposal(
             details=details,
-            reason=f"no mix of int8 and float is within the budget; the nearest: {nearest.judgement.describe()}",
+            reason="no mix of int8 and float is within the budget"
+            + (" of those that there was time for (--tune gives more)" if found.hurried else "")
+            + f"; the nearest: {nearest.judgement.describe()}",
             warnings=warnings,
             best_effort=replace(self._candidate(nearest, found, search), judgement=nearest.judgement),
         )

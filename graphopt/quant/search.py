@@ -47,8 +47,8 @@ _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
 _LEAST_NOISE = 1e-6
-_FOR_MARGIN = 0.1
-"""Of the time, that is taken besides where nothing holds with a margin so far."""
+_FOR_MARGIN, _FOR_ANY = 0.1, 0.3
+"""Of the time, that is taken besides where nothing holds with a margin so far; where nothing holds at all."""
 _GRACE = 4.0
 """Seconds that the last judgement may take after the time is up."""
 _IMPROVING = 0.7
@@ -92,6 +92,7 @@ class Found:
         refused: Other nodes of their operators, with the reason.
         integer: Units that an integer kernel really formed for, with all on integers.
         interrupted: Whether it was stopped before its end.
+        hurried: Whether it ended because the time was up, with nothing that holds.
         fastest: Milliseconds of the fastest set, whether it holds or not.
         guessed: Whether there was no time to measure noise, and all units count alike.
         times: Milliseconds of sets that were measured as a whole: as predicted before, and as measured.
@@ -106,6 +107,7 @@ class Found:
     costs: Costs = field(default_factory=lambda: Costs({}, {}, {}))
     float_milliseconds: float = 0.0
     interrupted: bool = False
+    hurried: bool = False
     times: dict[frozenset[str], tuple[float, float]] = field(default_factory=dict)
     fastest: float = float("inf")
     guessed: bool = False
@@ -126,7 +128,7 @@ class Search:
         weights: Integer weights found by looking at data, in place of rounding to nearest.
         memory: What an earlier search of just this found, and where this one keeps what it finds.
         rival: Milliseconds of the fastest on another target; what takes much longer is not judged.
-        deadline: ``time.monotonic()`` at which it is to end; later only where nothing was found to hold.
+        deadline: ``time.monotonic()`` at which it is to end; somewhat later where nothing was found to hold.
     """
 
     model: ir.Model
@@ -145,12 +147,14 @@ class Search:
     found: Found = field(default_factory=Found, init=False)
     _late: float = field(default=float("inf"), init=False)
     _end: float = field(default=float("inf"), init=False)
+    _last_end: float = field(default=float("inf"), init=False)
 
     def run(self) -> Found:
         """Search; what was found so far is returned where the user stops it."""
         now = time.monotonic()
         left = max(self.deadline - now, 0.0)
-        self._late, self._end = now + _IMPROVING * left, self.deadline + _FOR_MARGIN * left
+        self._late = now + _IMPROVING * left
+        self._end, self._last_end = (self.deadline + more * left for more in (_FOR_MARGIN, _FOR_ANY))
         try:
             # What is too slow to be judged in time is left unjudged, and the search ends with what it has.
             with contextlib.suppress(TooSlowError):
@@ -200,12 +204,14 @@ class Search:
             best = self.found.best
             if self._may_stop():
                 break
+            if self._is_late() and self._holds_what_failed(chosen):
+                continue
             if self._time_of(chosen) <= (worth if best is None else best.milliseconds * (1 + _CLOSE)):
                 self._try(chosen)
         best = self.found.best
         if best is not None and self._is_clear() and (best.chosen == sets[0] or self._is_late()):
             return
-        if (best is not None or self.rival < float("inf")) and self._is_over():
+        if ((best is not None or self.rival < float("inf")) and self._is_over()) or self._gives_up():
             return
         noise = self._sweep()
         # Close to the fastest set what a unit adds in company counts, far from it what it adds alone.
@@ -226,12 +232,25 @@ class Search:
     def _may_stop(self) -> bool:
         """Whether the time is up, and nothing is known that would be faster than what holds here or elsewhere."""
         holds = self.found.best is not None or self.found.fastest >= self.rival
-        return holds and self._is_over()
+        return self._is_over() if holds else self._gives_up()
+
+    def _gives_up(self) -> bool:
+        """Whether the time for finding anything that holds is up."""
+        over = self.found.best is None and bool(self.found.points) and time.monotonic() > self._last_end
+        self.found.hurried = self.found.hurried or over
+        return over
 
     def _is_over(self) -> bool:
         """Whether the time is up; what holds without a margin is given some more."""
         unsure = self.found.best is not None and not self._is_clear() and self.rival == float("inf")
         return time.monotonic() > (self._end if unsure else self.deadline)
+
+    def _holds_what_failed(self, chosen: frozenset[str]) -> bool:
+        """Whether a set has all the units of one that was over the budget: their noise is hardly less in company."""
+        return any(
+            point.judgement is not None and not point.judgement.ok and point.chosen <= chosen
+            for point in self.found.points
+        )
 
     def _is_clear(self) -> bool:
         """Whether the best holds with a margin; else one that does is looked for, since the target rounds otherwise."""
@@ -399,6 +418,8 @@ class Search:
         for _ in range(_MOST_JUDGED):
             done = self._is_late() and (self._is_clear() or self.rival < float("inf"))
             if first >= last or done or (self.found.best is not None and self._is_over()):
+                return
+            if self._gives_up():
                 return
             if time.monotonic() > self.deadline:
                 # Nothing holds so far, or not with a margin: small sets first.

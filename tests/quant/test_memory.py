@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,31 @@ def test_a_search_whose_time_is_up_still_finds_what_holds(model: ir.Model, tmp_p
         other = search(model, tmp_path / f"{rival}", 0.5, calls)
         other.deadline, other.rival = 0.0, rival
         assert bool(other.run().points) == judged
+
+
+def test_where_nothing_holds_the_search_ends_soon_after_its_time(model: ir.Model, tmp_path: Path) -> None:
+    calls: list[str] = []
+    made = search(model, tmp_path, 1e-9, calls)
+    made.deadline = time.monotonic() + 1.0
+    judged = made.judge
+
+    def slowly(chosen: Any) -> Any:
+        time.sleep(0.5)
+        return judged(chosen)
+
+    made.judge = slowly  # type: ignore[method-assign]
+    started = time.monotonic()
+    found = made.run()
+    assert found.best is None and found.points and found.hurried
+    assert time.monotonic() - started < 1.3 + 3, "what was begun is ended, and one sweep of noise at most"
+    unhurried = search(model, tmp_path / "b", 1e-9, []).run()
+    assert unhurried.best is None and not unhurried.hurried
+    assert len(unhurried.points) > len(found.points)
+
+
+def test_what_holds_a_set_that_failed_is_not_tried_late(model: ir.Model, tmp_path: Path) -> None:
+    made = search(model, tmp_path, 1e-9, [])
+    made.deadline = time.monotonic()
+    found = made.run()
+    tried = [point.chosen for point in found.points]
+    assert not any(small <= large for place, large in enumerate(tried) for small in tried[:place])
