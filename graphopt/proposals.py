@@ -52,6 +52,8 @@ _SHARE_OF_FIRST = 0.6
 _SHARE_OF_AHEAD = 0.95
 """Of the time, for the first of several targets; and for one that is far ahead."""
 _FAR = 1.5
+_FOR_ANY = 0.3
+"""Of a pass's time, that it has besides as long as nothing holds."""
 _GAIN_OF_SUITED = 2.0
 """What kernels that suit a model gain beside what others gain by the same pass (``benchmarks/quantize.py``)."""
 
@@ -328,6 +330,13 @@ class Proposals:
                 hint="raise --max-drop, give more or better --data, or take the nearest with --best-effort",
             )
 
+    def _limit(self, deadline: float) -> float:
+        """Until when a pass may go on as long as nothing holds: for what the targets after it would have, or a little."""
+        if self._fastest < float("inf"):
+            return deadline
+        left = max(deadline - time.monotonic(), 0.0)
+        return max(deadline + _FOR_ANY * left, self._deadline)
+
     def _run(
         self,
         pass_: LossyPass,
@@ -382,7 +391,7 @@ class Proposals:
             memory=self.budget.memory,
             width=target.channel_multiple() if isinstance(target, Aligned) else 1,
             deadline=deadline,
-            limit=max(deadline, self._deadline) if self._fastest == float("inf") else deadline,
+            limit=self._limit(deadline),
             progress=lambda text: self.progress(f"{pass_.name} for {target.name}", text),
             weights=kept[-1].weights,
             rival=self._fastest,

@@ -16,7 +16,7 @@ import pytest
 import graphopt
 from graphopt.errors import TargetError
 from graphopt.testing import model_from_text
-from graphopt.verify import apart, reference, rehearsal
+from graphopt.verify import apart, noise, rehearsal
 from graphopt.verify.apart import ApartSession
 from graphopt.verify.reference import build_reference
 
@@ -93,7 +93,7 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(apart, "_CHILD", "hangs")
-    monkeypatch.setattr(reference, "_OPTIMIZED_SECONDS", 0.5)
+    monkeypatch.setattr(noise, "_OPTIMIZED_SECONDS", 0.5)
     monkeypatch.setattr(rehearsal, "_SECONDS", 0.5)
     sizes, warning = build_reference(product(), data=[feeds(0)]).warnings
     assert "verified with N = 3 only" in sizes
@@ -105,7 +105,7 @@ def test_the_optimised_run_is_part_of_the_noise(monkeypatch: pytest.MonkeyPatch)
         def outputs(self, timeout: float) -> list[dict[str, np.ndarray]]:
             return [{"y": one["y"] + 7} for one in super().outputs(timeout)]
 
-    monkeypatch.setattr(reference, "ApartSession", Shifted)
+    monkeypatch.setattr(noise, "ApartSession", Shifted)
     made = build_reference(product())
     assert len(made.warnings) == 1 and "'y' by" in made.warnings[0] and "optimisations" in made.warnings[0]
     assert all(trial.noise["y"].min() > 6 for trial in made.trials)
