@@ -331,7 +331,7 @@ class Proposals:
             )
 
     def _limit(self, deadline: float) -> float:
-        """Until when a pass may go on as long as nothing holds: for what the targets after it would have, or a little."""
+        """Until when a pass may go on as long as nothing holds: what the targets after it would have, or a little."""
         if self._fastest < float("inf"):
             return deadline
         left = max(deadline - time.monotonic(), 0.0)
