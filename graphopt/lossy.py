@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -82,18 +82,15 @@ class Context:
     candidates: tuple[Candidate, ...] = ()
     as_it_runs: Callable[[ir.Model], AbstractContextManager[Run]] | None = None
 
-    @contextlib.contextmanager
-    def running(self, model: ir.Model) -> Iterator[Run]:
+    def running(self, model: ir.Model) -> AbstractContextManager[Run]:
         """Runs a graph as the target does, or as near to it as there is time for in a search.
 
         Raises:
             TargetError: It does not load.
         """
-        if self.as_it_runs is None:
-            yield Session(self.legalize(model), optimize="all", threads=self.threads).run
-            return
-        with self.as_it_runs(model) as run:
-            yield run
+        if self.as_it_runs is not None:
+            return self.as_it_runs(model)
+        return contextlib.nullcontext(Session(self.legalize(model), optimize="all", threads=self.threads).run)
 
     def judged(self, model: ir.Model) -> Judgement | None:
         """What a graph loses on the held-out samples, legalised and in ONNX Runtime; None where it does not run."""

@@ -25,6 +25,7 @@ from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.quant.attribution import attribute
 from graphopt.quant.observe import MEMORY
+from graphopt.quant.search import FOR_ANY
 from graphopt.quant.storage import Storage, Stored, stored
 from graphopt.rewrite import Numerics
 from graphopt.target import Aligned, Probe, Quick, Target, Widening
@@ -52,8 +53,6 @@ _SHARE_OF_FIRST = 0.6
 _SHARE_OF_AHEAD = 0.95
 """Of the time, for the first of several targets; and for one that is far ahead."""
 _FAR = 1.5
-_FOR_ANY = 0.3
-"""Of a pass's time, that it has besides as long as nothing holds."""
 _GAIN_OF_SUITED = 2.0
 """What kernels that suit a model gain beside what others gain by the same pass (``benchmarks/quantize.py``)."""
 
@@ -335,7 +334,7 @@ class Proposals:
         if self._fastest < float("inf"):
             return deadline
         left = max(deadline - time.monotonic(), 0.0)
-        return max(deadline + _FOR_ANY * left, self._deadline)
+        return max(deadline + FOR_ANY * left, self._deadline)
 
     def _run(
         self,
@@ -350,31 +349,29 @@ class Proposals:
     ) -> Proposal:
         numbers = itertools.count()
 
-        def profile(graph: ir.Model, label: str) -> Sequence[Kernel]:
-            place = folder / f"profile-{next(numbers)}"
+        @contextlib.contextmanager
+        def emitted(legal: ir.Model, label: str) -> Iterator[Form]:
+            place = folder / f"tried-{next(numbers)}"
             place.mkdir(parents=True)
             try:
-                legal = legalize(graph)
                 config = target.emit(legal, place, target.variants(legal, None)[0])
-                form = Form(label, target.name, place, config)
-                return kernels_of(form, self.evaluation.feeds[0], threads=self.threads)
+                yield Form(label, target.name, place, config)
             finally:
                 shutil.rmtree(place, ignore_errors=True)
 
+        def profile(graph: ir.Model, label: str) -> Sequence[Kernel]:
+            with emitted(legalize(graph), label) as form:
+                return kernels_of(form, self.evaluation.feeds[0], threads=self.threads)
+
         @contextlib.contextmanager
         def as_it_runs(graph: ir.Model) -> Iterator[Run]:
-            place = folder / f"judged-{next(numbers)}"
-            place.mkdir(parents=True)
-            try:
-                legal, _ = self._halved(legalize(graph), target)
-                form = Form(
-                    "judged", target.name, place, target.emit(legal, place, target.variants(legal, None)[0])
-                )
-                with contextlib.closing(Worker(form, None, self.threads)) as worker:
-                    worker.wait_ready()
-                    yield worker.outputs
-            finally:
-                shutil.rmtree(place, ignore_errors=True)
+            legal, _ = self._halved(legalize(graph), target)
+            with (
+                emitted(legal, "judged") as form,
+                contextlib.closing(Worker(form, None, self.threads)) as worker,
+            ):
+                worker.wait_ready()
+                yield worker.outputs
 
         runnable = target.probe().runnable
         context = Context(

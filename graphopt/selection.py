@@ -135,7 +135,7 @@ class Selection:
             if form.label in self.judgements:
                 timing.note += f"; on the CPU {self.judgements[form.label].describe()}"
             return timing
-        rehearsal = FormTiming(form.label, size=artifact.size_of(form.folder))
+        rehearsal = FormTiming(form.label)
         self._verify_here(stand_in.form, rehearsal)
         self.bench.drop(stand_in.form)
         if rehearsal.verified:

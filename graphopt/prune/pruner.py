@@ -270,16 +270,17 @@ class Pruner:
             for choice in self.choices
         }
         capped = min(1.0, _CAP * _smallest(lambda share: 1 - self._left_alike(share) >= wanted))
-        sets = [
-            self._until_enough(wanted, choose.cheapest_first(self.choices, gain, capped, order))
-            for order in (per_work, None)
-        ]
+
+        def removed(slowest_first: bool) -> set[int]:
+            order = per_work if slowest_first else None
+            return self._until_enough(wanted, choose.cheapest_first(self.choices, gain, capped, order))
+
         if self._slowest_first is None:
             # What kernels make of other widths is no matter of their multiplications alone.
-            self._slowest_first = sets[0] == sets[1] or self._milliseconds(sets[0]) <= self._milliseconds(
-                sets[1]
-            )
-        return sets[0 if self._slowest_first else 1]
+            slowest, plain = removed(True), removed(False)
+            self._slowest_first = slowest == plain or self._milliseconds(slowest) <= self._milliseconds(plain)
+            return slowest if self._slowest_first else plain
+        return removed(self._slowest_first)
 
     def _until_enough(self, wanted: float, steps: Sequence[tuple[int, int]]) -> set[int]:
         """The first of these steps that save enough multiplications, as far as they are needed for that."""
@@ -326,8 +327,7 @@ class Pruner:
 
     def _work(self, choice: choose.Choice) -> float:
         """Multiplications that go with all units of a group."""
-        removed = choice.removed(len(choice.units))
-        return self._whole - sum(choose.macs(self.structure, self.places, removed).values())
+        return self._whole * (1 - self._left(choice.removed(len(choice.units))))
 
     def _share(self, macs: float) -> float:
         """The share of every group that saves so many multiplications, with the widths that kernels like."""

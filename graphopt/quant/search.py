@@ -47,7 +47,7 @@ _MOST_JUDGED = 9
 _PRICES = 40
 _SMALL = 1e-9
 _LEAST_NOISE = 1e-6
-_FOR_MARGIN, _FOR_ANY = 0.1, 0.3
+_FOR_MARGIN, FOR_ANY = 0.1, 0.3
 """Of the time, that is taken besides where nothing holds with a margin so far; where nothing holds at all."""
 _GRACE = 4.0
 """Seconds that the last judgement may take after the time is up."""
@@ -154,7 +154,7 @@ class Search:
         now = time.monotonic()
         left = max(self.deadline - now, 0.0)
         self._late = now + _IMPROVING * left
-        self._end, self._last_end = (self.deadline + more * left for more in (_FOR_MARGIN, _FOR_ANY))
+        self._end, self._last_end = (self.deadline + more * left for more in (_FOR_MARGIN, FOR_ANY))
         try:
             # What is too slow to be judged in time is left unjudged, and the search ends with what it has.
             with contextlib.suppress(TooSlowError):
@@ -182,7 +182,7 @@ class Search:
             with self.running(self.quantized(chosen)) as run:
                 return self.evaluation.judge_while_hopeful(run, deadline)
         except TargetError:
-            return self.evaluation.failed
+            return self.evaluation.unusable()
 
     def _run(self) -> None:
         self.found.units, self.found.refused = usable_units(
@@ -417,9 +417,7 @@ class Search:
         first, last = 0, len(distinct)
         for _ in range(_MOST_JUDGED):
             done = self._is_late() and (self._is_clear() or self.rival < float("inf"))
-            if first >= last or done or (self.found.best is not None and self._is_over()):
-                return
-            if self._gives_up():
+            if first >= last or done or (self.found.best is not None and self._is_over()) or self._gives_up():
                 return
             if time.monotonic() > self.deadline:
                 # Nothing holds so far, or not with a margin: small sets first.

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from graphopt.data.interface import Feeds, load_feeds, save_feeds
+from graphopt.data.interface import Feeds, receive_feeds, send_feeds
 from graphopt.errors import GraphoptError, TargetError
 from graphopt.machine import Form, Inspectable, Kernel
 from graphopt.processes import SilentError, run_once
@@ -23,8 +23,8 @@ def kernels_of(form: Form, feeds: Feeds, *, threads: int = 0, runs: int = 10) ->
         TargetError: It does not load or run, or its target cannot tell.
     """
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        inputs, result = Path(folder) / "feeds.npz", Path(folder) / "kernels.json"
-        save_feeds(inputs, feeds)
+        inputs, result = Path(folder) / "feeds", Path(folder) / "kernels.json"
+        send_feeds(inputs, feeds)
         request = {
             "target": form.target,
             "folder": str(form.folder.resolve()),
@@ -58,7 +58,7 @@ def main() -> None:
     found = runtime.kernels(
         Path(request["folder"]),
         request["config"],
-        load_feeds(Path(request["feeds"])),
+        receive_feeds(Path(request["feeds"])),
         threads=request["threads"],
         runs=request["runs"],
     )

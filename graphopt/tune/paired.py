@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.data.interface import Feeds, receive_feeds, save_feeds, send_feeds
+from graphopt.data.interface import Feeds, receive_feeds, send_feeds
 from graphopt.errors import ProcessLostError, TargetError
 from graphopt.machine import Form
 from graphopt.processes import Child, SilentError, last_words
@@ -168,8 +168,8 @@ class Bench:
 
     def __init__(self, feeds: Feeds, *, threads: int = 0, most_loaded: int = 8) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="graphopt-")
-        self._feeds = Path(self._folder.name) / "feeds.npz"
-        save_feeds(self._feeds, feeds)
+        self._feeds = Path(self._folder.name) / "feeds"
+        send_feeds(self._feeds, feeds)
         self._threads = threads
         self._most_loaded = max(1, most_loaded)
         self._workers: dict[str, Worker] = {}

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from graphopt.data.interface import Feeds, load_feeds, receive_feeds, send_feeds
+from graphopt.data.interface import Feeds, receive_feeds, send_feeds
 from graphopt.errors import GraphoptError
 from graphopt.processes import answers, end_with_parent
 
@@ -47,7 +47,7 @@ def _load(request: dict[str, Any]) -> tuple[Any, Feeds]:
 
     runtime = catalog.runtime(request["target"])
     executable = runtime.load(Path(request["folder"]), request["config"], threads=request["threads"])
-    return executable, load_feeds(Path(request["feeds"])) if request["feeds"] else {}
+    return executable, receive_feeds(Path(request["feeds"])) if request["feeds"] else {}
 
 
 def _time(executable: Any, feeds: Feeds, count: int, seconds: float) -> list[float]:

@@ -367,10 +367,9 @@ class Evaluation:
         )
         return rows * self.allowed < 1
 
-    @property
-    def failed(self) -> Judgement:
-        """Of what does not run."""
-        return Judgement(float("nan"), self.original, float("inf"), self.allowed, float("-inf"))
+    def unusable(self, decibels: float = float("-inf")) -> Judgement:
+        """Of outputs that cannot be scored, or of none at all."""
+        return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
 
     def judge_while_hopeful(self, run: Callable[[Feeds], Feeds], deadline: float = float("inf")) -> Judgement:
         """As :meth:`judge`; a model that has no chance on some samples is not run on the others.
@@ -387,7 +386,7 @@ class Evaluation:
         seconds = (time.monotonic() - started) / len(outputs)
         decibels = self._decibels(list(outputs), list(outputs.values()))
         if decibels < HOPELESS_DECIBELS:
-            return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
+            return self.unusable(decibels)
         if len(outputs) < len(self.feeds):
             some = self._on_some(outputs)
             if some is not None:
@@ -425,7 +424,7 @@ class Evaluation:
         """
         decibels = self._decibels(range(len(self.feeds)), outputs)
         if not all(_is_finite(got, wanted) for got, wanted in zip(outputs, self.references, strict=True)):
-            return Judgement(float("nan"), self.original, float("inf"), self.allowed, decibels)
+            return self.unusable(decibels)
         value = self.metric.score(outputs, self.references, self.labels)
         drop = float((self.original - value) / (abs(self.original) or 1.0))
         error = self._error(outputs) if with_error and self.metric.counts and drop <= self.allowed else 0.0

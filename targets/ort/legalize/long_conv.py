@@ -102,19 +102,14 @@ class LegalizeLongConv(Rewrite):
         def reshape(value: ir.Value, *dims: int) -> ir.Value:
             return build.op("Reshape", value, np.array(dims, dtype=np.int64))
 
-        def spectrum_of(weight: facts.Array) -> ir.Value:
-            lines = np.ascontiguousarray(weight.transpose(2, 1, 0)).reshape(line.kernel, -1)
-            kernel = reshape(
-                build.op("MatMul", of_kernel, lines, dtype=ir.DataType.FLOAT), 2, count, channels, -1
-            )
-            return reshape(
-                build.op("Transpose", kernel, perm=[1, 2, 0, 3]), count, channels, 2 * out_channels
-            )
-
+        lines = np.ascontiguousarray(weight.transpose(2, 1, 0)).reshape(line.kernel, -1)
+        kernel = build.op("MatMul", of_kernel, lines, dtype=ir.DataType.FLOAT)
+        kernel = build.op("Transpose", reshape(kernel, 2, count, channels, -1), perm=[1, 2, 0, 3])
+        kernel = reshape(kernel, count, channels, 2 * out_channels)
         signal = build.op("Transpose", reshape(x, 0, channels, line.length), perm=[0, 2, 1])
         spectrum = build.op("MatMul", forward, signal, dtype=ir.DataType.FLOAT)
         parts = build.op("Transpose", reshape(spectrum, 0, 2, count, channels), perm=[2, 1, 0, 3])
-        product = build.op("MatMul", reshape(parts, count, -1, channels), spectrum_of(weight))
+        product = build.op("MatMul", reshape(parts, count, -1, channels), kernel)
         product = reshape(product, count, 2, -1, 2, out_channels)
         product = reshape(build.op("Transpose", product, perm=[2, 0, 1, 3, 4]), -1, 4 * count, out_channels)
         result = build.op("MatMul", inverse, product, dtype=ir.DataType.FLOAT)
