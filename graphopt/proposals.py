@@ -323,10 +323,13 @@ class Proposals:
             VerificationError: Says what came nearest.
         """
         if not kept and self._over_budget:
+            data = "give more or better --data"
+            if self.budget.synthetic:
+                data = "give real inputs with --data (a model may make little of made-up ones)"
             raise VerificationError(
                 f"the budget of {percent(self.budget.max_drop)} ({self.budget.metric.name}) cannot be kept: "
                 + "; ".join(self._over_budget),
-                hint="raise --max-drop, give more or better --data, or take the nearest with --best-effort",
+                hint=f"{data}, raise --max-drop, or take the nearest with --best-effort",
             )
 
     def _limit(self, deadline: float) -> float:
@@ -473,7 +476,7 @@ def dataset_for(
     Args:
         source: The user's; None where there are none.
         model: Whose inputs they are.
-        reference: Whose sizes made-up inputs take.
+        reference: Whose sizes and grain made-up inputs take.
         metric: By which they are judged; one that counts wants more of them held out.
         synthetic: Whether made-up inputs may stand in for data.
         transform: Applied to each entry of the source.
@@ -492,7 +495,10 @@ def dataset_for(
             hint="give some with --data, or accept made-up inputs with --synthetic-calibration",
         )
     sizes = {} if reference is None else reference.trials[0].sizes
-    made: list[Feeds] = [feeds_for(model, sizes, seed + 100 + index) for index in range(_SYNTHETIC)]
+    grain = 1 if reference is None else reference.grain
+    made: list[Feeds] = [
+        feeds_for(model, sizes, seed + 100 + index, grain=grain) for index in range(_SYNTHETIC)
+    ]
     return Dataset(made, specs, optional=optional, held_out=held_out)
 
 

@@ -7,7 +7,7 @@ knob of the target is taken only where its gain is beyond doubt.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -251,22 +251,10 @@ class Selection:
         if not racing and self._may_choose(original):
             racing = timings[:1]
         choosable = racing or choosable
+        found = self._looked_at_again(timings, {timing.form.label for timing in choosable})
+        timings = [found[timing.form.label] for timing in timings]
+        choosable = [found[timing.form.label] for timing in choosable]
         best = max(choosable, key=lambda timing: timing.speedup)
-        picked = len(choosable) > 1 or best.low < 1 <= best.speedup
-        if picked and best.form is not original and abs(best.speedup - 1) < 3 * _TIE:
-            # Close to a tie, where chance may have decided: look again, at these two alone, before saying that it is no
-            # slower.
-            again = self._time([original, best.form], share=_SECOND_SHARE)
-            timings = [
-                again[0],
-                *(timing for timing in timings[1:] if timing.form is not best.form),
-                again[1],
-            ]
-            best = again[1]
-        settled = self._in_other_processes(original, best)
-        timings = [settled if timing is best else timing for timing in timings]
-        choosable = [settled if timing is best else timing for timing in choosable]
-        best = settled
         for timing in timings:
             self._enter(timing)
         if best.form.label in self.judgements:
@@ -313,6 +301,29 @@ class Selection:
             self._enter(Timing(form, ratio.milliseconds, *scaled, ratio.rounds))
         entry.note += f"; {'as fast as' if held else 'slower than'} {chosen.label!r}: {ratio.describe()}"
         return held
+
+    def _looked_at_again(self, timings: Sequence[Timing], racing: Set[str]) -> dict[str, Timing]:
+        """Timings by label, until what is ahead has been looked at again wherever chance may have put it there: a run
+        close to a tie with the original, a short run. What falls behind by that leaves its place to the next.
+
+        Args:
+            timings: The original's first.
+            racing: Labels of the forms that one is chosen of.
+        """
+        found = {timing.form.label: timing for timing in timings}
+        original = timings[0].form
+        looked: set[str] = set()
+        while True:
+            best = max((found[label] for label in racing), key=lambda timing: timing.speedup)
+            label = best.form.label
+            if best.form is original or label in looked:
+                return found
+            looked.add(label)
+            picked = len(racing) > 1 or best.low < 1 <= best.speedup
+            if picked and abs(best.speedup - 1) < 3 * _TIE:
+                # Before saying that it is no slower: these two alone.
+                found[original.label], found[label] = self._time([original, best.form], share=_SECOND_SHARE)
+            found[label] = self._in_other_processes(original, found[label])
 
     def _in_other_processes(self, original: Form, best: Timing) -> Timing:
         """A timing of a short run, measured once more by new processes, or by three where two do not agree.

@@ -36,6 +36,10 @@ _KEEPS_VALUES = frozenset(
 )
 _MOST_VISITED = 400
 _SEQUENCE_LENGTH = 3
+GRAINS = (1, 8, 16)
+"""Sizes of the patches that made-up floats are alike in, in the order in which they are tried: a detector may make
+nothing of noise that has no edges longer than an element."""
+_LEAST_PATCHES = 4
 _BATCH_NAMES = ("batch", "n", "b", "bs")
 
 
@@ -93,11 +97,12 @@ def _one_hot_depth(constant: Array | None) -> int | None:
 
 
 def array_for(
-    value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, *, plain: bool = False
+    value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, *, plain: bool = False, grain: int = 1
 ) -> Array:
     """A made-up array for one input.
 
     Args:
+        grain: Of floats: how many neighbours are alike, along each axis but the first that holds several such patches.
         plain: Take zeros for integers and ones for everything else, where random values are not accepted.
     """
     dtype = value.dtype
@@ -123,15 +128,33 @@ def array_for(
         return np.asarray(rng.integers(0, found.upper or 2, shape), dtype=numpy_dtype)
     if plain:
         return np.ones(shape, numpy_dtype)
-    return np.asarray(rng.standard_normal(shape)).astype(numpy_dtype)
+    return _patches(shape, rng, grain).astype(numpy_dtype)
+
+
+def _patches(shape: tuple[int, ...], rng: np.random.Generator, grain: int) -> Array:
+    """Normal numbers, alike in patches of ``grain`` elements along the axes that are long enough."""
+    patched = [axis > 0 and size >= _LEAST_PATCHES * grain for axis, size in enumerate(shape)]
+    coarse = [-(-size // grain) if long else size for size, long in zip(shape, patched, strict=True)]
+    array = np.asarray(rng.standard_normal(coarse))
+    if grain > 1:
+        for axis in (axis for axis, long in enumerate(patched) if long):
+            array = np.take(array, np.arange(shape[axis]) // grain, axis=axis)
+    return array
 
 
 def feeds_for(
-    model: ir.Model, sizes: Mapping[str, int], seed: int, *, plain: bool = False, edge: bool = False
+    model: ir.Model,
+    sizes: Mapping[str, int],
+    seed: int,
+    *,
+    plain: bool = False,
+    edge: bool = False,
+    grain: int = 1,
 ) -> Feeds:
     """One set of inputs.
 
     Args:
+        grain: As for :func:`array_for`.
         edge: Let the first row of what looks like a mask be zero throughout (a sample that is all padding), a case in
             which fused attention easily differs from what it stands for.
         sizes: Size of each dynamic dimension, by :func:`dimension_key`.
@@ -147,7 +170,7 @@ def feeds_for(
             dim if isinstance(dim, int) else sizes[dimension_key(value.name, axis, dim)]
             for axis, dim in enumerate(spec_of(value).dims or ())
         )
-        array = array_for(value, shape, rng, plain=plain)
+        array = array_for(value, shape, rng, plain=plain, grain=grain)
         if edge and array.ndim >= 2 and _looks_like_mask(value):
             array[0] = 0
         if isinstance(value.type, ir.SequenceType):

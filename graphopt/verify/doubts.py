@@ -36,6 +36,25 @@ def silent_outputs(trials: Sequence[Trial]) -> tuple[str, ...]:
     )
 
 
+def count_doubtful(trials: Sequence[Trial], random: frozenset[str], *, wild: bool = True) -> int:
+    """How many float outputs of how many trials are zeros, or moved far by last digits: none where inputs suit a model.
+
+    Args:
+        wild: Whether what is moved far counts; not of a model that rounds on purpose.
+    """
+    return sum(
+        not np.any(array) or (wild and _moved_share(trial, name) > _WILD)
+        for trial in trials
+        for name, array in trial.outputs.items()
+        if name not in random and is_floating(array) and isinstance(array, np.ndarray) and array.size
+    )
+
+
+def _moved_share(trial: Trial, name: str) -> float:
+    """How far last digits move an output, as a share of its largest value."""
+    return float(np.max(trial.noise.get(name, 0.0))) / max(largest(trial.outputs[name]), 1e-30)
+
+
 def deaf_outputs(trials: Sequence[Trial], random: frozenset[str]) -> tuple[str, ...]:
     """A warning where equally valid runs differ in nothing, so that an error upstream need not show either."""
     floats = [
@@ -57,7 +76,7 @@ def deaf_outputs(trials: Sequence[Trial], random: frozenset[str]) -> tuple[str, 
 def wild_outputs(trials: Sequence[Trial], random: frozenset[str]) -> tuple[str, ...]:
     """A warning of outputs that last digits move much; of a model in which nothing rounds on purpose."""
     shares = {
-        name: float(np.max(trial.noise[name])) / max(largest(array), 1e-30)
+        name: _moved_share(trial, name)
         for trial in trials
         for name, array in trial.outputs.items()
         if name not in random and is_floating(array) and np.any(array) and name in trial.noise
@@ -93,4 +112,4 @@ def unlike_outputs(trials: Sequence[Trial], optimized: Sequence[Feeds]) -> tuple
     )
 
 
-__all__ = ["deaf_outputs", "silent_outputs", "unlike_outputs", "wild_outputs"]
+__all__ = ["count_doubtful", "deaf_outputs", "silent_outputs", "unlike_outputs", "wild_outputs"]

@@ -26,15 +26,15 @@ from graphopt.data.interface import (
     is_static,
     optional_inputs_of,
 )
-from graphopt.data.synthesize import feeds_for, resized, size_candidates, sizes_of
+from graphopt.data.synthesize import GRAINS, feeds_for, resized, size_candidates, sizes_of
 from graphopt.errors import DataError, ProcessLostError, TargetError, UnsupportedModelError
 from graphopt.ir import facts
 from graphopt.verify.compare import Comparison, compare, deviation
-from graphopt.verify.doubts import deaf_outputs, silent_outputs, wild_outputs
+from graphopt.verify.doubts import count_doubtful, deaf_outputs, silent_outputs, wild_outputs
 from graphopt.verify.noise import MOVED_TYPES, measure_noise, packs, rounds
 from graphopt.verify.rehearsal import Rehearsal
 from graphopt.verify.session import Session
-from graphopt.verify.trial import Trial
+from graphopt.verify.trial import Trial, is_floating
 
 _MOST_TRIALS = 8
 _LEAST_TRIALS = 2
@@ -78,12 +78,16 @@ class Reference:
         random_outputs: Outputs that differ between two runs of the same session; they cannot be compared.
         scales: Range of the function that makes an output, where it is bounded.
         warnings: What the user should know about how the noise floor was measured.
+        grain: Of made-up floats (:data:`graphopt.data.synthesize.GRAINS`).
+        doubtful: Outputs, over all trials, that hold nothing but zeros or that last digits move far.
     """
 
     trials: list[Trial]
     random_outputs: frozenset[str] = frozenset()
     scales: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    grain: int = 1
+    doubtful: int = 0
 
     @property
     def synthetic(self) -> bool:
@@ -198,7 +202,8 @@ def build_reference(
     Args:
         model: The original, as given.
         interface: Its inputs as specialised and inferred, for making up inputs; by default those of ``model``.
-        data: Samples of the user's; made-up inputs where None. The first eight are used for comparison, fewer
+        data: Samples of the user's; made-up inputs where None, of another grain where the
+            original makes nothing but zeros or rounding of the first. The first eight are used for comparison, fewer
             of a model that is slow to run. Dynamic dimensions that all of them have one size of get another one too.
         example: Inputs that the model runs with, for where it takes nothing that is made up.
         seed: Of made-up inputs and perturbations.
@@ -219,20 +224,46 @@ def build_reference(
     interface = interface or model
     # Floats of the sizes that the model states are safe; sizes and integers that were made up may be anything.
     risky = packs(model) and not (is_static(interface) and _takes_floats_only(interface))
-    warnings: tuple[str, ...] = ()
+
+    def assessed(found: list[Trial], warnings: tuple[str, ...] = (), grain: int = 1) -> Reference:
+        return _assessed(model, session, found, warnings, grain, seed, progress)
+
     with Rehearsal(model if risky else None, seed=seed) as rehearsal:
-        found: list[Trial] = []
+
+        def made_up(grain: int) -> list[Trial]:
+            return list(_synthetic_trials(interface, session, rehearsal, trials, seed, grain))
+
         if data is None:
             try:
-                found = list(_synthetic_trials(interface, session, rehearsal, trials, seed))
+                found = made_up(GRAINS[0])
             except DataError:
                 if not example:
                     raise
                 data = [example]
-        if data is not None:
-            found = list(_real_trials(data, session))
-            found += _resized_trials(found, inputs_of(interface), session, rehearsal)
-            warnings = _untried_sizes(found, inputs_of(interface))
+            else:
+                reference = assessed(found)
+                for grain in GRAINS[1:] if _has_floats(found) else ():
+                    if not reference.doubtful:
+                        break
+                    with contextlib.suppress(DataError):
+                        other = assessed(made_up(grain), grain=grain)
+                        reference = min(reference, other, key=lambda one: one.doubtful)
+                return reference
+        found = list(_real_trials(data, session))
+        found += _resized_trials(found, inputs_of(interface), session, rehearsal)
+        return assessed(found, _untried_sizes(found, inputs_of(interface)))
+
+
+def _assessed(
+    model: ir.Model,
+    session: Session,
+    found: list[Trial],
+    warnings: tuple[str, ...],
+    grain: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> Reference:
+    """The reference of these trials, with their noise, and what is to be said of them."""
     random_outputs = frozenset(
         name
         for trial in found[:1]
@@ -245,7 +276,13 @@ def build_reference(
     warnings += measured or deaf_outputs(found, random_outputs)
     if not measured and not _rounds_on_purpose(model):
         warnings += wild_outputs(found, random_outputs)
-    return Reference(found, random_outputs, bounded_outputs(model), warnings)
+    doubtful = count_doubtful(found, random_outputs, wild=not _rounds_on_purpose(model))
+    return Reference(found, random_outputs, bounded_outputs(model), warnings, grain, doubtful)
+
+
+def _has_floats(trials: Sequence[Trial]) -> bool:
+    """Whether the inputs hold floats, which have a grain, of more than one dimension."""
+    return any(is_floating(array) and np.ndim(array) > 1 for array in trials[0].feeds.values())
 
 
 def _real_trials(data: Iterable[Feeds], session: Session) -> Iterator[Trial]:
@@ -305,7 +342,7 @@ def _untried_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> tupl
 
 
 def _synthetic_trials(
-    model: ir.Model, session: Session, rehearsal: Rehearsal, wanted: int, seed: int
+    model: ir.Model, session: Session, rehearsal: Rehearsal, wanted: int, seed: int, grain: int
 ) -> Iterator[Trial]:
     found = 0
     failure: TargetError | None = None
@@ -316,7 +353,7 @@ def _synthetic_trials(
     for plain in (False, True):
         for index in range(wanted) if static else range(len(rounds)):
             sizes = rounds[0 if static else index]
-            feeds = feeds_for(model, sizes, seed + index, plain=plain, edge=found > 0)
+            feeds = feeds_for(model, sizes, seed + index, plain=plain, edge=found > 0, grain=grain)
             try:
                 check_feeds(feeds, specs, optional=optional)
                 rehearsal.check(feeds)

@@ -140,6 +140,20 @@ def test_a_short_run_is_measured_by_other_processes_too(rounds: list[float], fou
     assert chosen == "optimized"
 
 
+def test_a_short_run_that_falls_behind_by_that_leaves_its_place_to_the_next() -> None:
+    """The one that chance favoured is ahead first: what other processes say of it is compared with the others anew."""
+    chosen, report, bench = choose(
+        {ORIGINAL: 1.0, "lucky": 1.9, "fast": 1.5, "faster": 1.6},
+        {ORIGINAL: 1.0, "lucky": 1.3},
+        {ORIGINAL: 1.0, "lucky": 1.3},
+        {ORIGINAL: 1.0, "faster": 1.6},
+        lossy="",
+        milliseconds=0.1,
+    )
+    assert chosen == "faster" and not bench.rounds
+    assert [entry.speedup for entry in report.forms[1:]] == [1.3, 1.5, 1.6]
+
+
 @pytest.mark.parametrize("again", [0.97, 1.01])
 def test_near_a_tie_the_form_is_measured_again_against_the_original(again: float) -> None:
     chosen, report, _ = choose(

@@ -34,6 +34,17 @@ def test_unknown_sizes_are_spelled_in_one_way() -> None:
     assert [str(spec) for spec in outputs_of(model)] == ["y: float[unk__0,n]"]
 
 
+def test_made_up_floats_have_a_grain() -> None:
+    text = "g (float[2,3,40,16] x, float[5] v) => (float[2,3,40,16] y) { y = Identity(x) }"
+    made = feeds_for(model_from_text(text), {}, seed=0, grain=8)
+    x = made["x"]
+    # 40 holds several patches of eight, 16 does not.
+    assert x.shape == (2, 3, 40, 16) and made["v"].shape == (5,)
+    assert (x.reshape(2, 3, 5, 8, 16) == x[:, :, ::8].reshape(2, 3, 5, 1, 16)).all()
+    assert np.unique(x).size == x.size // 8
+    assert np.unique(feeds_for(model_from_text(text), {}, seed=0)["x"]).size == x.size
+
+
 def test_npz_is_one_sample_or_many(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", **feeds())
     np.savez(tmp_path / "many.npz", **{name: np.stack([array] * 5) for name, array in feeds().items()})

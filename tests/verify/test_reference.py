@@ -26,6 +26,18 @@ def test_a_process_that_is_lost_is_no_size_that_is_refused() -> None:
         reference.compare(lambda feeds: refuses(feeds, ProcessLostError), 8)
 
 
+@pytest.mark.parametrize("above", ["1.0", "0.1"])
+def test_a_model_that_makes_nothing_of_noise_is_shown_patches(above: str) -> None:
+    """A detector of what is larger than a pixel: the mean over eight by eight of them, where it is above a threshold."""
+    text = f"""g (float[1,1,64,64] x) => (float[1,1,8,8] y) {{
+        m = AveragePool<kernel_shape=[8,8], strides=[8,8]>(x) t = Constant<value_float={above}>() d = Sub(m, t)
+        y = Relu(d) }}"""
+    reference = build_reference(model_from_text(text))
+    assert reference.grain == (8 if above == "1.0" else 1)
+    assert all(np.any(trial.outputs["y"]) for trial in reference.trials)
+    assert not reference.warnings and not reference.doubtful
+
+
 def test_outputs_of_zeros_are_told() -> None:
     text = """g (float[2,4] x) => (float[2,4] y, float[2,4] z, int64[2] i) {
         p = Abs(x) n = Neg(p) z = Relu(n) y = Relu(x) k = ArgMax<axis=1, keepdims=0>(z) i = Identity(k) }"""
