@@ -46,6 +46,8 @@ PASSES: Mapping[str, str] = {
     "if-constant": "graphopt.passes.if_constant:IfConstant",
     "instancenorm": "graphopt.passes.instancenorm:InstanceNorm",
     "layernorm": "graphopt.passes.layernorm:LayerNorm",
+    "loop-invariant": "graphopt.passes.loop_invariant:LoopInvariant",
+    "loop-sequence": "graphopt.passes.loop_sequence:LoopSequence",
     "low-rank": "graphopt.passes.low_rank:LowRank",
     "matmul-add-to-gemm": "graphopt.passes.matmul_add_to_gemm:MatMulAddToGemm",
     "mish": "graphopt.passes.mish:Mish",
@@ -215,10 +217,12 @@ _FOLD = (
     Stage("no-ops", _NO_OPS),
     Stage("cse", ("cse",)),
     Stage("dead-code", ("dead-code",)),
+    Stage("loop-invariant", ("loop-invariant",)),
     Stage("subnormals", ("subnormals",)),
 )
 
 _FUSE = (
+    Stage("loop-sequence", ("loop-sequence",)),
     Stage(
         "activations and norms",
         (

@@ -1,0 +1,106 @@
+"""What the passes over loop bodies share: which values come from outside, and which count iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from graphopt.ir import facts
+from graphopt.ir.graphs import free_name, subgraphs_of
+from graphopt.ir.operators import BROADCAST, SOFTMAX, UNARY, is_random
+
+BODIES = {"Loop": "body", "Scan": "body"}
+_ALWAYS_DEFINED = (
+    UNARY | SOFTMAX | (BROADCAST - {"Div", "Mod"}) | {"MatMul", "Gemm", "Transpose", "Shape", "Size"}
+)
+"""Operators that fail on no number: they may run where the loop would not have come to them."""
+_STATES, _CARRIED = 2, 1
+"""Where the states begin among a Loop's inputs (as among its body's), and among its body's outputs."""
+
+
+def loops(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node, ir.Graph]]:
+    """Each Loop and Scan with the graph around it and its body, inner ones first."""
+    for node in list(graph):
+        for inner in subgraphs_of(node):
+            yield from loops(inner)
+        body = BODIES.get(node.op_type) if not node.domain else None
+        if body is not None and body in node.attributes and node.graph is graph:
+            yield graph, node, node.attributes[body].as_graph()
+
+
+class Body:
+    """A loop's body: what belongs to it, and what to the graphs around it.
+
+    Args:
+        graph: The body.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._inputs = set(graph.inputs)
+
+    def is_outside(self, value: ir.Value | None) -> bool:
+        """Whether a value that the body reads is the same in all iterations: a constant, or from around it."""
+        if value is None or value.is_initializer():
+            return True
+        producer = value.producer()
+        return value not in self._inputs and (producer is None or producer.graph is not self.graph)
+
+    def is_movable(self, node: ir.Node) -> bool:
+        """Whether a node may run before the loop, however often that runs."""
+        return (
+            not node.domain
+            and node.op_type in _ALWAYS_DEFINED
+            and not is_random(node)
+            and not any(output.is_graph_output() for output in node.outputs)
+        )
+
+    def export(self, value: ir.Value | None, around: ir.Graph) -> None:
+        """Let a constant of the body be one of the graph around it."""
+        if value is not None and value.is_initializer() and value.graph is self.graph:
+            assert value.name is not None
+            self.graph.initializers.pop(value.name)
+            value.name = free_name(value.name, around.initializers, ".")
+            around.register_initializer(value)
+
+    def counters(self, loop: ir.Node) -> set[ir.Value]:
+        """Values that count a Loop's iterations: the first input of its body, and states that grow by one."""
+        found = {self.graph.inputs[0]}
+        for place, state in enumerate(self.graph.inputs[_STATES:]):
+            start = facts.scalar(loop.inputs[_STATES + place])
+            final = unnamed(self.graph.outputs[_CARRIED + place])
+            step = final.producer()
+            if start is None or step is None or step.op_type != "Add" or step.domain or len(step.inputs) != 2:
+                continue
+            first, second = step.inputs
+            other = second if first is state else first if second is state else None
+            if other is not None and facts.scalar(other) == 1:
+                found.add(state)
+        return found
+
+    def ends_by_counting(self, counters: set[ir.Value]) -> bool:
+        """Whether how often a Loop runs follows from counters and from what is outside, not from what it computes."""
+        pending, seen = [self.graph.outputs[0]], set(counters) | {self.graph.inputs[1]}
+        while pending:
+            value = pending.pop()
+            if value in seen or self.is_outside(value):
+                continue
+            seen.add(value)
+            node = value.producer()
+            if node is None or is_random(node) or subgraphs_of(node):
+                return False
+            pending += [operand for operand in node.inputs if operand is not None]
+        return True
+
+
+def unnamed(value: ir.Value) -> ir.Value:
+    """The value behind Identity nodes that only give it a name."""
+    node = value.producer()
+    while node is not None and node.op_type == "Identity" and not node.domain and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+__all__ = ["BODIES", "Body", "loops", "unnamed"]
