@@ -297,6 +297,19 @@ CASES: tuple[Case, ...] = (
         weights={"w": (128, 128, 64, 1)},
     ),
     _activation("lrn-to-conv", "y = LRN<size=5, alpha=0.0001, beta=0.75>(x)"),
+    *(
+        Case(
+            "narrow-conv",
+            f"{channels} to {outputs} channels, {side}x{side}, [1, {channels}, {size}, {size}]",
+            f"float[1,{channels},{size},{size}] x",
+            f"float[1,{outputs},{size},{size}] y",
+            "c = Conv(x, u) r = Relu(c) y = Conv<pads=[{0},{0},{0},{0}]>(r, w, b)".format(side // 2),
+            weights={
+                "u": (channels, channels, 1, 1), "w": (outputs, channels, side, side), "b": (outputs,),
+            },
+        )
+        for channels, outputs, side, size in ((32, 3, 9, 256), (64, 1, 3, 256), (64, 3, 3, 224))
+    ),
     _activation("mish-to-exp", "y = Mish(x)"),
     _projection(128, 8, 384),
     _projection(128, 8, 1536),

@@ -142,7 +142,7 @@ def main() -> None:
     run = commands.add_parser("run", help="score originals and candidates")
     run.add_argument("--tasks", help="comma-separated; `vad` stands for all forms of it (default: all)")
     run.add_argument("--threads", type=int, default=2)
-    run.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    run.add_argument("--output", type=Path, help=f"JSON to write (the project's own: {DEFAULT_OUTPUT.name})")
     run.add_argument("candidates", nargs="*", metavar="[TASK=]PATH", help="bundles and ONNX files")
     options = parser.parse_args()
     if options.command == "list":
@@ -161,7 +161,8 @@ def main() -> None:
         shown = {row["model"]: round(row["scores"][task.headline], 4) for row in results[-1]["models"]}
         console.print(f"{task.name}: {shown}", highlight=False)
     console.print(table(results))
-    write(options.output, {"tasks": results}, threads=options.threads, packages=("onnxruntime", "pillow"))
+    if options.output is not None:
+        write(options.output, {"tasks": results}, threads=options.threads, packages=("onnxruntime", "pillow"))
 
 
 if __name__ == "__main__":

@@ -592,9 +592,11 @@ class Compilation:
                 self._add_form(prefix + name, target, model, base / name, forms)
             except TargetError as error:
                 # One form is enough: what the target lacks may be what legalisation replaces.
-                if name == wanted[-1][0] and len(forms) == before:
-                    raise
                 self._left_out.append(FormTiming(prefix + name, note=error.message))
+        if len(forms) == before:
+            # It may take the model, and not what the passes made of it.
+            plain, records = self._manager(passes, reference, target.allowed_domains()).run(captured.model)
+            self._add_form(prefix + "captured", target, plain, base / "captured", forms)
         return records
 
     def _tune(
@@ -625,7 +627,10 @@ class Compilation:
     def _link_original(
         self, captured: Captured, target: Target, folder: Path, forms: list[Form], label: str
     ) -> bool:
-        """Take the user's own file as the original's form where it lies on this disk; no weights are copied."""
+        """Take the user's own file as the original's form where it lies on this disk.
+
+        Weights beside it are copied: a file of several hard links is one that nobody else may read as a model's.
+        """
         if captured.original is None or captured.kind != "onnx" or not captured.file_runs:
             return False
         source = Path(captured.original)
@@ -634,7 +639,10 @@ class Compilation:
         folder.mkdir(parents=True)
         try:
             for file in captured.files:
-                (folder / file.name).hardlink_to(file.resolve())
+                if file.name == source.name:
+                    (folder / file.name).hardlink_to(file.resolve())
+                else:
+                    shutil.copyfile(file, folder / file.name)
         except OSError:
             shutil.rmtree(folder)
             return False

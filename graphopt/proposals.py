@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +41,8 @@ from graphopt.verify.session import Session
 EVALUATED = 48
 EVALUATED_TO_COUNT = 1024
 _EVALUATED_BYTES = 256 << 20
+_WHOLE_BYTES = 2 << 30
+"""Of samples with their outputs, where all are to be judged on."""
 _EVALUATED_SECONDS = 2.0
 _SECONDS_TO_COUNT = 4.0
 _LEAST_EVALUATED = 12
@@ -470,6 +474,7 @@ def dataset_for(
     seed: int,
     transform: Transform | None = None,
     fixed: Mapping[str, ir.TensorProtocol] = MappingProxyType({}),
+    whole: bool = False,
 ) -> Dataset:
     """The samples of a compilation with lossy passes.
 
@@ -481,12 +486,13 @@ def dataset_for(
         synthetic: Whether made-up inputs may stand in for data.
         transform: Applied to each entry of the source.
         fixed: Inputs of the model as given that are constants now, with their value.
+        whole: Whether all samples judge, and none calibrates.
 
     Raises:
         DataError: There are no data, and made-up ones were not allowed.
     """
     specs, optional = inputs_of(model), optional_inputs_of(model)
-    held_out = HELD_OUT_TO_COUNT if metric.counts else HELD_OUT
+    held_out = 1 if whole else HELD_OUT_TO_COUNT if metric.counts else HELD_OUT
     if source is not None:
         return Dataset(source, specs, optional=optional, fixed=fixed, transform=transform, held_out=held_out)
     if not synthetic:
@@ -502,17 +508,25 @@ def dataset_for(
     return Dataset(made, specs, optional=optional, held_out=held_out)
 
 
-def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0) -> Evaluation:
+def evaluate(
+    original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0, whole: bool = False
+) -> Evaluation:
     """The held-out samples, with what the original makes of them; as many as fit into memory with their outputs
     and run in a few seconds.
+
+    Args:
+        whole: Take all that fit into memory, however long they run.
 
     Raises:
         DataError: There are no samples, or the original makes zeros of all of them.
         TargetError: The original does not run on one.
     """
     counts = budget.metric.counts
-    samples, held_out = dataset.evaluation(EVALUATED_TO_COUNT if counts else EVALUATED)
-    seconds = _SECONDS_TO_COUNT if counts else _EVALUATED_SECONDS
+    samples, held_out = dataset.evaluation(
+        sys.maxsize if whole else EVALUATED_TO_COUNT if counts else EVALUATED
+    )
+    seconds = math.inf if whole else _SECONDS_TO_COUNT if counts else _EVALUATED_SECONDS
+    cut = False
     session = Session(original, optimize="all", threads=threads)
     kept: list[Sample] = []
     references: list[Feeds] = []
@@ -523,7 +537,8 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
             break
         outputs = session.run(sample.feeds)
         total += sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))
-        if kept and total > _EVALUATED_BYTES:
+        if kept and total > (_WHOLE_BYTES if whole else _EVALUATED_BYTES):
+            cut = True
             break
         kept.append(sample)
         references.append(outputs)
@@ -540,6 +555,7 @@ def evaluate(original: ir.Model, dataset: Dataset, budget: Budget, *, threads: i
             "the original's outputs hold nothing but zeros on the samples to judge on: what is lost cannot be told",
             hint="give other inputs with --data",
         )
+    evaluation.is_cut = cut
     evaluation.padding = find_padding(session, evaluation)
     return evaluation
 

@@ -97,8 +97,12 @@ class Verification:
     budget: dict[str, Any] | None = None
     """Of a lossy result: the metric, its value, the original's, the drop, what is allowed, and decibels."""
 
-    def judge(self, judgement: Judgement, metric: str, samples: int, held_out: bool) -> None:
-        """Take over what a lossy form scores against its budget."""
+    def judge(self, judgement: Judgement, metric: str, samples: int, held_out: bool | None) -> None:
+        """Take over what a lossy form scores against its budget.
+
+        Args:
+            held_out: Whether calibration saw none of the samples; None where nothing was calibrated.
+        """
         self.status = "verified" if judgement.ok else "over the budget"
         self.metric, self.value, self.noise_floor = metric, judgement.value, None
         self.describe = judgement.describe()

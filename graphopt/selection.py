@@ -203,6 +203,7 @@ class Selection:
             for name, error in self._failed_on_sizes.items()
             if name not in held
         ]
+        self.report.warnings += self._without_form(forms, held | set(self._failed_on_sizes))
         if not measure:
             return [form for form in ours if form.target == ours[0].target][-1]
         best = self._fastest(candidates) if len(candidates) > 1 else candidates[0]
@@ -210,6 +211,15 @@ class Selection:
         if self.models[chosen.label] is self.models[candidates[0].label]:
             self.report.warnings += self._unbeaten
         return chosen
+
+    def _without_form(self, forms: Sequence[Form], told: Set[str]) -> list[str]:
+        """Warnings of targets that were asked for, run here, and have no form that holds."""
+        last = {
+            form.target: f"{form.label}: {self._outcome(form.label).note}"
+            for form in forms
+            if form.target not in told and self._may_choose(form) and self.targets[form.target][1].runnable
+        }
+        return [f"{name} was left out: {why}" for name, why in last.items()]
 
     def _notes(self) -> str:
         labels: dict[str, list[str]] = {}
@@ -386,6 +396,10 @@ class Selection:
             for timing in others
             if timing.form.label in self.judgements and timing.speedup > best.speedup * (1 - _CLOSE)
         ]
+        if best.milliseconds < SHORT:
+            # As these processes happen to be, one form may be ahead for as long as they live.
+            for timing in (rival, *close):
+                self.bench.drop(timing.form)
         again = self._time([rival.form, *(timing.form for timing in close)])[1:]
         winner = max(again, key=lambda timing: timing.speedup)
         if winner.speedup >= 1 + _TIE and winner.low >= 1:

@@ -10,7 +10,9 @@ between Flatten and Reshape. Heads may be split by Reshape and Transpose (these 
 
 A row whose mask is -inf throughout is NaN without the guard, but zero in Attention; one of the lowest finite number
 weights all keys alike, but ONNX Runtime 1.31 makes it zero as well. Where these cannot be excluded, the mask is
-changed so that the numbers stay (``_masks.settle``). The guard goes: NaN in q or k is no longer turned into zero.
+changed so that the numbers stay (``_masks.settle``). The guard goes: NaN in q or k is no longer turned into zero. Where
+puts a mask in whatever the score, Attention adds it: NaN or infinity in a key that is masked reaches the result. ONNX
+Runtime's Attention takes no batch and no sequence of size 0.
 
 Times as fast (``benchmarks/rewrites.py``, 2 threads, AMD EPYC with AVX-512): 1.70, 1.85 and 1.23 with merged heads
 for 1 x 16, 8 x 128 and 1 x 512 tokens, 0.83, 0.99 and 1.05 with heads first, 1.60, 1.31 and 1.07 with grouped

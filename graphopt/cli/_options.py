@@ -60,7 +60,7 @@ transform_option = click.option(
 )  # fmt: skip
 
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of made-up inputs."
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of made-up inputs."
 )
 
 threads_option = click.option(

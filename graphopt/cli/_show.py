@@ -176,10 +176,10 @@ def _within_budget(found: Verification) -> str:
 
 def within_budget(budget: Mapping[str, Any]) -> str:
     """What a metric was and is, how much of its budget that takes, and on what."""
-    held = "held-out" if budget["held_out"] else "calibration"
+    held = {True: "held-out samples", False: "calibration samples"}.get(budget["held_out"], "samples")
     scores = f"{budget['metric']} {budget['original']:.4g} -> {budget['value']:.4g}"
     drop = f"drop {percent(budget['drop'])} of {percent(budget['allowed'])}"
-    return f"{scores}, {drop}, {budget['decibels']:.1f} dB on {budget['samples']} {held} samples"
+    return f"{scores}, {drop}, {budget['decibels']:.1f} dB on {budget['samples']} {held}"
 
 
 def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | None:
@@ -261,4 +261,7 @@ def _change(before: int, after: int) -> str:
     if before == 0 or before == after:
         return ""
     percent = (after / before - 1) * 100
-    return f"{math.copysign(max(1, abs(round(percent))), percent):+.0f} %"
+    if abs(percent) < 1:
+        # The same digits as in the report; what changed is not told as nothing.
+        return f"{math.copysign(max(0.1, abs(round(percent, 1))), percent):+.1f} %"
+    return f"{percent:+.0f} %"

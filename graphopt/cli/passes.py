@@ -10,12 +10,23 @@ from graphopt.cli._options import common
 
 
 @click.command("passes", short_help="List passes, groups and pipelines, plugins included.")
+@click.argument("name", required=False)
 @common
-def command(as_json: bool) -> None:
-    """List passes, groups and pipelines, those of plugins included; a plugin that fails is shown with its error."""
+def command(name: str | None, as_json: bool) -> None:
+    """List passes, groups and pipelines, those of plugins included; a plugin that fails is shown with its error.
+
+    With NAME, tell what that pass does, what it refuses, and which options it has.
+
+    \b
+      graphopt passes quantize
+    """
     from graphopt import catalog
     from graphopt.cli._console import bad, bold, dim, table, write, write_json
     from graphopt.pipelines import GROUPS, PIPELINES
+
+    if name is not None and name not in (*GROUPS, *PIPELINES):
+        _show_one(name, as_json)
+        return
 
     entries = catalog.passes()
     groups = {
@@ -53,6 +64,53 @@ def command(as_json: bool) -> None:
         for stage in group.stages:
             inner = "" if stage.members == (stage.name,) else dim(": " + ", ".join(stage.members))
             write(f"  {stage.name}{inner}")
+
+
+def _show_one(name: str, as_json: bool) -> None:
+    """One pass with its options.
+
+    Raises:
+        UnknownNameError: No such pass.
+    """
+    import dataclasses
+    import inspect
+
+    from graphopt import catalog
+    from graphopt.cli._console import bold, table, write, write_json
+    from graphopt.pipeline.options import options_of
+
+    cls = catalog.pass_class(name)
+    module = inspect.getmodule(cls)
+    about = inspect.cleandoc((module.__doc__ if module is not None else None) or cls.__doc__ or "")
+    options = options_of(cls.Options) if hasattr(cls, "Options") else ()
+    if as_json:
+        write_json(
+            {
+                "name": name,
+                "numerics": cls.numerics.value,
+                "about": about,
+                "options": [dataclasses.asdict(option) for option in options],
+            }
+        )
+        return
+    write(f"{bold(name)}  {cls.numerics.value}")
+    write()
+    write(about)
+    write()
+    if not options:
+        write("no options")
+        return
+    rows = [[bold(option.name), option.type, _written(option.default), option.meaning] for option in options]
+    write(table(("option", "type", "default", "what it is"), rows))
+
+
+def _written(default: object) -> str:
+    """A default as a list of passes would say it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return f"[{','.join(map(str, default))}]"
+    return '""' if default == "" else str(default)
 
 
 _NUMERICS = (

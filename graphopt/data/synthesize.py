@@ -10,6 +10,7 @@ report that rests on it says so.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -237,11 +238,24 @@ def resized(feeds: Feeds, specs: Sequence[TensorSpec], sizes: Mapping[str, int])
     return found
 
 
+def _stated_space(model: ir.Model) -> tuple[int, ...]:
+    """Height and width of images by the metadata of the file (``imgsz``, as Ultralytics writes it); empty without."""
+    try:
+        stated = json.loads(model.metadata_props.get("imgsz", ""))
+    except ValueError:
+        return ()
+    sides = stated if isinstance(stated, list) else [stated, stated]
+    return (
+        tuple(sides) if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else ()
+    )
+
+
 def size_candidates(model: ir.Model) -> Iterator[dict[str, int]]:
     """Sizes of the dynamic dimensions worth trying, the most likely first.
 
     A model may accept only some sizes (a multiple of its stride, at most its number of positions), which is
-    found by running it. The first that runs is used for timing too, so it is of a usual size.
+    found by running it. The first that runs is used for timing too, so it is of a usual size, or of the one that the
+    model was trained for, where its metadata say so.
     """
     specs = inputs_of(model)
     dynamic = dynamic_dimensions(specs)
@@ -267,7 +281,7 @@ def size_candidates(model: ir.Model) -> Iterator[dict[str, int]]:
 
     kinds = {key: kind(key) for key in dynamic}
     tables: tuple[dict[str, tuple[int, ...]], ...] = (
-        {"batch": (1,), "channel": (3,), "space": (224, 224), "length": (32,)},
+        {"batch": (1,), "channel": (3,), "space": _stated_space(model) or (224, 224), "length": (32,)},
         {"batch": (2,), "channel": (3,), "space": (160, 96), "length": (19,)},
         {"batch": (3,), "channel": (3,), "space": (64, 256), "length": (64,)},
         {"batch": (1,), "channel": (1,), "space": (48, 320), "length": (128,)},

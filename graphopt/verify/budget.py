@@ -314,6 +314,7 @@ class Evaluation:
         metric: What the budget is of.
         allowed: The largest drop, as a share.
         held_out: Whether calibration saw none of these samples.
+        is_cut: Whether samples were left out for want of memory.
         padding: Positions of samples that neither the metric nor the model looks at; None where all count.
     """
 
@@ -324,6 +325,7 @@ class Evaluation:
     allowed: float = DEFAULT_DROP
     held_out: bool = True
     padding: Padding | None = None
+    is_cut: bool = False
     original: float = field(init=False)
     _parts: list[float] | None = field(default=None, init=False, repr=False)
 

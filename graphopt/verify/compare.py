@@ -215,7 +215,8 @@ def compare_output(
     if ratio <= multiple:
         return OutputDifference(name, Status.WITHIN_NOISE, relative, relative_floor, ratio)
     return different(
-        f"is off by {relative:.1e} of its largest value, {ratio:.3g} times the noise floor (allowed: {multiple:g})",
+        f"is off by {relative:.1e} of its largest value, {ratio:.3g} times the noise floor where it is worst "
+        f"(allowed: {multiple:g})",
         relative_error=relative, noise_floor=relative_floor, ratio=ratio,
     )  # fmt: skip
 

@@ -39,6 +39,8 @@ from graphopt.verify.trial import Trial, is_floating
 _MOST_TRIALS = 8
 _LEAST_TRIALS = 2
 _TRIAL_SECONDS = 0.5
+_SIZE_SECONDS = 2.0
+"""A run of made-up sizes may take so long for the model to be tried with others as well."""
 _OTHER_SIZES: tuple[Callable[[int], int], ...] = (
     lambda size: size // 2 or 2,
     lambda size: 2 * size,
@@ -371,7 +373,10 @@ def _synthetic_trials(
             found += 1
             yield Trial(feeds, outputs, sizes=sizes)
             # The reference is slow by nature (no fusion, no packing): a heavy model is tried on fewer inputs.
-            if found == wanted or (found + 1) * (time.monotonic() - started) > _TRIAL_SECONDS:
+            taken = time.monotonic() - started
+            if found == 1 and not static and taken < _SIZE_SECONDS:
+                continue
+            if found == wanted or (found + 1) * taken > _TRIAL_SECONDS:
                 return
         if found:
             return

@@ -34,6 +34,9 @@ _TRACE = re.compile(
     r"Check '[^']*' failed at \S+ |FrontEnd API failed with \w+: |Exception from src/\S+ "
     r"|\[CPU\] |(?<= )While validating node '.*?' with friendly_name '[^']*':\s*"
 )
+_NO_CACHE = {"CPU_RUNTIME_CACHE_CAPACITY": 0}
+"""Of kernels by their sizes. OpenVINO 2026.4 finds the one of another size in it: after a run in which an inner length
+was one, attention over longer ones was off by as much as it computes. Kernels of sizes that change are made anew."""
 _INT32 = np.iinfo(np.int32)
 _WIDE = (np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np.uint32))
 
@@ -157,8 +160,9 @@ class OpenVinoExecutable:
             core = openvino.Core()
             # What a compiled model reads of the weights it reads where they lie, as long as it lives.
             model, self._weights = read(core, self.path)
+            settings = self._settings | (_NO_CACHE if model.is_dynamic() else {})
             with denormals.kept():
-                self.compiled = core.compile_model(model, "CPU", self._settings)
+                self.compiled = core.compile_model(model, "CPU", settings)
             self.request = self.compiled.create_infer_request()
         except Exception as error:  # openvino raises RuntimeError and others
             raise TargetError(

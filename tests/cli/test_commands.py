@@ -194,6 +194,17 @@ def test_run_writes_samples_of_different_sizes_to_a_folder(cli: Any, bundle: Pat
     assert shapes == [(1, 8), (4, 8)]
 
 
+def test_a_pass_tells_its_options(cli: Any) -> None:
+    shown = cli("passes", "quantize")
+    assert shown.code == 0 and "Refuses" in shown.out and "round_weights" in shown.out and "true" in shown.out
+    told = cli("passes", "quantize", "--json").json
+    assert told["numerics"] == "lossy"
+    assert {option["name"]: option["default"] for option in told["options"]}["storage"] == 8
+    assert "no options" in cli("passes", "gelu").out and "squeeze-excite" in cli("passes", "fuse").out
+    wrong = cli("passes", "quantise")
+    assert wrong.code == 2 and "quantize" in wrong.err
+
+
 def test_verify_tells_the_evidence(cli: Any, bundle: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.ones((2, 8), np.float32))
     done = cli("verify", "model.gopt", "model.onnx", "--data", "data.npz", "--json")

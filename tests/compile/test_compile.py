@@ -292,6 +292,16 @@ def _with_external_data(path: Path, threshold: int) -> tuple[dict[str, Any], Any
     return feeds, wanted
 
 
+def test_weights_beside_a_model_stay_readable_while_its_result_lives(tmp_path: Path) -> None:
+    """A file of several hard links is refused, by ONNX too: the user's own gets none."""
+    path = tmp_path / "net.onnx"
+    _with_external_data(path, 0)
+    first = graphopt.compile(path, passes="fold", target="ort-cpu", **QUICK)
+    assert (tmp_path / "weights.bin").stat().st_nlink == 1
+    again = graphopt.compile(path, passes="fold", target="ort-cpu", **QUICK)
+    assert first.report.verification.status == again.report.verification.status == "verified"
+
+
 @pytest.mark.parametrize("threshold", [0, 32, 1024])
 def test_external_data_of_any_size(tmp_path: Path, threshold: int) -> None:
     (tmp_path / "model").mkdir()

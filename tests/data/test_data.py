@@ -34,6 +34,23 @@ def test_unknown_sizes_are_spelled_in_one_way() -> None:
     assert [str(spec) for spec in outputs_of(model)] == ["y: float[unk__0,n]"]
 
 
+@pytest.mark.parametrize(
+    ("stated", "first"),
+    [
+        ("[320, 256]", (320, 256)),
+        ("640", (640, 640)),
+        ("[a]", (224, 224)),
+        ("[1, 2, 3]", (224, 224)),
+        ("", (224, 224)),
+    ],
+)
+def test_sizes_that_the_metadata_state_come_first(stated: str, first: tuple[int, int]) -> None:
+    model = model_from_text("g (float[n,3,h,w] x) => (float[n,3,h,w] y) { y = Identity(x) }")
+    model.metadata_props["imgsz"] = stated
+    sizes = next(size_candidates(model))
+    assert (sizes["n"], sizes["h"], sizes["w"]) == (1, *first)
+
+
 def test_made_up_floats_have_a_grain() -> None:
     text = "g (float[2,3,40,16] x, float[5] v) => (float[2,3,40,16] y) { y = Identity(x) }"
     made = feeds_for(model_from_text(text), {}, seed=0, grain=8)

@@ -106,6 +106,54 @@ def test_cpu_without_openvino(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         graphopt.compile(mlp, target="openvino", **QUICK)
 
 
+def _encoder(masked: bool) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A transformer's layer as PyTorch exports it, batch and length open."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.TransformerEncoderLayer(64, 4, 64, batch_first=True, norm_first=True)
+
+        def forward(self, x: Any, mask: Any = None) -> Any:
+            return self.layer(x, src_key_padding_mask=mask)
+
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    x = torch.randn(2, 16, 64)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 10:] = True
+    given = (x, mask) if masked else (x,)
+    return Encoder().eval(), given, {"dynamic_shapes": {"x": sizes} | ({"mask": sizes} if masked else {})}
+
+
+@pytest.mark.slow
+def test_a_length_of_one_before_longer_ones(tmp_path: Path) -> None:
+    """Attention's kernels of one length are not taken for those of another (OpenVINO's cache of kernels)."""
+    encoder, given, about = _encoder(masked=False)
+    compiled = graphopt.compile(encoder, example_inputs=given, target="openvino", **about, **QUICK)
+    compiled.save(tmp_path / "encoder.gopt")
+    torch = pytest.importorskip("torch")
+    model = graphopt.load(tmp_path / "encoder.gopt")
+    (name,) = [spec.name for spec in model.inputs]
+    for sizes in ((1, 1), (1, 16), (2, 64), (3, 1), (3, 16)):
+        x = np.random.default_rng(0).standard_normal((*sizes, 64)).astype(np.float32)
+        with torch.no_grad():
+            wanted = encoder(torch.from_numpy(x)).numpy()
+        (found,) = model.run({name: x}).values()
+        np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=str(sizes))
+
+
+@pytest.mark.slow
+def test_what_passes_made_and_it_does_not_take_falls_back_to_the_model(tmp_path: Path) -> None:
+    """A mask of padding becomes a comparison of infinities, of which OpenVINO gives no maximum."""
+    encoder, given, about = _encoder(masked=True)
+    report = graphopt.compile(encoder, example_inputs=given, target="openvino", **about, **QUICK).report
+    assert report.chosen == "openvino: captured" and report.verification.status == "verified"
+    notes = [form.note for form in report.forms if "infinit" in form.note]
+    assert notes
+
+
 def test_cpu_names_what_openvino_refuses(tmp_path: Path) -> None:
     path = tmp_path / "double.onnx"
     ir.save(model_from_text("g (double[4] x) => (double[4] y) { y = Exp(x) }"), path)
@@ -187,10 +235,12 @@ def test_float_graphs_are_computed_in_float32(tmp_path: Path) -> None:
 
 
 def quantized() -> ir.Model:
+    """A convolution on integers, with weights as large as the kernels of this machine add without overflow."""
     rng = np.random.default_rng(0)
+    most = 2 ** (OpenVinoTarget().integer_kernels().weight_bits - 1)
     return with_weights(
         QDQ,
-        w=rng.integers(-127, 128, (16, 8, 3, 3)).astype(np.int8),
+        w=rng.integers(1 - most, most, (16, 8, 3, 3)).astype(np.int8),
         ws=rng.uniform(0.01, 0.02, 16).astype(np.float32),
         b=weights(16),
     )

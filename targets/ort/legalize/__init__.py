@@ -15,6 +15,7 @@ from graphopt.targets.ort.legalize.gated_residual import GatedResidual
 from graphopt.targets.ort.legalize.long_conv import LegalizeLongConv
 from graphopt.targets.ort.legalize.lrn import LegalizeLrn
 from graphopt.targets.ort.legalize.mish import LegalizeMish
+from graphopt.targets.ort.legalize.narrow_conv import NarrowConv
 from graphopt.targets.ort.legalize.plain_bias import PlainBias
 from graphopt.targets.ort.legalize.plain_residual import PlainResidual
 from graphopt.targets.ort.legalize.prelu import LegalizePRelu
@@ -28,6 +29,7 @@ REWRITES: tuple[type[Rewrite], ...] = (
     LegalizeLrn,
     LegalizeLongConv,
     ConvTransposeToDepth,
+    NarrowConv,
     PlainAveragePool,
     ConvSum,
     SplitConcat,
