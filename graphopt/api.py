@@ -16,7 +16,7 @@ from graphopt.bundle import Outcome, write_bundle
 from graphopt.compiler import Compilation
 from graphopt.data.functions import transform_of
 from graphopt.data.interface import TensorSpec
-from graphopt.errors import UsageError
+from graphopt.errors import UnknownNameError, UsageError
 from graphopt.lossy import LossyPass
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.record import PassRecord
@@ -27,6 +27,7 @@ from graphopt.report import Report
 from graphopt.request import Progress, Request, parse_budget, parse_effort
 from graphopt.rewrite import Numerics
 from graphopt.runtime import LoadedModel, load
+from graphopt.selection import PREFERENCES
 from graphopt.target import Tunable, Tuning
 from graphopt.verify.budget import find_metric, parse_drop
 
@@ -116,6 +117,7 @@ def compile(
     transform: str | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     max_memory: str | int | None = None,
     tune: str | float | None = None,
+    prefer: str = "speed",
     database: str | Path | None = None,
     device: str = "",
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
@@ -148,6 +150,8 @@ def compile(
         max_memory: What calibration may take beyond the model, as ``"512M"``, ``"2G"`` (the default) or in bytes.
         tune: Time for measuring the forms of the model, as ``"30s"`` or in seconds; for ``tvm-llvm`` for tuning its
             kernels first, or how many are measured, as ``"2000trials"``.
+        prefer: What decides between verified forms that are no slower than the original: ``"speed"``, or ``"size"`` of
+            the bundle.
         database: A folder of tuned kernels, for ``tvm-llvm``; None for that in the cache.
         device: Whose kernels to take from it, where that is not this machine.
         input_shapes: Sizes to specialise dynamic dimensions to, by input.
@@ -175,6 +179,8 @@ def compile(
             f"{names} {'is' if len(given) == 1 else 'are'} about lossy passes, and none of the passes is lossy",
             hint="leave them out (the result is held to the model's own noise floor), or add a pass: fuse,quantize",
         )
+    if prefer not in PREFERENCES:
+        raise UnknownNameError("preference", prefer, PREFERENCES)
     made_of = transform_of(transform, data)
     budget = Budget(
         find_metric(metric),
@@ -191,6 +197,7 @@ def compile(
         "input_shapes": {name: list(dims) for name, dims in (input_shapes or {}).items()},
         "seed": seed,
         "threads": threads,
+        "prefer": prefer,
     }
     if lossy:
         options |= {
@@ -212,6 +219,7 @@ def compile(
         input_shapes=_as_tuples(input_shapes),
         seed=seed,
         threads=threads,
+        prefer=prefer,
         repro_dir=None if repro_dir is None else Path(repro_dir),
         budget=budget,
         transform=made_of,

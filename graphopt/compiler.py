@@ -209,6 +209,7 @@ class Compilation:
                 budgets={} if proposals is None else proposals.judged,
                 judgements={} if proposals is None else dict(proposals.judgements),
                 best_effort=self._budget().best_effort,
+                prefer=request.prefer,
                 wanted=frozenset() if proposals is None else proposals.wanted,
             )
             with self._stage("verify"):
@@ -307,6 +308,7 @@ class Compilation:
             opset=captured.model.opset_imports.get("", 0),
             target=target,
             threads=self.request.threads,
+            prefer=self.request.prefer,
             warnings=list(captured.warnings),
         )
         report.nodes_before = count_nodes(captured.original_model)
@@ -465,7 +467,10 @@ class Compilation:
         if held or not reasons:
             measured = "slower" if proposals.wanted else "no faster"
             what = f"{', '.join(held)}:" if held else "what it proposed was"
-            reasons.append(f"{what} measured to be {measured} than the float result")
+            other = (
+                "" if self.request.prefer == "size" else " (--prefer size decides by the size of the bundle)"
+            )
+            reasons.append(f"{what} measured to be {measured} than the float result{other if held else ''}")
         stored = "; constants are stored in fewer bits all the same" if chosen is not computed else ""
         report.warnings.append(f"{names} is not part of the result: {'; '.join(reasons)}{stored}")
         return evaluation if judgement is not None else None

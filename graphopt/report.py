@@ -149,6 +149,7 @@ class Report:
     timed_on: dict[str, tuple[int, ...]] = field(default_factory=dict)
     chosen: str = ""
     threads: int = 0
+    prefer: str = "speed"
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -207,6 +208,7 @@ class Report:
             "knobs": [vars(knob) for knob in self.knobs],
             "timed_on": {name: list(shape) for name, shape in self.timed_on.items()},
             "threads": self.threads,
+            "prefer": self.prefer,
             "seconds": round(self.seconds, 3),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
             "warnings": list(self.warnings),

@@ -57,6 +57,7 @@ class Request:
         measure_seconds: Time for measuring the forms.
         budget: Of lossy passes; None stands for the default budget.
         transform: Applied to each sample of the data.
+        prefer: What decides between verified forms that are no slower than the original, one of ``PREFERENCES``.
         verify_only: Run the passes and verification, but time nothing and write nothing.
     """
 
@@ -74,6 +75,7 @@ class Request:
     seed: int = 0
     threads: int = 0
     measure_seconds: float = 3.0
+    prefer: str = "speed"
     time_forms: bool = True
     budget: Budget | None = None
     transform: Any = None

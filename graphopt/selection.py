@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 FORM_MULTIPLE = 8.0
 ORIGINAL = "original"
+PREFERENCES = ("speed", "size")
+"""What may decide between verified forms that are no slower than the original."""
 _NOT_RUN = "compiled, not run"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
@@ -62,6 +64,7 @@ class Selection:
         budgets: What a lossy form is held to instead of the noise floor, by label.
         judgements: Of each lossy form that ran, by label; given from the start for those that cannot run here.
         best_effort: Whether a lossy form that is over its budget may be chosen all the same.
+        prefer: What decides, one of :data:`PREFERENCES`.
         wanted: Labels of lossy forms that were asked for although what they buy is not time: one is chosen where it is
             as fast as what would be chosen without them, within noise.
         stand_ins: What each form that cannot run here was verified by, by label.
@@ -81,6 +84,7 @@ class Selection:
     budgets: Mapping[str, Evaluation] = field(default_factory=dict)
     judgements: dict[str, Judgement] = field(default_factory=dict)
     best_effort: bool = False
+    prefer: str = "speed"
     wanted: frozenset[str] = frozenset()
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
@@ -269,6 +273,10 @@ class Selection:
         best = max(choosable, key=lambda timing: timing.speedup)
         for timing in timings:
             self._enter(timing)
+        if self.prefer == "size":
+            smallest = self._smallest(original, choosable)
+            if smallest is not None:
+                return smallest
         if best.form.label in self.judgements:
             others = [timing for timing in choosable if timing.form is not best.form]
             best = self._worth_its_loss(best, [best, *others])
@@ -360,6 +368,22 @@ class Selection:
             if len(found) == 2 and found[0].low <= found[1].high and found[1].low <= found[0].high:
                 return best
         return sorted(found, key=lambda timing: timing.speedup)[1]
+
+    def _smallest(self, original: Form, choosable: Sequence[Timing]) -> Form | None:
+        """The smallest form that is no slower than the original, each measured again where chance may have said so;
+        None where there is none."""
+        for timing in sorted(
+            choosable, key=lambda timing: (self._outcome(timing.form.label).size, -timing.speedup)
+        ):
+            if timing.form is original or timing.speedup < 1 - _TIE:
+                continue
+            if timing.speedup < 1 + 3 * _TIE:
+                (timing,) = self._time([original, timing.form], share=_SECOND_SHARE)[1:]
+            timing = self._in_other_processes(original, timing)
+            self._enter(timing)
+            if timing.speedup >= 1 - _TIE:
+                return timing.form
+        return None
 
     def _wanted_instead(self, best: Form, candidates: Sequence[Form]) -> Form | None:
         """The fastest form that was asked for although it buys no time, where it is as fast as ``best``, within noise.

@@ -148,7 +148,8 @@ def _target(report: Report) -> str:
         return f"{report.target}, {bad('the original as it was')}: no other form was verified and as fast"
     if not timed:
         return f"{report.target}, {report.chosen}"
-    return f"{report.target}, {report.chosen}: fastest of {len(timed)} verified"
+    what = "smallest that is no slower" if report.prefer == "size" else "fastest"
+    return f"{report.target}, {report.chosen}: {what} of {len(timed)} verified"
 
 
 def _verified(report: Report) -> str:

@@ -144,6 +144,10 @@ def _value(name: str, value: Any, path: Path) -> Any:
     help="Time for measuring the forms of the model, as 30s or 5m; of tvm-llvm for its kernels, or 2000trials.",
 )  # fmt: skip
 @click.option(
+    "--prefer", type=click.Choice(("speed", "size")), default="speed", show_default=True,
+    help="What decides between forms that are no slower than the original.",
+)  # fmt: skip
+@click.option(
     "--database", type=click.Path(path_type=Path), metavar="DIR",
     help="A folder of kernels that `graphopt tune` has tuned.  [default: one in the cache]",
 )  # fmt: skip
@@ -177,6 +181,7 @@ def command(
     transform: str | None,
     max_memory: str | None,
     tune: str | None,
+    prefer: str,
     database: Path | None,
     device: str,
     threads: int,
@@ -220,6 +225,7 @@ def command(
             transform=transform,
             max_memory=max_memory,
             tune=tune,
+            prefer=prefer,
             database=database,
             device=device,
             input_shapes=shapes,

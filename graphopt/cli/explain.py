@@ -132,8 +132,10 @@ def why(manifest: Manifest) -> str:
     interval = (
         "" if chosen["low"] is None else f" (95 % interval {chosen['low']:.2f} to {chosen['high']:.2f})"
     )
+    smallest = manifest.options.get("prefer") == "size"
+    what = "smallest that is no slower than the original, of" if smallest else "fastest of"
     return (
-        f"{label!r} is the fastest of {verified} forms that were verified, {chosen['speedup']:.2f}x as fast as the "
+        f"{label!r} is the {what} {verified} forms that were verified, {chosen['speedup']:.2f}x as fast as the "
         f"original{interval}"
     )
 

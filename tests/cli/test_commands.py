@@ -194,6 +194,17 @@ def test_run_writes_samples_of_different_sizes_to_a_folder(cli: Any, bundle: Pat
     assert shapes == [(1, 8), (4, 8)]
 
 
+def test_size_may_decide(cli: Any, model: Path) -> None:
+    done = cli("compile", "model.onnx", *FAST, "--prefer", "size", "--json")
+    assert done.code == 0 and done.json["prefer"] == "size", done.err
+    smallest = min(
+        form["size"] for form in done.json["forms"] if form["verified"] and form["speedup"] >= 0.98
+    )
+    assert done.json["size"]["after"] <= smallest
+    wrong = cli("compile", "model.onnx", "--prefer", "beauty")
+    assert wrong.code == 2 and "speed" in wrong.err
+
+
 def test_a_pass_tells_its_options(cli: Any) -> None:
     shown = cli("passes", "quantize")
     assert shown.code == 0 and "Refuses" in shown.out and "round_weights" in shown.out and "true" in shown.out

@@ -68,6 +68,7 @@ def selection_of(
     noise: float = 0.01,
     knobs: Sequence[str] = (),
     milliseconds: float = 10.0,
+    sizes: Sequence[int] = (),
 ) -> tuple[_Selection, list[Form], _Bench]:
     labels = list(rounds[0])
     forms = [Form(label, "here", Path(label), {}) for label in labels]
@@ -83,7 +84,10 @@ def selection_of(
         models={label: cast(ir.Model, object()) for label in labels},
         judgements={lossy: cast(Judgement, None)},
         wanted=frozenset({lossy} if wanted else ()),
+        prefer="size" if sizes else "speed",
     )
+    for entry, size in zip(report.forms, sizes, strict=False):
+        entry.size = size
     return selection, forms, bench
 
 
@@ -275,3 +279,23 @@ def test_what_takes_less_room_is_held_to_the_original_too(direct: float, held: b
     assert (
         told.speedup == direct and ("slower than the original" in told.note) is not held and not bench.rounds
     )
+
+
+@pytest.mark.parametrize(
+    ("again", "chosen"),
+    [(1.01, "int8"), (0.99, "int8"), (0.9, "stored")],
+)
+def test_the_smallest_that_is_no_slower_where_size_is_preferred(again: float, chosen: str) -> None:
+    """Among forms that are as fast as the original within noise; one near a tie is measured again."""
+    found, report, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.5, "tiny": 0.7, "int8": 1.02, "stored": 1.3},
+        {ORIGINAL: 1.0, "int8": again},
+        sizes=(100, 90, 10, 20, 30),
+    )
+    assert found == chosen and not bench.rounds
+    assert report.forms[3].speedup == again
+
+
+def test_nothing_smaller_is_as_fast_where_size_is_preferred() -> None:
+    found, _, _ = choose({ORIGINAL: 1.0, "optimized": 0.9, "int8": 0.7}, sizes=(100, 90, 10))
+    assert found == ORIGINAL
