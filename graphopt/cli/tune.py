@@ -112,6 +112,10 @@ def lines(tuning: Tuning) -> list[str]:
 
     shown = [f"{bold('tuned for')}   {tuning.hardware}"]
     shown.append(f"{bold('measured')}    {tuning.trials} trials in {tuning.seconds:.0f} s")
+    if not tuning.trials:
+        shown.append(
+            "            nothing: the first kernels take longer to build, or all are known; give it more time"
+        )
     if tuning.before is not None and tuning.estimate is not None:
         ratio = tuning.before / tuning.estimate
         shown.append(

@@ -221,7 +221,7 @@ def _show(result: dict[str, Any]) -> None:
         ]
         for output in result["outputs"]
     ]
-    write(table(("output", "status", "error", "noise floor", "multiple"), rows, right=(2, 3, 4)))
+    write(table(("output", "status", "error", "noise floor", "multiple at worst"), rows, right=(2, 3, 4)))
     write()
     kind = "made-up" if result["synthetic"] else "real"
     count = len(result["trials"])
