@@ -37,17 +37,21 @@ def silent_outputs(trials: Sequence[Trial]) -> tuple[str, ...]:
 
 
 def count_doubtful(trials: Sequence[Trial], random: frozenset[str], *, wild: bool = True) -> int:
-    """How many float outputs of how many trials are zeros, or moved far by last digits: none where inputs suit a model.
+    """How many float outputs are zeros, or moved far by last digits, in most trials: none where inputs suit a model.
 
     Args:
         wild: Whether what is moved far counts; not of a model that rounds on purpose.
     """
-    return sum(
-        not np.any(array) or (wild and _moved_share(trial, name) > _WILD)
-        for trial in trials
-        for name, array in trial.outputs.items()
-        if name not in random and is_floating(array) and isinstance(array, np.ndarray) and array.size
-    )
+
+    def is_doubtful(trial: Trial, name: str) -> bool:
+        return not np.any(trial.outputs[name]) or (wild and _moved_share(trial, name) > _WILD)
+
+    names = [
+        name
+        for name, first in trials[0].outputs.items()
+        if name not in random and is_floating(first) and np.size(first)
+    ]
+    return sum(2 * sum(is_doubtful(trial, name) for trial in trials) > len(trials) for name in names)
 
 
 def _moved_share(trial: Trial, name: str) -> float:

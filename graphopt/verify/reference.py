@@ -39,6 +39,8 @@ from graphopt.verify.trial import Trial, is_floating
 _MOST_TRIALS = 8
 _LEAST_TRIALS = 2
 _TRIAL_SECONDS = 0.5
+_GRAIN_SECONDS = 5.0
+"""For looking for inputs that the original makes more of, after which no others are begun."""
 _SIZE_SECONDS = 2.0
 """A run of made-up sizes may take so long for the model to be tried with others as well."""
 _OTHER_SIZES: tuple[Callable[[int], int], ...] = (
@@ -81,7 +83,7 @@ class Reference:
         scales: Range of the function that makes an output, where it is bounded.
         warnings: What the user should know about how the noise floor was measured.
         grain: Of made-up floats (:data:`graphopt.data.synthesize.GRAINS`).
-        doubtful: Outputs, over all trials, that hold nothing but zeros or that last digits move far.
+        doubtful: How many outputs hold nothing but zeros, or are moved far by last digits, in most trials.
     """
 
     trials: list[Trial]
@@ -243,9 +245,10 @@ def build_reference(
                     raise
                 data = [example]
             else:
+                started = time.monotonic()
                 reference = assessed(found)
                 for grain in GRAINS[1:] if _has_floats(found) else ():
-                    if not reference.doubtful:
+                    if not reference.doubtful or time.monotonic() - started > _GRAIN_SECONDS:
                         break
                     with contextlib.suppress(DataError):
                         other = assessed(made_up(grain), grain=grain)
