@@ -41,6 +41,8 @@ _VALIDATING, _LEAST_APART = 0.15, 8
 """Share of the time for them, and samples of each at least where their rows are not known."""
 _TRYING = 0.05
 """Share of the time for each learning rate that is tried."""
+_LEAST_TRIED = 10
+"""Steps that tell one rate from another."""
 _MUCH_FASTER = 0.75
 """Share of a step's time in float32 up to which one in bfloat16 is worth its rounding."""
 _LEAST_SECONDS_BETWEEN = 10.0
@@ -368,7 +370,7 @@ class Distillation:
 
     def _rate(self, started: float) -> float:
         """The learning rate with which a few steps come farthest: from the middle one on, up or else down, as long as
-        it gets better."""
+        it gets better. The middle one where there is no time for as many steps as tell rates apart."""
         rates = RATES[self.recipe.optimizer]
         whole = min(self.deadline - started, 1e9)
         tried: dict[int, float] = {}
@@ -381,13 +383,15 @@ class Distillation:
             return tried[place]
 
         best = len(rates) // 2
+        if not np.isfinite(loss(best)):
+            return rates[best]
         for way in (1, -1):
             while loss(best + way) < loss(best):
                 best += way
         return rates[best]
 
     def _tried(self, rate: float, seconds: float) -> float:
-        """The loss after a short training at a learning rate."""
+        """The loss after a short training at a learning rate; infinite where there was time for a handful of steps."""
         self.progress(f"trying a learning rate of {rate:g}")
         self._reset()
         optimizer = self.recipe.make_optimizer([weight.parameter for weight in self._module.weights.values()])
@@ -396,6 +400,8 @@ class Distillation:
         for step in range(most):
             fraction = max(step / most, (time.monotonic() - begun) / max(seconds, 1e-9))
             if fraction >= 1:
+                if step < min(_LEAST_TRIED, most):
+                    return float("inf")
                 break
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.recipe.rate_at(fraction)

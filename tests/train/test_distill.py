@@ -224,6 +224,21 @@ def test_a_rate_is_found(teacher: ir.Model, student: ir.Model) -> None:
     assert trained.rate in RATES["adam"] and trained.after < trained.before
 
 
+def test_a_handful_of_steps_tells_no_rate(
+    teacher: ir.Model, student: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a step may take long: what one or two of them came to is chance."""
+    step = Distillation._step
+
+    def slow(training: Distillation, *given: Any) -> None:
+        time.sleep(0.2)
+        step(training, *given)
+
+    monkeypatch.setattr(Distillation, "_step", slow)
+    training = Distillation(teacher, student, data(64), Recipe(batch=8), deadline=time.monotonic() + 4)
+    assert training.run().rate == RATES["adam"][len(RATES["adam"]) // 2]
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
