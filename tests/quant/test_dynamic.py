@@ -18,11 +18,14 @@ from graphopt.quant.dynamic import DynamicForms, layers_of
 from graphopt.quant.layers import noise_of_forms, replaced
 from graphopt.quant.ranges import quantize_weight, weight_scales
 from graphopt.rewrite import RewriteLog
+from graphopt.targets.ort.integers import kernels as kernels_here
 from graphopt.targets.ort.legalize.dynamic_lstm import DynamicLstm
 from graphopt.testing import OPSET
 from graphopt.verify.session import Session
 
 Array = np.ndarray[Any, Any]
+LIMIT = kernels_here().weight_limit
+"""Of a weight: with larger ones, kernels of a processor without VNNI overflow."""
 
 
 def model_of(
@@ -37,7 +40,7 @@ def model_of(
     return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
 
 
-def on_integers(model: ir.Model, limit: int = 127) -> ir.Model:
+def on_integers(model: ir.Model, limit: int = LIMIT) -> ir.Model:
     nodes, refused = layers_of(model)
     assert not refused
     form = DynamicForms(limit)
@@ -64,7 +67,7 @@ def quantized(x: Array) -> Array:
     return ((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale).astype(np.float32)
 
 
-def restored(weight: Array, axis: int, limit: int = 127) -> Array:
+def restored(weight: Array, axis: int, limit: int = LIMIT) -> Array:
     scales = weight_scales(weight, axis, limit)
     shape = [1] * weight.ndim
     shape[axis] = -1
@@ -76,7 +79,7 @@ def assert_close(got: Array, wanted: Array, tolerance: float = 2e-5) -> None:
     np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance * np.abs(wanted).max(initial=1e-30))
 
 
-@pytest.mark.parametrize("limit", [127, 63])
+@pytest.mark.parametrize("limit", sorted({LIMIT, 63}))
 @pytest.mark.parametrize("batch", [(5,), (2, 3), (2, 1, 4)])
 @pytest.mark.parametrize(("rows", "columns"), [(96, 40), (7, 1), (1, 64)])
 def test_a_product(batch: tuple[int, ...], rows: int, columns: int, limit: int, tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_the_form_of_an_lstm_without_such_a_kernel_computes_the_same_but_for_the
     }
     node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], name="layer", hidden_size=16)
     model = model_of([node], ["T", "B", 12], constants, {"y": 4})
-    plain = replaced(model, {"layer": DynamicForms()}, "quantize-dynamic")
+    plain = replaced(model, {"layer": DynamicForms(LIMIT)}, "quantize-dynamic")
     rounded = {name: restored(array[0], 0)[None] for name, array in constants.items()}
     x = rng.standard_normal((9, 2, 12)).astype(np.float32)
     wanted = Session(model_of([node], ["T", "B", 12], rounded, {"y": 4})).run({"x": quantized(x)})["y"]
@@ -180,7 +183,7 @@ def test_switches_of_layers_that_share_an_input() -> None:
         helper.make_node("Mul", ["a", "b"], ["y"], name="last"),
     ]
     model = model_of(nodes, ["M", 32], weights, {"y": 2})
-    form = DynamicForms()
+    form = DynamicForms(LIMIT)
     x = rng.standard_normal((9, 32)).astype(np.float32)
     found = noise_of_forms(model, {"first": form, "second": form}, [{"x": x}])
     wanted = (x @ weights["q"]) * (x @ weights["k"])

@@ -101,7 +101,10 @@ def test_a_stopped_search_goes_on(model: ir.Model, tmp_path: Path) -> None:
     third: list[str] = []
     again = search(model, tmp_path / "b", 1e-5, third).run()
     assert third.count("judge") == 0 and third.count("float") == 1, "times are measured anew, scores are not"
-    assert again.best is not None and found.best is not None and again.best.chosen == found.best.chosen
+    # What holds depends on the processor: with weights of 7 bits nothing may.
+    assert [None if one.best is None else one.best.chosen for one in (again, found)] == [
+        None if wanted.best is None else wanted.best.chosen
+    ] * 2
 
 
 def test_another_budget_uses_the_same_scores(model: ir.Model, tmp_path: Path) -> None:

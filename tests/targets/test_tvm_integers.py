@@ -110,7 +110,9 @@ def test_a_gemm_between_q_and_dq_adds_up_integers(transposed: int) -> None:
         f"  w = DequantizeLinear<axis={0 if transposed else 1}>(wq, sw, zw)\n"
         f"  y = Gemm<alpha=0.5, beta=2.0, transB={transposed}>(x, w, c)\n}}"
     )
-    made = check(IntegerProduct(), text, feeds=byte_feeds("uint8", (3, 12)))
+    # Below 128: ONNX Runtime's kernels of processors without VNNI add two products in 16 bits.
+    feeds = {name: array // 2 for name, array in byte_feeds("uint8", (3, 12)).items()}
+    made = check(IntegerProduct(), text, feeds=feeds)
     assert operators(made)["MatMulInteger"] == 1
 
 
