@@ -98,7 +98,8 @@ def test_every_layer_is_told(compiled: graphopt.CompiledModel) -> None:
         assert 0 < layer["error_after"] <= layer["error_before"]
         assert layer["saved_ms"] is not None
     (rest,) = [layer for layer in details["factored"] if layer not in lower]
-    assert "too small: 4 outputs" in rest["reason"]
+    # Too small to be tried, or so small that two products were measured to be no faster.
+    assert "too small: 4 outputs" in rest["reason"] or "two products are no faster" in rest["reason"]
 
 
 def test_without_a_share_the_budget_decides(net: Path) -> None:

@@ -33,8 +33,9 @@ RNG = np.random.default_rng(5)
 HERE = processor(vector_extension())[1]
 DOTS = dot_products(vector_extension())
 
-ROUNDING = 2.4e-7
-"""Of the sum of the sizes of what is added up: a few roundings, which sums in parts stay well below."""
+ROUNDING = 2.4e-7 if HERE.lanes >= 16 else 3.6e-7
+"""Of the sum of the sizes of what is added up: a few roundings, which sums in parts stay well below; vectors of eight make
+half as many parts, each twice as long."""
 
 small = st.integers(1, 3)
 axes = st.sets(st.integers(0, 2), min_size=1)
@@ -54,8 +55,9 @@ def kernel(
     ]  # fmt: skip
     function = te.create_prim_func([*places, expression(*places)], index_dtype_override="int64")
     made = schedule.for_processor(function, vectors)
-    # In tiles whose sums lie in registers: else it would be TVM's plain loops, which are right as well.
-    assert "_local" in made.script()
+    # In tiles whose sums lie in registers: else it would be TVM's plain loops, which are right as well. Half as many
+    # registers (AVX2) do not hold the sums of every tile that is tried here.
+    assert "_local" in made.script() or vectors.count < 32
     assert not schedule._keeps_open_room(adapter.IRModule({"main": made}))
     target = processor(DOTS if vectors.dots else vector_extension())[0]
     library = adapter.compile_module(adapter.IRModule({"main": made}), target=target)
