@@ -521,12 +521,14 @@ def evaluate(
         DataError: There are no samples, or the original makes zeros of all of them.
         TargetError: The original does not run on one.
     """
-    counts = budget.metric.counts
-    samples, held_out = dataset.evaluation(
-        sys.maxsize if whole else EVALUATED_TO_COUNT if counts else EVALUATED
-    )
-    seconds = math.inf if whole else _SECONDS_TO_COUNT if counts else _EVALUATED_SECONDS
-    cut = False
+    if whole:
+        most, seconds, room = sys.maxsize, math.inf, _WHOLE_BYTES
+    elif budget.metric.counts:
+        most, seconds, room = EVALUATED_TO_COUNT, _SECONDS_TO_COUNT, _EVALUATED_BYTES
+    else:
+        most, seconds, room = EVALUATED, _EVALUATED_SECONDS, _EVALUATED_BYTES
+    samples, held_out = dataset.evaluation(most)
+    is_cut = False
     session = Session(original, optimize="all", threads=threads)
     kept: list[Sample] = []
     references: list[Feeds] = []
@@ -537,8 +539,8 @@ def evaluate(
             break
         outputs = session.run(sample.feeds)
         total += sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))
-        if kept and total > (_WHOLE_BYTES if whole else _EVALUATED_BYTES):
-            cut = True
+        is_cut = bool(kept) and total > room
+        if is_cut:
             break
         kept.append(sample)
         references.append(outputs)
@@ -549,13 +551,13 @@ def evaluate(
         budget.metric,
         budget.max_drop,
         held_out,
+        is_cut=is_cut,
     )
     if budget.metric.agreement is not None and evaluation.is_silent:
         raise DataError(
             "the original's outputs hold nothing but zeros on the samples to judge on: what is lost cannot be told",
             hint="give other inputs with --data",
         )
-    evaluation.is_cut = cut
     evaluation.padding = find_padding(session, evaluation)
     return evaluation
 

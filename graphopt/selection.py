@@ -274,7 +274,7 @@ class Selection:
         for timing in timings:
             self._enter(timing)
         if self.prefer == "size":
-            smallest = self._smallest(original, choosable)
+            smallest = self._smallest(timings[0], choosable)
             if smallest is not None:
                 return smallest
         if best.form.label in self.judgements:
@@ -346,11 +346,9 @@ class Selection:
             if best.form is original or label in looked:
                 return found
             looked.add(label)
-            picked = len(racing) > 1 or best.low < 1 <= best.speedup
-            if picked and abs(best.speedup - 1) < 3 * _TIE:
-                # Before saying that it is no slower: these two alone.
-                found[original.label], found[label] = self._time([original, best.form], share=_SECOND_SHARE)
-            found[label] = self._in_other_processes(original, found[label])
+            if len(racing) > 1 or best.low < 1 <= best.speedup:
+                found[original.label], best = self._beside(found[original.label], best)
+            found[label] = self._in_other_processes(original, best)
 
     def _in_other_processes(self, original: Form, best: Timing) -> Timing:
         """A timing of a short run, measured once more by new processes, or by three where two do not agree.
@@ -369,17 +367,24 @@ class Selection:
                 return best
         return sorted(found, key=lambda timing: timing.speedup)[1]
 
-    def _smallest(self, original: Form, choosable: Sequence[Timing]) -> Form | None:
+    def _beside(self, original: Timing, timing: Timing) -> tuple[Timing, Timing]:
+        """Both measured again, these two alone, where one is close to a tie with the original, before it is said to be
+        no slower."""
+        if abs(timing.speedup - 1) >= 3 * _TIE:
+            return original, timing
+        original, timing = self._time([original.form, timing.form], share=_SECOND_SHARE)
+        return original, timing
+
+    def _smallest(self, original: Timing, choosable: Sequence[Timing]) -> Form | None:
         """The smallest form that is no slower than the original, each measured again where chance may have said so;
         None where there is none."""
         for timing in sorted(
             choosable, key=lambda timing: (self._outcome(timing.form.label).size, -timing.speedup)
         ):
-            if timing.form is original or timing.speedup < 1 - _TIE:
+            if timing.form is original.form or timing.speedup < 1 - _TIE:
                 continue
-            if timing.speedup < 1 + 3 * _TIE:
-                (timing,) = self._time([original, timing.form], share=_SECOND_SHARE)[1:]
-            timing = self._in_other_processes(original, timing)
+            _, timing = self._beside(original, timing)
+            timing = self._in_other_processes(original.form, timing)
             self._enter(timing)
             if timing.speedup >= 1 - _TIE:
                 return timing.form

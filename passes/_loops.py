@@ -9,13 +9,14 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir.graphs import free_name, subgraphs_of
 from graphopt.ir.operators import BROADCAST, SOFTMAX, UNARY, is_random
+from graphopt.ir.views import is_made_of
 
-BODIES = {"Loop": "body", "Scan": "body"}
+_LOOPS = frozenset(("Loop", "Scan"))
 _ALWAYS_DEFINED = (
     UNARY | SOFTMAX | (BROADCAST - {"Div", "Mod"}) | {"MatMul", "Gemm", "Transpose", "Shape", "Size"}
 )
 """Operators that fail on no number: they may run where the loop would not have come to them."""
-_STATES, _CARRIED = 2, 1
+STATES, CARRIED = 2, 1
 """Where the states begin among a Loop's inputs (as among its body's), and among its body's outputs."""
 
 
@@ -24,9 +25,8 @@ def loops(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node, ir.Graph]]:
     for node in list(graph):
         for inner in subgraphs_of(node):
             yield from loops(inner)
-        body = BODIES.get(node.op_type) if not node.domain else None
-        if body is not None and body in node.attributes and node.graph is graph:
-            yield graph, node, node.attributes[body].as_graph()
+        if not node.domain and node.op_type in _LOOPS:
+            yield graph, node, node.attributes["body"].as_graph()
 
 
 class Body:
@@ -67,9 +67,9 @@ class Body:
     def counters(self, loop: ir.Node) -> set[ir.Value]:
         """Values that count a Loop's iterations: the first input of its body, and states that grow by one."""
         found = {self.graph.inputs[0]}
-        for place, state in enumerate(self.graph.inputs[_STATES:]):
-            start = facts.scalar(loop.inputs[_STATES + place])
-            final = unnamed(self.graph.outputs[_CARRIED + place])
+        for place, state in enumerate(self.graph.inputs[STATES:]):
+            start = facts.scalar(loop.inputs[STATES + place])
+            final = unnamed(self.graph.outputs[CARRIED + place])
             step = final.producer()
             if start is None or step is None or step.op_type != "Add" or step.domain or len(step.inputs) != 2:
                 continue
@@ -81,17 +81,12 @@ class Body:
 
     def ends_by_counting(self, counters: set[ir.Value]) -> bool:
         """Whether how often a Loop runs follows from counters and from what is outside, not from what it computes."""
-        pending, seen = [self.graph.outputs[0]], set(counters) | {self.graph.inputs[1]}
-        while pending:
-            value = pending.pop()
-            if value in seen or self.is_outside(value):
-                continue
-            seen.add(value)
-            node = value.producer()
-            if node is None or is_random(node) or subgraphs_of(node):
-                return False
-            pending += [operand for operand in node.inputs if operand is not None]
-        return True
+        known = counters | {self.graph.inputs[1]}
+        return is_made_of(
+            self.graph.outputs[0],
+            lambda value: value in known or self.is_outside(value),
+            lambda node: not is_random(node) and not subgraphs_of(node),
+        )
 
 
 def unnamed(value: ir.Value) -> ir.Value:
@@ -103,4 +98,4 @@ def unnamed(value: ir.Value) -> ir.Value:
     return value
 
 
-__all__ = ["BODIES", "Body", "loops", "unnamed"]
+__all__ = ["CARRIED", "STATES", "Body", "loops", "unnamed"]

@@ -21,7 +21,7 @@ from graphopt.ir.graphs import subgraphs_of
 from graphopt.ir.operators import is_random
 from graphopt.ir.share import content_digest, share_constants
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite import Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit
 from graphopt.rewrite.pattern import COMMUTATIVE
 
@@ -64,11 +64,7 @@ class _Merger:
 
     def allowed(self, site: str | None) -> bool:
         """Whether a change may be made, which is then on record."""
-        application = Application(self._name, site or "")
-        if not self._gate(application):
-            return False
-        self._log.applied.append(application)
-        return True
+        return self._log.admit(self._gate, self._name, site)
 
     def nodes(self, graph: ir.Graph, outer: list[dict[Hashable, ir.Node]]) -> None:
         """A node is looked up among those before it in its own graph and in the graphs around it."""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import is_dead
 
 
@@ -44,11 +44,7 @@ class _Sweep:
         self._optional: dict[str, frozenset[int]] = {}
 
     def _allowed(self, site: str | None) -> bool:
-        application = Application(self._name, site or "")
-        if not self._gate(application):
-            return False
-        self._log.applied.append(application)
-        return True
+        return self._log.admit(self._gate, self._name, site)
 
     def graph(self, graph: ir.Graph) -> None:
         """Nodes, then constants."""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphopt.ir import facts, provenance
 from graphopt.ir.graphs import free_name
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import remove_dead
 
 
@@ -38,9 +38,8 @@ class IfConstant(Pass):
                 while arrived:
                     candidate = arrived.pop()
                     branch = _chosen(candidate)
-                    application = Application(self.name, candidate.outputs[0].name or candidate.op_type)
-                    if branch is not None and gate(application):
-                        log.applied.append(application)
+                    site = candidate.outputs[0].name or candidate.op_type
+                    if branch is not None and log.admit(gate, self.name, site):
                         arrived += reversed(_inline(graph, candidate, branch))
                         changed = True
                     else:

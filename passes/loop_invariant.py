@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.ir import facts
-from graphopt.passes._loops import Body, loops, unnamed
+from graphopt.ir import facts, provenance
+from graphopt.passes._loops import CARRIED, STATES, Body, loops, unnamed
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite import Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit, remove_dead
 
 
@@ -32,22 +32,18 @@ class LoopInvariant(Pass):
         """Visit each loop once, inner ones first."""
         before = len(log.applied)
 
-        def allowed(site: str | None) -> bool:
-            application = Application(self.name, site or "")
-            if gate(application):
-                log.applied.append(application)
-                return True
-            return False
+        def allowed(value: ir.Value) -> bool:
+            return log.admit(gate, self.name, value.name)
 
         for around, loop, body in loops(model.graph):
             if loop.op_type == "Loop":
-                kept = [place for place in _unchanged(loop, body) if allowed(body.inputs[2 + place].name)]
+                kept = [place for place in _unchanged(loop, body) if allowed(body.inputs[STATES + place])]
                 if kept:
                     loop = self._without_states(around, loop, body, kept)
             inside = Body(body)
             for node in list(body):
                 moves = inside.is_movable(node) and all(map(inside.is_outside, node.inputs))
-                if moves and not all(map(facts.is_constant, node.inputs)) and allowed(node.outputs[0].name):
+                if moves and not all(map(facts.is_constant, node.inputs)) and allowed(node.outputs[0]):
                     for value in node.inputs:
                         inside.export(value, around)
                     body.remove(node)
@@ -59,12 +55,12 @@ class LoopInvariant(Pass):
         build = Builder(loop, self.name)
         # One node at a time may hold the body: with the old one, what it holds would be taken apart.
         del loop.attributes["body"]
-        outer = {place: loop.inputs[2 + place] for place in places}
-        dead = [body.outputs[1 + place].producer() for place in places]
+        outer = {place: loop.inputs[STATES + place] for place in places}
+        dead = [body.outputs[CARRIED + place].producer() for place in places]
         for place in sorted(places, reverse=True):
-            state = body.inputs[2 + place]
-            body.outputs.pop(1 + place)
-            body.inputs.pop(2 + place)
+            state = body.inputs[STATES + place]
+            body.outputs.pop(CARRIED + place)
+            body.inputs.pop(STATES + place)
             value = outer[place]
             assert value is not None
             for index, output in enumerate(body.outputs):
@@ -72,7 +68,7 @@ class LoopInvariant(Pass):
                     # Handed on under another name as well; what a body gives must be made in it.
                     body.outputs[index] = self._copied(body, value, like=state)
             state.replace_all_uses_with(value)
-        inputs = [value for index, value in enumerate(loop.inputs) if index - 2 not in outer]
+        inputs = [value for index, value in enumerate(loop.inputs) if index - STATES not in outer]
         first = build.op("Loop", *inputs, outputs=len(loop.outputs) - len(outer), body=body)
         node = first.producer() if first is not None else None
         assert node is not None
@@ -91,6 +87,7 @@ class LoopInvariant(Pass):
         copy = node.outputs[0]
         copy.name, copy.type = node.name, like.type
         copy.shape = None if like.shape is None else like.shape.copy()
+        provenance.record(node, self.name, [])
         body.append(node)
         return copy
 
@@ -99,7 +96,7 @@ def _unchanged(loop: ir.Node, body: ir.Graph) -> list[int]:
     """Places of the states that the body hands on as they came; at least one output stays, which a node needs."""
     found = [
         place
-        for place, state in enumerate(body.inputs[2:])
-        if unnamed(body.outputs[1 + place]) is state and loop.inputs[2 + place] is not None
+        for place, state in enumerate(body.inputs[STATES:])
+        if unnamed(body.outputs[CARRIED + place]) is state and loop.inputs[STATES + place] is not None
     ]
     return found if len(found) < len(loop.outputs) else found[1:]

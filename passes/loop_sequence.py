@@ -17,12 +17,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, provenance
 from graphopt.ir.operators import BROADCAST, UNARY
 from graphopt.passes._loops import Body, loops
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
-from graphopt.rewrite.driver import Refusal, remove_dead
+from graphopt.rewrite import Builder, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite.driver import Refusal, commit
 
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 
@@ -53,9 +53,7 @@ class LoopSequence(Pass):
                         )
                     continue
                 for reader in _readers(row, body):
-                    application = Application(self.name, reader.outputs[0].name or "")
-                    if gate(application):
-                        log.applied.append(application)
+                    if log.admit(gate, self.name, reader.outputs[0].name):
                         rows.append(self._moved(around, loop, body, row, reader))
         return len(log.applied) > before
 
@@ -76,13 +74,11 @@ class LoopSequence(Pass):
             **{name: attr.value for name, attr in reader.attributes.items()},
         )
         around.insert_before(loop, build.nodes)
+        for node in build.nodes:
+            provenance.record(node, self.name, [reader])
         inner = Builder(reader, self.name)
         taken = inner.op("Gather", whole, index, like=old, axis=0)
-        body.graph.insert_before(reader, inner.nodes)
-        name = old.name
-        old.replace_all_uses_with(taken, replace_graph_outputs=True)
-        old.name, taken.name = f"{name}/dead", name
-        remove_dead(body.graph, [reader, row])
+        commit(body.graph, reader, [taken], inner, self.name)
         found = taken.producer()
         assert found is not None
         return found

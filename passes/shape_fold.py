@@ -29,7 +29,7 @@ from graphopt.passes._elements import MOST_ELEMENTS, Element, Elements, evaluate
 from graphopt.passes._evaluate import breaks_range
 from graphopt.passes._shapes import reshape_target
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Builder, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite import Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import commit
 
 _TYPES = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
@@ -68,9 +68,7 @@ class ShapeFold(Pass):
             replacement = node.inputs[0]
         if replacement is None:
             return
-        application = Application(self.name, node.outputs[0].name or node.op_type)
-        if gate(application):
-            log.applied.append(application)
+        if log.admit(gate, self.name, node.outputs[0].name or node.op_type):
             commit(graph, node, [replacement], build, self.name)
         else:
             build.discard()

@@ -78,6 +78,7 @@ def _show_one(name: str, as_json: bool) -> None:
     from graphopt import catalog
     from graphopt.cli._console import bold, table, write, write_json
     from graphopt.pipeline.options import options_of
+    from graphopt.pipeline.spec import written
 
     cls = catalog.pass_class(name)
     module = inspect.getmodule(cls)
@@ -100,17 +101,8 @@ def _show_one(name: str, as_json: bool) -> None:
     if not options:
         write("no options")
         return
-    rows = [[bold(option.name), option.type, _written(option.default), option.meaning] for option in options]
+    rows = [[bold(option.name), option.type, written(option.default), option.meaning] for option in options]
     write(table(("option", "type", "default", "what it is"), rows))
-
-
-def _written(default: object) -> str:
-    """A default as a list of passes would say it."""
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, tuple):
-        return f"[{','.join(map(str, default))}]"
-    return '""' if default == "" else str(default)
 
 
 _NUMERICS = (

@@ -14,6 +14,31 @@ if TYPE_CHECKING:
     import networkx
 
 
+def is_made_of(
+    value: ir.Value,
+    is_leaf: Callable[[ir.Value], bool],
+    allows: Callable[[ir.Node], bool] = lambda node: True,
+) -> bool:
+    """Whether a value is computed from certain values alone.
+
+    Args:
+        is_leaf: Whether a value is one of these; what is upstream of it is not looked at.
+        allows: Whether a node may stand between.
+    """
+    seen: set[ir.Value] = set()
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if current in seen or is_leaf(current):
+            continue
+        seen.add(current)
+        node = current.producer()
+        if node is None or not allows(node):
+            return False
+        pending += [operand for operand in node.inputs if operand is not None]
+    return True
+
+
 def def_use(graph: ir.Graph) -> networkx.DiGraph[ir.Node]:
     """Nodes of ``graph``, with an edge from each producer to each reader.
 

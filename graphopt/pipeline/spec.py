@@ -35,7 +35,7 @@ class PassSpec:
     def __str__(self) -> str:
         if not self.options:
             return self.name
-        inner = ",".join(f"{key}={_show(value)}" for key, value in self.options.items())
+        inner = ",".join(f"{key}={written(value)}" for key, value in self.options.items())
         return f"{self.name}{{{inner}}}"
 
 
@@ -135,9 +135,10 @@ class _Parser:
         )
 
 
-def _show(value: Any) -> str:
+def written(value: Any) -> str:
+    """The value of an option as a list of passes has it."""
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_show(element) for element in value) + "]"
+        return "[" + ",".join(written(element) for element in value) + "]"
     if isinstance(value, str) and _BARE.fullmatch(value):
         try:
             json.loads(value)

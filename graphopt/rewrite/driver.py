@@ -72,6 +72,14 @@ class RewriteLog:
     refused: list[Refusal] = field(default_factory=list)
     failed: list[RewriteFailure] = field(default_factory=list)
 
+    def admit(self, gate: Gate, rewrite: str, site: str | None) -> bool:
+        """Whether a gate lets a change be made, which is on record then."""
+        application = Application(rewrite, site or "")
+        if not gate(application):
+            return False
+        self.applied.append(application)
+        return True
+
     def counts(self) -> dict[str, int]:
         """Number of applications of each rewrite, most frequent first."""
         return dict(collections.Counter(entry.rewrite for entry in self.applied).most_common())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -228,45 +229,46 @@ def build_reference(
     interface = interface or model
     # Floats of the sizes that the model states are safe; sizes and integers that were made up may be anything.
     risky = packs(model) and not (is_static(interface) and _takes_floats_only(interface))
-
-    def assessed(found: list[Trial], warnings: tuple[str, ...] = (), grain: int = 1) -> Reference:
-        return _assessed(model, session, found, warnings, grain, seed, progress)
-
+    assess = functools.partial(_assessed, model, session, seed, progress)
     with Rehearsal(model if risky else None, seed=seed) as rehearsal:
-
-        def made_up(grain: int) -> list[Trial]:
-            return list(_synthetic_trials(interface, session, rehearsal, trials, seed, grain))
-
+        make_up = functools.partial(_synthetic_trials, interface, session, rehearsal, trials, seed)
         if data is None:
             try:
-                found = made_up(GRAINS[0])
+                found = list(make_up(GRAINS[0]))
             except DataError:
                 if not example:
                     raise
                 data = [example]
             else:
-                started = time.monotonic()
-                reference = assessed(found)
-                for grain in GRAINS[1:] if _has_floats(found) else ():
-                    if not reference.doubtful or time.monotonic() - started > _GRAIN_SECONDS:
-                        break
-                    with contextlib.suppress(DataError):
-                        other = assessed(made_up(grain), grain=grain)
-                        reference = min(reference, other, key=lambda one: one.doubtful)
-                return reference
+                return _of_telling_inputs(found, make_up, assess)
         found = list(_real_trials(data, session))
         found += _resized_trials(found, inputs_of(interface), session, rehearsal)
-        return assessed(found, _untried_sizes(found, inputs_of(interface)))
+        return assess(found, _untried_sizes(found, inputs_of(interface)))
+
+
+def _of_telling_inputs(
+    found: list[Trial], make_up: Callable[[int], Iterable[Trial]], assess: Callable[..., Reference]
+) -> Reference:
+    """The reference of made-up inputs, or of others with a grain that the original makes more of."""
+    started = time.monotonic()
+    reference = assess(found)
+    for grain in GRAINS[1:] if _has_floats(found) else ():
+        if not reference.doubtful or time.monotonic() - started > _GRAIN_SECONDS:
+            break
+        with contextlib.suppress(DataError):
+            other = assess(list(make_up(grain)), grain=grain)
+            reference = min(reference, other, key=lambda one: one.doubtful)
+    return reference
 
 
 def _assessed(
     model: ir.Model,
     session: Session,
-    found: list[Trial],
-    warnings: tuple[str, ...],
-    grain: int,
     seed: int,
     progress: Callable[[str], None],
+    found: list[Trial],
+    warnings: tuple[str, ...] = (),
+    grain: int = 1,
 ) -> Reference:
     """The reference of these trials, with their noise, and what is to be said of them."""
     random_outputs = frozenset(
@@ -279,9 +281,10 @@ def _assessed(
     warnings += silent_outputs(found)
     measured = measure_noise(model, session, found, seed)
     warnings += measured or deaf_outputs(found, random_outputs)
-    if not measured and not _rounds_on_purpose(model):
+    rounds_on_purpose = _rounds_on_purpose(model)
+    if not measured and not rounds_on_purpose:
         warnings += wild_outputs(found, random_outputs)
-    doubtful = count_doubtful(found, random_outputs, wild=not _rounds_on_purpose(model))
+    doubtful = count_doubtful(found, random_outputs, wild=not rounds_on_purpose)
     return Reference(found, random_outputs, bounded_outputs(model), warnings, grain, doubtful)
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphopt.errors import TargetError
 from graphopt.ir import facts
+from graphopt.ir.views import is_made_of
 
 _CHECKED = frozenset(
     {
@@ -302,19 +303,9 @@ def _integer_product(node: ir.Node) -> str:
 
 def _is_size(value: ir.Value) -> bool:
     """Whether a value is made of constants and shapes alone."""
-    seen: set[ir.Value] = set()
-    pending = [value]
-    while pending:
-        current = pending.pop()
-        if current in seen or facts.is_constant(current):
-            continue
-        seen.add(current)
-        producer = current.producer()
-        if producer is None:
-            return False
-        if producer.op_type not in ("Shape", "Size"):
-            pending += [source for source in producer.inputs if source is not None]
-    return True
+    return is_made_of(
+        value, lambda leaf: facts.is_constant(leaf) or facts.producer_op(leaf) in ("Shape", "Size")
+    )
 
 
 def _byte_arithmetic(node: ir.Node) -> str:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts, provenance
 from graphopt.pipeline.base import Pass
-from graphopt.rewrite import Application, Gate, Numerics, RewriteLog, allow_all
+from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 
 _LEAST_BYTES = 64 * 1024
 _BITS = {
@@ -49,10 +49,8 @@ class SplatConstants(Pass):
             if bits[-1] != bits[0] or not bool((bits == bits[0]).all()):
                 continue
             first = array.reshape(-1)[:1]
-            application = Application(self.name, name)
-            if not gate(application):
+            if not log.admit(gate, self.name, name):
                 continue
-            log.applied.append(application)
             nodes.append(self._splat(graph, value, array.shape, first))
         if nodes:
             graph.insert_before(graph[0], nodes) if len(graph) else graph.extend(nodes)
