@@ -182,12 +182,11 @@ class Selection:
         """The budget of a lossy form, and of what only differs from it by the target's knobs."""
         return made_from(form.label, self.budgets)
 
-    def choose(self, forms: Sequence[Form], *, measure: bool = True) -> Form:
+    def choose(self, forms: Sequence[Form]) -> Form:
         """The fastest verified form; the original unless another is measured to be no slower.
 
         Args:
             forms: From plain to special, the original first; each verified before.
-            measure: Without it, the last verified form is taken.
         """
         by_label = {form.label: form for form in forms}
         if not any(self.targets[name][1].runnable for name in self.choosable or self.targets):
@@ -208,8 +207,6 @@ class Selection:
             if name not in held
         ]
         self.report.warnings += self._without_form(forms, held | set(self._failed_on_sizes))
-        if not measure:
-            return [form for form in ours if form.target == ours[0].target][-1]
         best = self._fastest(candidates) if len(candidates) > 1 else candidates[0]
         chosen = self._best_variant(best, candidates[0]) if self.try_knobs else best
         if self.models[chosen.label] is self.models[candidates[0].label]:
@@ -298,23 +295,15 @@ class Selection:
             return original
         return best.form
 
-    def replaces(self, form: Form, chosen: Form, *, measure: bool = True) -> bool:
+    def replaces(self, form: Form, chosen: Form) -> bool:
         """Whether a form that computes what ``chosen`` does, from another file, holds as well and is as fast, within
         noise, and no slower than the original; measured again by new processes before it is called slower, a short run
         by several."""
         entry = self.verify(form)
         self.report.forms.append(entry)
-        if not entry.verified or not measure:
-            return entry.verified
-        found: list[Timing] = []
-        while True:
-            ratio = self._time([chosen, form], share=_SECOND_SHARE)[1]
-            found.append(ratio)
-            held = ratio.high >= 1 or ratio.speedup >= 1 - _TIE
-            if held or len(found) == (_SHORT_LIVES if ratio.milliseconds < SHORT else 2):
-                break
-            for used in (chosen, form):
-                self.bench.drop(used)
+        if not entry.verified:
+            return False
+        ratio, held = self._looked_at_while_slower(chosen, form, _as_fast)
         told = self._outcome(chosen.label)
         if told.speedup is not None and told.low is not None and told.high is not None:
             # Told beside the original by way of the form that it was timed with: another session has another noise.
@@ -323,11 +312,24 @@ class Selection:
         entry.note += f"; {'as fast as' if held else 'slower than'} {chosen.label!r}: {ratio.describe()}"
         if held and entry.speedup is not None and entry.speedup < 1 and self._original is not None:
             # Two ties on end may be more than one: beside the original itself.
-            direct = self._time([self._original, form], share=_SECOND_SHARE)[1]
-            held = direct.speedup >= 1 - _TIE
+            direct, held = self._looked_at_while_slower(self._original, form, _ties)
             self._enter(direct)
             entry.note += "" if held else f"; slower than the original: {direct.describe()}"
         return held
+
+    def _looked_at_while_slower(
+        self, rival: Form, form: Form, holds: Callable[[Timing], bool]
+    ) -> tuple[Timing, bool]:
+        """How a form compares with one that it is to be as fast as, and whether it holds: measured again by new
+        processes before it is called slower, a short run by several."""
+        looks = 0
+        while True:
+            ratio = self._time([rival, form], share=_SECOND_SHARE)[1]
+            looks += 1
+            if holds(ratio) or looks == (_SHORT_LIVES if ratio.milliseconds < SHORT else 2):
+                return ratio, holds(ratio)
+            for used in (rival, form):
+                self.bench.drop(used)
 
     def _looked_at_again(self, timings: Sequence[Timing], racing: Set[str]) -> dict[str, Timing]:
         """Timings by label, until what is ahead has been looked at again wherever chance may have put it there: a run
@@ -381,12 +383,12 @@ class Selection:
         for timing in sorted(
             choosable, key=lambda timing: (self._outcome(timing.form.label).size, -timing.speedup)
         ):
-            if timing.form is original.form or timing.speedup < 1 - _TIE:
+            if timing.form is original.form or not _ties(timing):
                 continue
             _, timing = self._beside(original, timing)
             timing = self._in_other_processes(original.form, timing)
             self._enter(timing)
-            if timing.speedup >= 1 - _TIE:
+            if _ties(timing):
                 return timing.form
         return None
 
@@ -405,7 +407,7 @@ class Selection:
             {timing.form.label: timing for timing in self._time([best, *doubtful])[1:]} if doubtful else {}
         )
         timings = [again.get(timing.form.label, timing) for timing in timings]
-        as_fast = [timing for timing in timings if timing.high >= 1 or timing.speedup >= 1 - _TIE]
+        as_fast = [timing for timing in timings if _as_fast(timing)]
         for timing in timings:
             entry = self._outcome(timing.form.label)
             held = timing in as_fast
@@ -519,6 +521,15 @@ class Selection:
             milliseconds = baseline.milliseconds / timing.speedup
         entry.milliseconds, entry.speedup = milliseconds, timing.speedup
         entry.low, entry.high, entry.rounds = timing.low, timing.high, timing.rounds
+
+
+def _ties(timing: Timing) -> bool:
+    return timing.speedup >= 1 - _TIE
+
+
+def _as_fast(timing: Timing) -> bool:
+    """Whether it ties, or is not shown to be slower."""
+    return timing.high >= 1 or _ties(timing)
 
 
 def made_from(label: str, entries: Mapping[str, T]) -> T | None:

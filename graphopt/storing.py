@@ -40,13 +40,11 @@ class Storing:
         selection: Verifies and measures; it learns of what is tried.
         proposals: Of the passes that say how few bits may be taken.
         work: Folder for forms.
-        measure: Whether anything is timed.
     """
 
     selection: Selection
     proposals: Proposals
     work: Path
-    measure: bool = True
 
     def run(self, chosen: Form, deadline: float) -> tuple[Form, PassRecord | None]:
         """The form to hand out, and what was tried; None where the target or the budget leaves nothing to try.
@@ -76,7 +74,7 @@ class Storing:
             smaller = artifact.size_of(form.folder)
             if smaller > _WORTH * size:
                 continue
-            held = self.selection.replaces(form, chosen, measure=self.measure)
+            held = self.selection.replaces(form, chosen)
             judged.append(
                 {"label": words, **judged_of(self.selection.judgements.get(form.label)), "taken": held}
             )

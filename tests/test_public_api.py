@@ -57,6 +57,7 @@ def test_signature_of_compile() -> None:
         "transform": None,
         "max_memory": None,
         "tune": None,
+        "prefer": "speed",
         "input_shapes": None,
         "seed": 0,
         "threads": 0,

@@ -263,21 +263,23 @@ def test_a_form_that_is_wanted_may_be_the_only_one_that_holds() -> None:
     assert chosen == "sparse" and not bench.rounds
 
 
-@pytest.mark.parametrize(("direct", "held"), [(0.95, False), (1.0, True)])
-def test_what_takes_less_room_is_held_to_the_original_too(direct: float, held: bool) -> None:
-    """As fast as what is hardly faster than the original: two ties on end may be a loss."""
+@pytest.mark.parametrize(("direct", "held"), [([0.95, 0.95], False), ([0.95, 1.0], True), ([1.0], True)])
+def test_what_takes_less_room_is_held_to_the_original_too(direct: list[float], held: bool) -> None:
+    """As fast as what is hardly faster than the original: two ties on end may be a loss, and one look may err."""
     selection, forms, bench = selection_of(
         {ORIGINAL: 1.0, "optimized": 1.01},
         {ORIGINAL: 1.0, "optimized": 1.01},
         {"optimized": 1.0, "stored": 0.98},
-        {ORIGINAL: 1.0, "stored": direct},
+        *({ORIGINAL: 1.0, "stored": speedup} for speedup in direct),
         lossy="",
     )
     chosen = selection.choose(forms)
     assert selection.replaces(Form("stored", "here", Path("stored"), {}), chosen) is held
     told = selection.report.forms[-1]
     assert (
-        told.speedup == direct and ("slower than the original" in told.note) is not held and not bench.rounds
+        told.speedup == direct[-1]
+        and ("slower than the original" in told.note) is not held
+        and not bench.rounds
     )
 
 
