@@ -5,16 +5,17 @@ they load a graph, so kernels and times stay what they were; what changes is the
 takes.
 
 - 16 bits: a Cast of float16, for any large constant; 11 bits of precision in place of 24.
-- 8 bits: integers in blocks of about 32 along the axis that is summed over, each block with a scale of its own in
-  float16 (a Cast, a Mul and a Reshape), for weights of products, convolutions and recurrent layers and for tables. Not
-  DequantizeLinear, which ONNX Runtime leaves as it is for its kernels on integers, to run each time.
+- 8 bits: integers in blocks of about 32 along the axis that is summed over (of fewer where one number of a block is far
+  from the others), each block with a scale of its own in float16 (a Cast, a Mul and a Reshape), for weights of products,
+  convolutions and recurrent layers and for tables. Not DequantizeLinear, which ONNX Runtime leaves as it is for its
+  kernels on integers, to run each time.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,12 +35,14 @@ Keeps = Callable[[ir.Node], bool]
 """Whether what a node reads is to stay as it is."""
 
 MAKER = "storage"
-_LEAST_ELEMENTS = 1024
+_LEAST_ELEMENTS: Mapping[Bits, int] = {8: 256, 16: 1024}
+"""What widens fewer takes in the file what they save."""
 _MOST_NOISE: Mapping[Bits, float] = {8: 1e-4, 16: 1e-6}
 """Of a constant's power, that rounding it may add."""
 _SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_BLOCK = 32
-_LONGEST_BLOCK = 64
+_BLOCKS = (32, 16)
+"""Numbers of a block: about so many, where that loses little enough; with its scale, 8.5 or 9 bits for each. A block of
+fewer than 19 cannot lose more than -40 dB, however far one of its numbers is from the others."""
 _LARGEST = 127
 _HALF = np.finfo(np.float16)
 _SWEEP_SAMPLES = 2
@@ -114,12 +117,13 @@ def stored(
     """
     copy = ir_model.clone(model)
     found: list[Stored] = []
+    writer = _Writer(copy)
     for graph in ir_model.all_graphs(copy):
         for name, value in list(graph.initializers.items()):
             narrow = _narrowed(value, 16 if name in wide else bits, keeps)
             if narrow is not None:
                 found.append(narrow.told)
-                _replace(graph, name, value, narrow)
+                writer.replace(graph, name, value, narrow)
     return (copy, found) if found else (model, [])
 
 
@@ -186,7 +190,7 @@ def _noise_alone(
 def _narrowed(value: ir.Value, bits: Bits, keeps: Keeps) -> _Narrow | None:
     """A constant in fewer bits; None where it cannot be, or would lose too much."""
     tensor = value.const_value
-    if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST_ELEMENTS:
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < min(_LEAST_ELEMENTS.values()):
         return None
     uses = list(value.uses())
     if value.is_graph_output() or value.is_graph_input() or not uses:
@@ -198,17 +202,29 @@ def _narrowed(value: ir.Value, bits: Bits, keeps: Keeps) -> _Narrow | None:
         return None
     axes = {_summed(use.node, use.idx, array.ndim) for use in uses}
     summed = axes.pop() if bits == 8 and len(axes) == 1 else None
-    ways: tuple[tuple[Bits, tuple[int, int] | None], ...] = (
-        ((8, summed), (16, None)) if summed else ((16, None),)
-    )
-    for taken, along in ways:
-        integers, scales, widened = _in_halves(array) if along is None else _in_blocks(array, *along)
+    for taken, (integers, scales, widened) in _ways(array, summed):
         size = integers.nbytes + (0 if scales is None else scales.nbytes)
         noise = rounding_noise(array, widened)
         if noise <= _MOST_NOISE[taken] and size < array.nbytes:
             told = Stored(value.name or "", uses[0].node.op_type, taken, (array.nbytes, size), noise)
             return _Narrow(told, integers, scales, widened)
     return None
+
+
+def _ways(
+    array: Array, summed: tuple[int, int] | None
+) -> Iterator[tuple[Bits, tuple[Array, Array | None, Array]]]:
+    """Bits, and integers, scales and what they stand for; the fewest bits first.
+
+    Args:
+        summed: Axes that 8 bits take their blocks along; None where they may not.
+    """
+    if summed is not None:
+        length = math.prod(array.shape[slice(*summed)])
+        for block in dict.fromkeys(_block_of(length, near) for near in _BLOCKS):
+            yield 8, _in_blocks(array, *summed, block)
+    if array.size >= _LEAST_ELEMENTS[16]:
+        yield 16, _in_halves(array)
 
 
 def _summed(node: ir.Node, slot: int, rank: int) -> tuple[int, int] | None:
@@ -258,12 +274,11 @@ def _in_halves(array: Array) -> tuple[Array, None, Array]:
     return half, None, half.astype(np.float32)
 
 
-def _in_blocks(array: Array, begin: int, end: int) -> tuple[Array, Array, Array]:
+def _in_blocks(array: Array, begin: int, end: int, block: int) -> tuple[Array, Array, Array]:
     """Integers and scales of blocks along the axes from ``begin`` to before ``end``, and what they stand for."""
     before, summed, behind = (
         math.prod(array.shape[part]) for part in (slice(begin), slice(begin, end), slice(end, None))
     )
-    block = _block_of(summed)
     blocked = array.reshape(before, summed // block, block, behind)
     scales = np.abs(blocked).max(axis=2, keepdims=True) / np.float32(_LARGEST)
     # Beside the largest, a block that is below its last digit is rounding noise of what was computed to be zero.
@@ -277,12 +292,12 @@ def _in_blocks(array: Array, begin: int, end: int) -> tuple[Array, Array, Array]
     return integers, scales, (integers.astype(np.float32) * wide).reshape(array.shape)
 
 
-def _block_of(length: int) -> int:
-    """Numbers that share a scale: a divisor of ``length`` near 32, so that no block is cut off."""
-    divisors = [size for size in range(1, min(length, _LONGEST_BLOCK) + 1) if length % size == 0]
-    best = min(divisors, key=lambda size: abs(math.log(size / _BLOCK)))
+def _block_of(length: int, near: int) -> int:
+    """Numbers that share a scale: a divisor of ``length``, so that no block is cut off."""
+    divisors = [size for size in range(1, min(length, 2 * near) + 1) if length % size == 0]
+    best = min(divisors, key=lambda size: abs(math.log(size / near)))
     # Of few numbers each, scales would take what the integers save.
-    return best if best >= _BLOCK // 4 else length
+    return best if best >= _BLOCKS[-1] // 2 else length
 
 
 def rounding_noise(array: Array, widened: Array) -> float:
@@ -294,37 +309,62 @@ def rounding_noise(array: Array, widened: Array) -> float:
     return noise / signal if signal else math.inf if noise else 0.0
 
 
-def _replace(graph: ir.Graph, name: str, value: ir.Value, narrow: _Narrow) -> None:
-    """Put the constant in fewer bits, and what widens it, in the place of a constant."""
-    assert value.shape is not None
-    shape = tuple(value.shape.numpy())
-    nodes: list[ir.Node] = []
+class _Writer:
+    """Puts constants in fewer bits, and what widens them, into a model that is written and not rewritten again.
 
-    def constant(part: str, array: Array) -> ir.Value:
-        return ir_model.add_constant(graph, f"{name}/{part}", ir.tensor(array))
+    What it adds has short names, neither types nor shapes, and one constant for each shape, since all of that is told
+    again for each of hundreds of constants.
+    """
 
-    def op(kind: str, *inputs: ir.Value, made: tuple[int, ...], **attributes: int) -> ir.Value:
-        node = ir.node(kind, inputs, attributes, name=f"{name}/{MAKER}_{len(nodes)}")
-        output = node.outputs[0]
-        # Names are told apart across subgraphs, where a graph's own naming knows of itself alone.
-        output.name, output.type, output.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(made)
-        provenance.record(node, MAKER, ())
-        nodes.append(node)
-        return output
+    def __init__(self, model: ir.Model) -> None:
+        graphs = ir_model.all_graphs(model)
+        self._taken = {
+            value.name for graph in graphs for value in (*graph.inputs, *graph.initializers.values())
+        }
+        for node in model.graph.all_nodes():
+            self._taken |= {node.name, *(value.name for value in node.outputs)}
+        self._count = 0
+        self._shapes: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = {}
 
-    def widened(part: str, array: Array) -> ir.Value:
-        return op("Cast", constant(part, array), made=array.shape, to=ir.DataType.FLOAT.value)
+    def replace(self, graph: ir.Graph, name: str, value: ir.Value, narrow: _Narrow) -> None:
+        """Widen ``narrow`` where ``value`` was read."""
+        assert value.shape is not None
+        nodes: list[ir.Node] = []
 
-    result = widened("stored", narrow.integers)
-    if narrow.scales is not None:
-        halves = narrow.scales.dtype == np.float16
-        scales = widened("scales", narrow.scales) if halves else constant("scales", narrow.scales)
-        scaled = op("Mul", result, scales, made=narrow.integers.shape)
-        result = op("Reshape", scaled, constant("shape", np.array(shape, np.int64)), made=shape)
-    del graph.initializers[name]
-    value.replace_all_uses_with(result)
-    result.name = name
-    graph.insert_before(graph[0], nodes)
+        def op(kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+            node = ir.node(kind, inputs, attributes, name=self._free())
+            node.outputs[0].name = node.name
+            provenance.record(node, MAKER, ())
+            nodes.append(node)
+            return node.outputs[0]
+
+        def widened(array: Array) -> ir.Value:
+            return op("Cast", self._constant(graph, array), to=ir.DataType.FLOAT.value)
+
+        result = widened(narrow.integers)
+        if narrow.scales is not None:
+            halves = narrow.scales.dtype == np.float16
+            scales = widened(narrow.scales) if halves else self._constant(graph, narrow.scales)
+            scaled = op("Mul", result, scales)
+            result = op("Reshape", scaled, self._shape(graph, tuple(value.shape.numpy())))
+        del graph.initializers[name]
+        value.replace_all_uses_with(result)
+        result.name, result.type, result.shape = name, value.type, value.shape
+        graph.insert_before(graph[0], nodes)
+
+    def _free(self) -> str:
+        while (name := f"{MAKER}_{self._count}") in self._taken:
+            self._count += 1
+        self._count += 1
+        return name
+
+    def _constant(self, graph: ir.Graph, array: Array) -> ir.Value:
+        return ir_model.add_constant(graph, self._free(), ir.tensor(array))
+
+    def _shape(self, graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
+        if (graph, shape) not in self._shapes:
+            self._shapes[graph, shape] = self._constant(graph, np.array(shape, np.int64))
+        return self._shapes[graph, shape]
 
 
 __all__ = ["Bits", "Storage", "Stored", "as_many_as_hold", "rounding_noise", "stored"]
