@@ -5,8 +5,8 @@ they load a graph, so kernels and times stay what they were; what changes is the
 takes.
 
 - 16 bits: a Cast of float16, for any large constant; 11 bits of precision in place of 24.
-- 8 bits: integers in blocks of about 32 along the axis that is summed over (of fewer where one number of a block is far
-  from the others), each block with a scale of its own in float16 (a Cast, a Mul and a Reshape), for weights of products,
+- 8 bits: integers in blocks of about 32 along the axis that is summed over (16 where one number of a block is far from
+  the others), each block with a scale of its own in float16 (a Cast, a Mul and a Reshape), for weights of products,
   convolutions and recurrent layers and for tables. Not DequantizeLinear, which ONNX Runtime leaves as it is for its
   kernels on integers, to run each time.
 """

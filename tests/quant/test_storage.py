@@ -252,7 +252,8 @@ def test_names_are_those_that_are_free_and_shapes_are_told_once() -> None:
     shapes = [value for value in small.graph.initializers.values() if value.dtype == ir.DataType.INT64]
     assert len(shapes) == 1
     sample = {"storage_0": normal(3, 64, seed=1)}
-    np.testing.assert_allclose(run(small, sample)["y"], run(model, sample)["y"], rtol=0, atol=0.02 * 64)
+    wanted, got = run(model, sample)["y"], run(small, sample)["y"]
+    assert 0 < np.square(got - wanted).sum() < 3e-4 * np.square(wanted).sum()
 
 
 def test_the_loud_constants_alone_take_16_bits() -> None:
