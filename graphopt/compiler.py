@@ -216,7 +216,7 @@ class Compilation:
                 forms, outcomes = selection.verify_all(forms)
                 report.forms = outcomes + self._left_out
             with self._stage("measure"):
-                computed = chosen = selection.choose(forms)
+                computed = chosen = selection.choose(forms, measure=request.time_forms)
             storage = None
             if proposals is not None and proposals.storage is not None:
                 with self._stage("storage"):
@@ -421,7 +421,7 @@ class Compilation:
         """The form that was chosen, from a smaller file where that holds as well; and what was tried."""
         left = _UNTIL_STORED - (time.monotonic() - self._started)
         seconds = min(max(left, _LEAST_STORAGE_SECONDS), _MOST_STORAGE_SECONDS)
-        storing = Storing(selection, proposals, self.work)
+        storing = Storing(selection, proposals, self.work, measure=self.request.time_forms)
         return storing.run(chosen, deadline=time.monotonic() + seconds)
 
     def _judge_choice(

@@ -58,6 +58,7 @@ class Request:
         budget: Of lossy passes; None stands for the default budget.
         transform: Applied to each sample of the data.
         prefer: What decides between verified forms that are no slower than the original, one of ``PREFERENCES``.
+        time_forms: Whether forms are timed; else the last that holds is taken.
     """
 
     model: Any
@@ -75,6 +76,7 @@ class Request:
     threads: int = 0
     measure_seconds: float = 3.0
     prefer: str = "speed"
+    time_forms: bool = True
     budget: Budget | None = None
     transform: Any = None
     repro_dir: Path | None = None

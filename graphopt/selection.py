@@ -63,7 +63,7 @@ class Selection:
         comparisons: Of each form that ran, by label.
         budgets: What a lossy form is held to instead of the noise floor, by label.
         judgements: Of each lossy form that ran, by label; given from the start for those that cannot run here.
-        best_effort: Whether a lossy form that is over its budget may be chosen all the same.
+        best_effort: Whether the lossy form that is nearest to its budget may be chosen where none is within it.
         prefer: What decides, one of :data:`PREFERENCES`.
         wanted: Labels of lossy forms that were asked for although what they buy is not time: one is chosen where it is
             as fast as what would be chosen without them, within noise.
@@ -89,6 +89,7 @@ class Selection:
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     _original: Form | None = field(default=None, init=False, repr=False)
+    _nearest: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
     _unbeaten: list[str] = field(default_factory=list, init=False, repr=False)
     _failed_on_sizes: dict[str, MadeUpSizesError] = field(default_factory=dict, init=False, repr=False)
 
@@ -100,6 +101,8 @@ class Selection:
         """
         self.bench.load([form for form in forms if self.targets[form.target][1].runnable])
         loaded, outcomes = list(forms), [self.verify(form) for form in forms]
+        if self.best_effort:
+            self._take_nearest(outcomes)
         target, probe = self.targets[forms[0].target]
         if outcomes[0].verified or not (target.runs_original and probe.runnable):
             return loaded, outcomes
@@ -118,6 +121,20 @@ class Selection:
             if not outcomes[index].verified and form.target == forms[0].target:
                 loaded[index], outcomes[index] = self._verify_at(form, level)
         return loaded, outcomes
+
+    def _take_nearest(self, outcomes: Sequence[FormTiming]) -> None:
+        """Let the form that is least over its budget be chosen, where none is within it."""
+        over = {
+            entry.label: self.judgements[entry.label]
+            for entry in outcomes
+            if entry.label in self.judgements and entry.label in self.budgets
+        }
+        finite = [label for label, judgement in over.items() if np.isfinite(judgement.drop)]
+        if not finite or any(judgement.ok for judgement in over.values()):
+            return
+        nearest = min(finite, key=lambda label: over[label].drop)
+        self._nearest[nearest] = True
+        next(entry for entry in outcomes if entry.label == nearest).verified = True
 
     def _verify_at(self, form: Form, level: str) -> tuple[Form, FormTiming]:
         calmer = dataclasses.replace(form, config={**form.config, "level": level})
@@ -158,7 +175,7 @@ class Selection:
             if budget is not None:
                 judgement = budget.judge([self.bench.worker(form).outputs(feeds) for feeds in budget.feeds])
                 self.judgements[form.label] = judgement
-                usable = self.best_effort and bool(np.isfinite(judgement.drop))
+                usable = made_from(form.label, self._nearest) is not None
                 timing.verified, timing.note = judgement.ok or usable, judgement.describe()
                 if not judgement.ok:
                     timing.note = f"over the budget: {timing.note}"
@@ -182,11 +199,12 @@ class Selection:
         """The budget of a lossy form, and of what only differs from it by the target's knobs."""
         return made_from(form.label, self.budgets)
 
-    def choose(self, forms: Sequence[Form]) -> Form:
+    def choose(self, forms: Sequence[Form], *, measure: bool = True) -> Form:
         """The fastest verified form; the original unless another is measured to be no slower.
 
         Args:
             forms: From plain to special, the original first; each verified before.
+            measure: Without it, the last verified form is taken.
         """
         by_label = {form.label: form for form in forms}
         if not any(self.targets[name][1].runnable for name in self.choosable or self.targets):
@@ -207,6 +225,8 @@ class Selection:
             if name not in held
         ]
         self.report.warnings += self._without_form(forms, held | set(self._failed_on_sizes))
+        if not measure:
+            return [form for form in ours if form.target == ours[0].target][-1]
         best = self._fastest(candidates) if len(candidates) > 1 else candidates[0]
         chosen = self._best_variant(best, candidates[0]) if self.try_knobs else best
         if self.models[chosen.label] is self.models[candidates[0].label]:
@@ -295,14 +315,14 @@ class Selection:
             return original
         return best.form
 
-    def replaces(self, form: Form, chosen: Form) -> bool:
+    def replaces(self, form: Form, chosen: Form, *, measure: bool = True) -> bool:
         """Whether a form that computes what ``chosen`` does, from another file, holds as well and is as fast, within
         noise, and no slower than the original; measured again by new processes before it is called slower, a short run
         by several."""
         entry = self.verify(form)
         self.report.forms.append(entry)
-        if not entry.verified:
-            return False
+        if not entry.verified or not measure:
+            return entry.verified
         ratio, held = self._looked_at_while_slower(chosen, form, _as_fast)
         told = self._outcome(chosen.label)
         if told.speedup is not None and told.low is not None and told.high is not None:

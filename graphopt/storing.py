@@ -40,11 +40,13 @@ class Storing:
         selection: Verifies and measures; it learns of what is tried.
         proposals: Of the passes that say how few bits may be taken.
         work: Folder for forms.
+        measure: Whether anything is timed.
     """
 
     selection: Selection
     proposals: Proposals
     work: Path
+    measure: bool = True
 
     def run(self, chosen: Form, deadline: float) -> tuple[Form, PassRecord | None]:
         """The form to hand out, and what was tried; None where the target or the budget leaves nothing to try.
@@ -74,7 +76,7 @@ class Storing:
             smaller = artifact.size_of(form.folder)
             if smaller > _WORTH * size:
                 continue
-            held = self.selection.replaces(form, chosen)
+            held = self.selection.replaces(form, chosen, measure=self.measure)
             judged.append(
                 {"label": words, **judged_of(self.selection.judgements.get(form.label)), "taken": held}
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import onnx_ir as ir
 import pytest
@@ -14,7 +14,7 @@ from graphopt.report import FormTiming, Report
 from graphopt.selection import ORIGINAL, Selection
 from graphopt.target import Target
 from graphopt.tune.paired import Bench, Timing
-from graphopt.verify.budget import Judgement
+from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.reference import Reference
 
 
@@ -301,3 +301,39 @@ def test_the_smallest_that_is_no_slower_where_size_is_preferred(again: float, ch
 def test_nothing_smaller_is_as_fast_where_size_is_preferred() -> None:
     found, _, _ = choose({ORIGINAL: 1.0, "optimized": 0.9, "int8": 0.7}, sizes=(100, 90, 10))
     assert found == ORIGINAL
+
+
+class _Judged(_Selection):
+    """Every form was judged; ``drops`` by label."""
+
+    drops: ClassVar[dict[str, float]] = {}
+
+    def verify(self, form: Form) -> FormTiming:
+        if form.label not in self.drops:
+            return FormTiming(form.label, verified=True)
+        judgement = Judgement(1 - self.drops[form.label], 1.0, self.drops[form.label], 0.01, 20.0)
+        self.judgements[form.label] = judgement
+        return FormTiming(form.label, verified=judgement.ok)
+
+
+@pytest.mark.parametrize(
+    ("drops", "verified"),
+    [
+        ({"int8": 0.005, "fast": 0.011}, {"int8"}),
+        ({"int8": 0.02, "fast": 0.011}, {"fast"}),
+        ({"int8": float("nan"), "fast": float("inf")}, set()),
+    ],
+    ids=["one is within the budget", "none is", "nothing usable"],
+)
+def test_best_effort_is_the_nearest_where_nothing_is_within_the_budget(
+    drops: dict[str, float], verified: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Judged, "drops", drops)
+    plain, forms, bench = selection_of({ORIGINAL: 1.0, "int8": 1.0, "fast": 1.0})
+    monkeypatch.setattr(bench, "load", lambda forms: None, raising=False)
+    selection = _Judged(
+        plain.targets, plain.reference, plain.bench, plain.report, 1.0,
+        budgets={label: cast(Evaluation, None) for label in drops}, best_effort=True,
+    )  # fmt: skip
+    _, outcomes = selection.verify_all(forms)
+    assert {entry.label for entry in outcomes if entry.verified} == {ORIGINAL, *verified}
