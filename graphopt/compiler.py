@@ -48,16 +48,16 @@ from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
-_WHOLE_SECONDS = 35.0
+_WHOLE_SECONDS = 30.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
-_LEAST_SEARCH_SECONDS = 20.0
+_LEAST_SEARCH_SECONDS = 18.0
 _SHARE_BESIDE_SEARCH = 0.5
 """Of the time for one comparison of forms, where lossy passes have timed their own: gains are large there."""
 _SECONDS_IN_FLOAT = 0.4
 """For comparing targets, to see which has the first turn of lossy passes."""
 _LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 3.0
 """For looking which constants may be stored in 8 bits, where not all may."""
-_UNTIL_STORED = 42.0
+_UNTIL_STORED = 38.0
 """Seconds of a compilation, after which the least of these is taken."""
 _UNSTEADY = 1.3
 """Upper over lower end of an interval, from which it says little."""
