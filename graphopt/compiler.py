@@ -12,23 +12,20 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import artifact, catalog, interrupt
-from graphopt._version import __version__
+from graphopt import catalog, conclusion, interrupt
 from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
 from graphopt.data.dataset import Dataset
-from graphopt.data.interface import Feeds, TensorSpec, inputs_of, optional_inputs_of, outputs_of
+from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.load import samples
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError
+from graphopt.forms import Forms
 from graphopt.ir import model as ir_model
-from graphopt.ir.hash import content_hash
 from graphopt.lineage import Lineage
 from graphopt.lossy import LossyPass
 from graphopt.pipeline.base import Pass
@@ -38,11 +35,11 @@ from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_a
 from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
 from graphopt.request import Progress, Request, Silent
 from graphopt.rewrite import Numerics
-from graphopt.selection import ORIGINAL, Selection, made_from
+from graphopt.selection import ORIGINAL, Selection
 from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
-from graphopt.verify.budget import TELLS_NOTHING, Evaluation, find_metric, parse_drop
+from graphopt.verify.budget import TELLS_NOTHING, find_metric, parse_drop
 from graphopt.verify.export import export_warnings
 from graphopt.verify.reference import Reference, build_reference
 
@@ -59,8 +56,6 @@ _LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 3.0
 """For looking which constants may be stored in 8 bits, where not all may."""
 _UNTIL_STORED = 38.0
 """Seconds of a compilation, after which the least of these is taken."""
-_UNSTEADY = 1.3
-"""Upper over lower end of an interval, from which it says little."""
 _CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
@@ -76,11 +71,10 @@ class Compilation:
         self.request = request
         self.progress: Progress = progress or Silent()
         self.work = Path(tempfile.mkdtemp(prefix="graphopt-"))
+        self._forms = Forms(self.work)
         self._stages: dict[str, float] = {}
-        self._results: dict[str, ir.Model] = {}
         self._large = False
         self._started = time.monotonic()
-        self._left_out: list[FormTiming] = []
         self.tuning: Tuning | None = None
         self._lineage: Lineage | None = None
 
@@ -171,26 +165,24 @@ class Compilation:
                 captured = self._capture(None)
                 held = self._verify_capture(captured, reference, report)
                 optimized, report.passes = self._optimize(captured, passes, reference, held)
-        forms: list[Form] = []
         with self._stage("legalize"):
             for target, _ in baseline:
-                self._add_original(target, captured, forms)
+                self._forms.add_original(target, captured)
             for target, _ in targets:
                 try:
-                    report.passes += self._add_forms(target, optimized, captured, reference, forms, held)
+                    report.passes += self._add_forms(target, optimized, captured, reference, held)
                 except TargetError as error:
                     if len(targets) == 1:
                         raise
-                    self._left_out.append(FormTiming(target.name, note=error.message))
+                    self._forms.left_out.append(FormTiming(target.name, note=error.message))
         report.warnings += self._not_available()
         proposals = None
         if lossy and held:
             with self._stage("lossy passes"):
                 dataset = dataset or self._dataset(captured, reference)
-                proposals = self._propose(lossy, targets, optimized, captured, dataset, forms, report)
-        if reference.is_hollow:
-            # Whatever came of it would pass unseen.
-            forms = forms[:1]
+                proposals = self._propose(lossy, targets, optimized, captured, dataset, report)
+        # Where nothing can be compared, whatever came of the model would pass unseen.
+        forms = self._forms.written[:1] if reference.is_hollow else self._forms.written
         feeds = reference.trials[0].feeds
         report.timed_on = {
             name: np.shape(array) for name, array in feeds.items() if isinstance(array, np.ndarray)
@@ -203,7 +195,7 @@ class Compilation:
                 report,
                 request.measure_seconds * (_SHARE_BESIDE_SEARCH if lossy else 1.0),
                 not (self._large or reference.is_hollow),
-                self._results,
+                self._forms.graphs,
                 self.progress.stage,
                 choosable=frozenset(target.name for target, _ in targets),
                 budgets={} if proposals is None else proposals.judged,
@@ -214,7 +206,7 @@ class Compilation:
             )
             with self._stage("verify"):
                 forms, outcomes = selection.verify_all(forms)
-                report.forms = outcomes + self._left_out
+                report.forms = outcomes + self._forms.left_out
             with self._stage("measure"):
                 computed = chosen = selection.choose(forms, measure=request.time_forms)
             storage = None
@@ -227,7 +219,7 @@ class Compilation:
         report.tuning = self.tuning
         target = by_name[chosen.target][0]
         report.warnings += target.notes(chosen.config) if isinstance(target, Noted) else ()
-        final = self._results[chosen.label]
+        final = self._forms.graphs[chosen.label]
         comparison = selection.comparisons.get(chosen.label)
         report.verification.enter(comparison)
         if comparison is not None and comparison.not_taken:
@@ -235,13 +227,19 @@ class Compilation:
                 f"the result fails with sizes that the data do not have, where the original does not "
                 f"({comparison.not_taken}): verified for the sizes of the data"
             )
-        evaluation = self._judge_choice(selection, computed, chosen, lossy, proposals, report)
+        evaluation = None
+        if proposals is not None:
+            evaluation = conclusion.judge(report, selection, proposals, chosen, computed)
         report.passes += [storage] if storage is not None else []
-        self._finish_report(report, captured, final, chosen, reference)
+        conclusion.finish(report, captured, reference, self._forms.written[0].folder, chosen, final)
         report.seconds = time.monotonic() - self._started
         report.stages = dict(self._stages)
-        manifest = self._manifest(captured, report, chosen, final, dict(by_name[chosen.target][1].machine))
-        runnable = by_name[chosen.target][1].runnable
+        assert self._lineage is not None
+        probe = by_name[chosen.target][1]
+        manifest = conclusion.manifest(
+            report, captured, self._lineage, chosen, final, machine=probe.machine, options=request.options
+        )
+        runnable = probe.runnable
         if not runnable and report.verification.status == "verified":
             report.verification.status = NOT_RUN
         if reference.is_hollow:
@@ -281,7 +279,7 @@ class Compilation:
             )
         runnable = [(target, probe) for target, probe in usable if probe.runnable]
         used = runnable or usable
-        self._left_out += [
+        self._forms.left_out += [
             FormTiming(target.name, note="; ".join(map(str.strip, probe.reason.splitlines())))
             for target, probe in probed
             if not any(target is other for other, _ in used)
@@ -291,7 +289,9 @@ class Compilation:
     def _not_available(self) -> list[str]:
         """Warnings of targets that were asked for by name and cannot be had here; a group takes what there is."""
         asked = {name.strip() for name in self.request.target.split(",")}
-        return [f"{form.label} was left out: {form.note}" for form in self._left_out if form.label in asked]
+        return [
+            f"{form.label} was left out: {form.note}" for form in self._forms.left_out if form.label in asked
+        ]
 
     def _baseline(self, targets: Sequence[tuple[Target, Probe]]) -> list[tuple[Target, Probe]]:
         """What runs the original to compare with, where the targets cannot: ONNX Runtime on the CPU."""
@@ -323,7 +323,6 @@ class Compilation:
         optimized: ir.Model,
         captured: Captured,
         dataset: Dataset,
-        forms: list[Form],
         report: Report,
     ) -> Proposals:
         """Let the lossy passes propose forms for each target, and write these.
@@ -355,7 +354,7 @@ class Compilation:
             lossy, budget, dataset, evaluation, seconds, len(targets),
             self.request.threads, self.request.seed, self.progress.stage,
         )  # fmt: skip
-        for target, probe in self._in_turns(targets, proposals, optimized, forms):
+        for target, probe in self._in_turns(targets, proposals, optimized):
             passes = target.legalization()
 
             def legalize(
@@ -369,14 +368,12 @@ class Compilation:
             report.passes += records
             for candidate, legal in found:
                 label = candidate.label if len(targets) == 1 else f"{target.name}: {candidate.label}"
-                while label in self._results:
+                while label in self._forms.graphs:
                     label += "'"
-                place = folder / f"lossy-{len(forms)}"
-                place.mkdir(parents=True)
                 knobs = {**target.variants(legal, None)[0], **candidate.knobs}
+                place = folder / f"lossy-{len(self._forms.written)}"
                 written = proposals.written(label, legal, target)
-                forms.append(Form(label, target.name, place, target.emit(written, place, knobs)))
-                self._results[label] = legal
+                self._forms.add(label, target, written, place, knobs, computes=legal)
                 proposals.judged[label] = evaluation
                 proposals.candidates[label] = candidate
                 if not probe.runnable:
@@ -401,10 +398,9 @@ class Compilation:
         targets: Sequence[tuple[Target, Probe]],
         proposals: Proposals,
         optimized: ir.Model,
-        forms: Sequence[Form],
     ) -> Sequence[tuple[Target, Probe]]:
         """The targets, the one first on which the lossy passes are likeliest to come to the fastest form."""
-        last = {form.target: form for form in forms if form.label != ORIGINAL}
+        last = {form.target: form for form in self._forms.written if form.label != ORIGINAL}
         times: dict[str, float] = {}
         timed = [last[target.name] for target, probe in targets if probe.runnable and target.name in last]
         if len(timed) > 1 and not self._large:
@@ -423,77 +419,6 @@ class Compilation:
         seconds = min(max(left, _LEAST_STORAGE_SECONDS), _MOST_STORAGE_SECONDS)
         storing = Storing(selection, proposals, self.work, measure=self.request.time_forms)
         return storing.run(chosen, deadline=time.monotonic() + seconds)
-
-    def _judge_choice(
-        self,
-        selection: Selection,
-        computed: Form,
-        chosen: Form,
-        lossy: Sequence[LossyPass],
-        proposals: Proposals | None,
-        report: Report,
-    ) -> Evaluation | None:
-        """Enter what the chosen form scores; say so where no lossy form was chosen although one was asked for.
-
-        Args:
-            computed: What ``chosen`` computes: the form that it was before it was stored in fewer bits.
-        """
-        if proposals is None:
-            return None
-        evaluation = proposals.evaluation
-        judgement = selection.judgements.get(chosen.label)
-        if judgement is not None:
-            report.verification.judge(
-                judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out
-            )
-        if computed.label in selection.judgements:
-            if selection.targets[chosen.target][1].runnable:
-                self._read_back(proposals, chosen, report)
-            elif judgement is not None and judgement.ok:
-                report.verification.status = NOT_RUN
-            return evaluation
-        names = ", ".join(pass_.name for pass_ in lossy)
-        reasons = [
-            f"{form.label}: {form.note}"
-            for form in report.forms
-            if form.label in proposals.candidates and not form.verified
-        ]
-        reasons = reasons or [
-            f"{record.details.get('target', '')}: {record.reason}"
-            for record in report.passes
-            if record.numerics is Numerics.LOSSY and record.reason
-        ]
-        held = [form.label for form in report.forms if form.label in proposals.candidates and form.verified]
-        if held or not reasons:
-            measured = "slower" if proposals.wanted else "no faster"
-            what = f"{', '.join(held)}:" if held else "what it proposed was"
-            other = (
-                "" if self.request.prefer == "size" else " (--prefer size decides by the size of the bundle)"
-            )
-            reasons.append(f"{what} measured to be {measured} than the float result{other if held else ''}")
-        stored = "; constants are stored in fewer bits all the same" if chosen is not computed else ""
-        report.warnings.append(f"{names} is not part of the result: {'; '.join(reasons)}{stored}")
-        return evaluation if judgement is not None else None
-
-    def _read_back(self, proposals: Proposals, chosen: Form, report: Report) -> None:
-        """Write down which kernels the chosen form runs, and warn of integers that were asked for and are not there."""
-        candidate = made_from(chosen.label, proposals.candidates)
-        if candidate is None or not candidate.units:
-            return
-        try:
-            found = proposals.read_back(chosen, candidate, self._results[chosen.label])
-        except TargetError as error:
-            report.warnings.append(f"the kernels of the result could not be read back: {error.message}")
-            return
-        for record in report.passes:
-            if record.numerics is Numerics.LOSSY and record.details.get("target") == chosen.target:
-                record.details["executed"] = found
-        if found["without_integer_kernel"]:
-            names = ", ".join(found["without_integer_kernel"][:5])
-            count = len(found["without_integer_kernel"])
-            report.warnings.append(
-                f"{count} quantized nodes run without an integer kernel on {chosen.target}: {names}"
-            )
 
     def _budget(self) -> Budget:
         return self.request.budget or Budget(find_metric(None), parse_drop(None))
@@ -573,14 +498,13 @@ class Compilation:
         optimized: ir.Model,
         captured: Captured,
         reference: Reference,
-        forms: list[Form],
         held: bool,
     ) -> list[PassRecord]:
         """Write the forms of one target: the original, the optimised graph, and the legalised one."""
-        prefix = "" if not forms else f"{target.name}: "
-        base = self.work / target.name
+        forms = self._forms
+        prefix = f"{target.name}: " if forms.written else ""
         if target.runs_original or not held:
-            self._add_original(target, captured, forms)
+            forms.add_original(target, captured)
         if not held:
             return []
         passes = target.legalization()
@@ -591,17 +515,17 @@ class Compilation:
         wanted += [("legalized", legal)] if changed else []
         if self.request.effort is not None and isinstance(target, Tunable):
             self._tune(target, wanted[-1][1], reference, self.request.effort)
-        before = len(forms)
+        before = len(forms.written)
         for name, model in wanted:
             try:
-                self._add_form(prefix + name, target, model, base / name, forms)
+                forms.add(prefix + name, target, model, forms.folder(target, name))
             except TargetError as error:
                 # One form is enough: what the target lacks may be what legalisation replaces.
-                self._left_out.append(FormTiming(prefix + name, note=error.message))
-        if len(forms) == before:
+                forms.left_out.append(FormTiming(prefix + name, note=error.message))
+        if len(forms.written) == before:
             # It may take the model, and not what the passes made of it.
             plain, records = self._manager(passes, reference, target.allowed_domains()).run(captured.model)
-            self._add_form(prefix + "captured", target, plain, base / "captured", forms)
+            forms.add(prefix + "captured", target, plain, forms.folder(target, "captured"))
         return records
 
     def _tune(
@@ -617,94 +541,6 @@ class Compilation:
         )
         return self.tuning
 
-    def _add_original(self, target: Target, captured: Captured, forms: list[Form]) -> None:
-        label = f"{target.name}: {ORIGINAL}" if forms else ORIGINAL
-        folder = self.work / target.name / "original"
-        if not (target.runs_original and self._link_original(captured, target, folder, forms, label)):
-            self._add_form(label, target, captured.original_model, folder, forms)
-
-    def _add_form(self, label: str, target: Target, model: ir.Model, folder: Path, forms: list[Form]) -> None:
-        folder.mkdir(parents=True)
-        config = target.emit(model, folder, target.variants(model, None)[0])
-        forms.append(Form(label, target.name, folder, config))
-        self._results[label] = model
-
-    def _link_original(
-        self, captured: Captured, target: Target, folder: Path, forms: list[Form], label: str
-    ) -> bool:
-        """Take the user's own file as the original's form where it lies on this disk.
-
-        Weights beside it are copied: a file of several hard links is one that nobody else may read as a model's.
-        """
-        if captured.original is None or captured.kind != "onnx" or not captured.file_runs:
-            return False
-        source = Path(captured.original)
-        if source.suffix != ".onnx" or any(file.parent != source.parent for file in captured.files):
-            return False
-        folder.mkdir(parents=True)
-        try:
-            for file in captured.files:
-                if file.name == source.name:
-                    (folder / file.name).hardlink_to(file.resolve())
-                else:
-                    shutil.copyfile(file, folder / file.name)
-        except OSError:
-            shutil.rmtree(folder)
-            return False
-        forms.append(Form(label, target.name, folder, {"file": source.name}))
-        self._results[label] = captured.original_model
-        return True
-
-    def _finish_report(
-        self, report: Report, captured: Captured, final: ir.Model, chosen: Form, reference: Reference
-    ) -> None:
-        report.nodes_after = count_nodes(final)
-        report.ops_after = ir_model.op_counts(final)
-        report.opset = final.opset_imports.get("", 0)
-        original = next(iter(sorted(self.work.glob("*/original"))))
-        report.size_before = _file_size(captured) or artifact.size_of(original)
-        report.size_after = artifact.size_of(chosen.folder)
-        verification = report.verification
-        verification.trials = [
-            {name: int(size) for name, size in trial.sizes.items()} for trial in reference.trials
-        ]
-        verification.synthetic = reference.synthetic
-        verification.random_outputs = tuple(sorted(reference.random_outputs))
-        if reference.synthetic:
-            what = "the inputs were made up" if reference.is_hollow else "verified on made-up inputs"
-            report.warnings.append(f"no real data were seen: {what} (give real ones with --data)")
-        report.warnings += reference.warnings
-        if reference.random_outputs:
-            report.warnings.append(
-                "the model is random: not compared: " + ", ".join(sorted(reference.random_outputs))
-            )
-        report.warnings += _unsteady(report)
-        for record in report.passes:
-            for entry in record.undone:
-                where = f" (repro: {entry.repro})" if entry.repro else ""
-                report.warnings.append(f"{record.name}: undone: {entry.what}: {entry.reason}{where}")
-
-    def _manifest(
-        self, captured: Captured, report: Report, chosen: Form, final: ir.Model, machine: dict[str, Any]
-    ) -> artifact.Manifest:
-        assert self._lineage is not None
-        origins, nodes = self._lineage.finish(final, chosen.target)
-        return artifact.Manifest(
-            graphopt=__version__,
-            name=report.name,
-            target=chosen.target,
-            config=dict(chosen.config),
-            inputs=artifact.tensors(_as_in(final, inputs_of(captured.model))),
-            outputs=artifact.tensors(_as_in(final, outputs_of(captured.model))),
-            optional_inputs=sorted(optional_inputs_of(captured.model)),
-            machine=machine,
-            hashes={"source": content_hash(captured.original_model), "result": content_hash(final)},
-            options=dict(self.request.options),
-            warnings=list(report.warnings),
-            origins=origins,
-            nodes=nodes,
-        )
-
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         interrupt.check()
@@ -714,27 +550,6 @@ class Compilation:
             yield
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - started
-
-
-def _as_in(final: ir.Model, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The interface, with the element types that the result has where a lossy pass was asked to change them."""
-    halves = {
-        value.name: value.dtype.name.lower()
-        for value in (*final.graph.inputs, *final.graph.outputs)
-        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    }
-    return tuple(replace(spec, dtype=halves.get(spec.name, spec.dtype)) for spec in specs)
-
-
-def _unsteady(report: Report) -> list[str]:
-    """A warning where the machine was too busy for the speedup that is told."""
-    found = next((form for form in report.forms if form.label == report.chosen), None)
-    if found is None or not found.low or not found.high or found.high < _UNSTEADY * found.low:
-        return []
-    return [
-        f"times varied much (95 % interval of the speedup {found.low:.2f} to {found.high:.2f}): the machine was busy; "
-        "graphopt bench BUNDLE measures again"
-    ]
 
 
 def _refuse_to_judge(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> None:
@@ -755,10 +570,3 @@ def _refuse_to_judge(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> N
 
 def _was_rejected(record: PassRecord) -> bool:
     return any("ONNX Runtime rejects" in entry.reason for entry in record.undone)
-
-
-def _file_size(captured: Captured) -> int:
-    """Bytes of the model's file with its external data; 0 where it was no file."""
-    if captured.original is None:
-        return 0
-    return sum(file.stat().st_size for file in captured.files if file.exists())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.passes._affine_linear import Affine, Array, LinearOp, linear_at, read_affine, rounded
 from graphopt.passes._shapes import VIEWS
 from graphopt.rewrite import Builder, Refuse
@@ -84,9 +84,7 @@ def _averages_only_data(node: ir.Node) -> bool:
     """Whether no zeros of the padding enter the average."""
     if not facts.attribute(node, "count_include_pad", 0):
         return True
-    auto_pad = facts.attribute(node, "auto_pad", "NOTSET")
-    padded = auto_pad not in ("NOTSET", "VALID") or any(facts.attribute(node, "pads", ()))
-    return not padded and not facts.attribute(node, "ceil_mode", 0)
+    return not windows.is_padded(node) and not facts.attribute(node, "ceil_mode", 0)
 
 
 def _keeps_axis(node: ir.Node, axis: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.rewrite import Builder, Refuse
 
 Array = facts.Array
@@ -199,12 +199,7 @@ class LinearOp:
         """Whether a constant input gives a constant output: no implicit zeros at the borders."""
         if self.kind == "ConvTranspose":
             return False
-        if self.kind != "Conv":
-            return True
-        auto_pad = facts.attribute(self.node, "auto_pad", "NOTSET")
-        return auto_pad == "VALID" or (
-            auto_pad == "NOTSET" and not any(facts.attribute(self.node, "pads", ()))
-        )
+        return self.kind != "Conv" or not windows.is_padded(self.node)
 
     def content(self) -> Array:
         """The effective weight in float64 (of Gemm: times alpha)."""

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.rewrite import Builder, Numerics, Rewrite
 
 _WHOLE = 2**31 - 1
@@ -136,7 +136,7 @@ def _pool(node: ir.Node, x: ir.Value) -> bool:
     return (
         all(size == 1 for size in facts.attribute(node, "kernel_shape", (0,)))
         and all(stride == 1 for stride in facts.attribute(node, "strides", ()))
-        and not any(facts.attribute(node, "pads", ()))
+        and not windows.is_padded(node)
     )
 
 

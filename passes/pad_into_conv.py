@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.ir import facts, kernels
+from graphopt.ir import facts, kernels, windows
 from graphopt.rewrite import Builder, Refuse, Rewrite
 
 _NON_NEGATIVE = frozenset(("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"))
@@ -46,7 +46,9 @@ class PadIntoConv(Rewrite):
         outer = added[0][:2] + added[1][:2]
         if any(outer) or min(added[0] + added[1]) < 0:
             raise Refuse("it pads the batch or the channels, or crops")
-        own = _own_pads(node, window)
+        own = windows.pads(node)
+        if own is None:
+            raise Refuse("auto_pad SAME with a stride depends on the size of the padded data")
         attributes: dict[str, Any] = dict(node.attributes)
         attributes.pop("auto_pad", None)
         pads = [a + b for a, b in zip(added[0][2:] + added[1][2:], own, strict=True)]
@@ -81,11 +83,7 @@ def _window(node: ir.Node) -> tuple[int, ...] | None:
     """The kernel's shape; None for a MaxPool whose indices (of padded data) are read."""
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return None
-    shape: tuple[int, ...] | None = facts.attribute(node, "kernel_shape")
-    if shape is None and node.op_type == "Conv":
-        weight = facts.static_dims(node.inputs[1])
-        shape = None if weight is None else weight[2:]
-    return shape
+    return windows.kernel(node)
 
 
 def _pads(pad: ir.Node, rank: int) -> tuple[list[int], list[int]] | None:
@@ -101,23 +99,6 @@ def _pads(pad: ir.Node, rank: int) -> tuple[list[int], list[int]] | None:
         before[axis % rank] += widths[index]
         after[axis % rank] += widths[len(axes) + index]
     return before, after
-
-
-def _own_pads(node: ir.Node, window: tuple[int, ...]) -> list[int]:
-    """The pads that the op adds by itself; those of SAME are known without the shape at stride 1 only."""
-    rank = len(window)
-    mode = facts.attribute(node, "auto_pad", "NOTSET")
-    if mode == "NOTSET":
-        return list(facts.attribute(node, "pads", (0,) * (2 * rank)))
-    if mode == "VALID":
-        return [0] * (2 * rank)
-    if any(stride != 1 for stride in facts.attribute(node, "strides", ())):
-        raise Refuse("auto_pad SAME with a stride depends on the size of the padded data")
-    dilations = facts.attribute(node, "dilations", (1,) * rank)
-    totals = [(size - 1) * step for size, step in zip(window, dilations, strict=True)]
-    smaller = [total // 2 for total in totals]
-    larger = [total - half for total, half in zip(totals, smaller, strict=True)]
-    return smaller + larger if mode == "SAME_UPPER" else larger + smaller
 
 
 def _check_maximum(node: ir.Node, data: ir.Value, value: float) -> None:

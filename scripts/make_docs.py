@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from graphopt import cli  # noqa: E402
+from graphopt.pipeline.options import options_of  # noqa: E402
+from graphopt.pipeline.spec import written  # noqa: E402
 from graphopt.pipelines import GROUPS, PASSES, PIPELINES  # noqa: E402
 
 NOTE = "<!-- Written by scripts/make_docs.py (make docs) from the code. Do not edit. -->\n"
@@ -33,8 +35,9 @@ What breaks this is undone, down to the single rewrite, and reported with a repr
 *Times as fast* is time before over time after on a small graph in ONNX Runtime with its own optimisations, as
 `python benchmarks/rewrites.py` printed it ([benchmarks/results/rewrites.json](../benchmarks/results/rewrites.json)).
 
-A group takes the option `disable`, as `fuse{disable=[gelu,silu]}`. `graphopt passes` shows the same list, with the
-passes of installed plugins.
+A group takes the option `disable`, as `fuse{disable=[gelu,silu]}`, and a pass those of its table, as
+`quantize{ops=[Conv],smooth=false}`. `graphopt passes` shows the same list, with the passes of installed plugins, and
+`graphopt passes NAME` one of them.
 """
 
 LEGALIZATION_HEAD = """
@@ -121,7 +124,20 @@ def _entries(table: Any) -> Iterator[str]:
         found = [getattr(module, table[name].partition(":")[2]) for name in names]
         numerics = ", ".join(dict.fromkeys(cls.numerics.value for cls in found))
         yield f"\n### {', '.join(names)}\n\n{_docstring(module)}\n"
+        yield from _options(names, found)
         yield f"\n*{numerics}* · [{_source(module_name)}](../{_source(module_name)})\n"
+
+
+def _options(names: list[str], classes: list[Any]) -> Iterator[str]:
+    """A table of each pass's options, as ``graphopt passes NAME`` shows it."""
+    for name, cls in zip(names, classes, strict=True):
+        options = options_of(cls.Options) if hasattr(cls, "Options") else ()
+        if options:
+            of = f" of {name}" if len(names) > 1 else ""
+            yield f"\n| option{of} | type | default | what it is |\n| --- | --- | --- | --- |\n"
+        for option in options:
+            cells = (f"`{option.name}`", option.type, f"`{written(option.default)}`", option.meaning)
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
 def _source(module: str) -> str:

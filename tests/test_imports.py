@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("artifact", "report_html", "tune", "zoo"),
     ("runtime", "lineage"),
     ("selection", "proposals"),
-    ("bundle", "request", "storing"),
+    ("bundle", "request", "storing", "forms", "conclusion"),
     ("compiler",),
     ("api",),
     ("cli",),

@@ -52,6 +52,15 @@ def stored(details: Mapping[str, Any]) -> list[str]:
     return [table(headings, rows, right=(2, 3, 4, 5), indent=2)] if rows else []
 
 
+def constant_words(one: Mapping[str, Any]) -> str:
+    """How a constant is stored, in words."""
+    before, after = one["nbytes"]
+    return (
+        f"{one['name']} is stored in {one['bits']} bits and widened on load: {size(after)} in place of "
+        f"{size(before)}, noise {_small(one['noise'])} of its own power"
+    )
+
+
 def _training(told: Mapping[str, Any]) -> list[str]:
     """How the loss fell, and how the training ended."""
     history: list[tuple[int, float]] = told["history"]

@@ -270,6 +270,12 @@ def told_of(origin: Origin, passes: Sequence[Mapping[str, Any]]) -> dict[str, An
             for row in decided_layers(record["details"])
             if row.get("node") in names
         ],
+        "stored": [
+            {"pass": record["name"], **constant}
+            for record in passes
+            for constant in record["details"].get("stored", [])
+            if names.intersection(constant.get("nodes", ()))
+        ],
     }
 
 
@@ -295,6 +301,8 @@ def _shown(told: Sequence[Mapping[str, Any]]) -> list[str]:
             shown.append(_line(entry["pass"], dim(_log.refusal(entry))))
         for row in one["decided"]:
             shown.append(_line(row["pass"], _lossy.layer_words(row)))
+        for constant in one["stored"]:
+            shown.append(_line(constant["pass"], _lossy.constant_words(constant)))
         shown.append("")
     return shown
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.ir.facts import Array
 from graphopt.prune.structure import Layer
 from graphopt.quant import rounding
@@ -30,10 +30,7 @@ def why_no_rows(layer: Layer) -> str:
     """Why the inputs of a layer cannot be written as rows; empty where they can."""
     if layer.node.op_type == "ConvTranspose":
         return "the sums of a transposed convolution overlap"
-    if layer.node.op_type == "Conv" and facts.attribute(layer.node, "auto_pad", "NOTSET") not in (
-        "NOTSET",
-        "VALID",
-    ):
+    if layer.node.op_type == "Conv" and windows.pads(layer.node) is None:
         return "its pads are not known"
     if layer.node.op_type == "Gemm" and facts.attribute(layer.node, "transA", 0):
         return "its data are transposed"

@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import Scheme, gptq
@@ -42,7 +43,7 @@ def why_not(node: ir.Node) -> str:
         return "it is a transposed convolution"
     if node.op_type == "MatMul" and len(weight) != 2:
         return "its weight has other than two dimensions"
-    if node.op_type == "Conv" and facts.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    if node.op_type == "Conv" and windows.pads(node) is None:
         return "its padding follows the input's size"
     inputs = inputs_of(node)
     return "" if inputs <= _MOST_INPUTS else f"{inputs} numbers go into each sum"
@@ -164,9 +165,9 @@ def patches(node: ir.Node, array: Array, some: Callable[[int], Array]) -> Array:
     assert weight is not None
     window = weight[2:]
     rank = len(window)
-    strides = facts.attribute(node, "strides", [1] * rank)
-    dilations = facts.attribute(node, "dilations", [1] * rank)
-    pads = facts.attribute(node, "pads", [0] * (2 * rank))
+    strides, dilations = windows.steps(node, "strides", rank), windows.steps(node, "dilations", rank)
+    pads = windows.pads(node)
+    assert pads is not None
     padded = np.pad(array, [(0, 0), (0, 0), *((pads[axis], pads[axis + rank]) for axis in range(rank))])
     places = [
         (size - dilation * (length - 1) - 1) // stride + 1
@@ -176,8 +177,9 @@ def patches(node: ir.Node, array: Array, some: Callable[[int], Array]) -> Array:
     chosen = np.unravel_index(some(int(np.prod([batch, *places]))), (batch, *places))
     columns = []
     for offset in itertools.product(*(range(length) for length in window)):
-        spatial = (chosen[axis + 1] * strides[axis] + offset[axis] * dilations[axis] for axis in range(rank))
-        columns.append(padded[tuple([chosen[0], slice(None), *spatial])])
+        spatial = [chosen[axis + 1] * strides[axis] + offset[axis] * dilations[axis] for axis in range(rank)]
+        place: tuple[Any, ...] = (chosen[0], slice(None), *spatial)
+        columns.append(padded[place])
     # [patches, channels, window] -> [groups, patches, channels of a group * window]
     stacked = np.stack(columns, axis=-1).astype(np.float32)
     groups = _count(node)

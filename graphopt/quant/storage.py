@@ -72,13 +72,15 @@ class Stored:
 
     Attributes:
         name: Of the constant.
-        op: Of the node that reads it.
+        nodes: Names of the nodes that read it.
+        op: Of the first of them.
         bits: Of a number.
         nbytes: Before, and with its scales after.
         noise: Power of what rounding it takes, over its own.
     """
 
     name: str
+    nodes: tuple[str, ...]
     op: str
     bits: Bits
     nbytes: tuple[int, int]
@@ -206,7 +208,9 @@ def _narrowed(value: ir.Value, bits: Bits, keeps: Keeps) -> _Narrow | None:
         size = integers.nbytes + (0 if scales is None else scales.nbytes)
         noise = rounding_noise(array, widened)
         if noise <= _MOST_NOISE[taken] and size < array.nbytes:
-            told = Stored(value.name or "", uses[0].node.op_type, taken, (array.nbytes, size), noise)
+            readers = tuple(dict.fromkeys(use.node.name or "" for use in uses))
+            sizes = (array.nbytes, size)
+            told = Stored(value.name or "", readers, uses[0].node.op_type, taken, sizes, noise)
             return _Narrow(told, integers, scales, widened)
     return None
 

@@ -227,9 +227,12 @@ def parse_drop(given: str | float | None) -> float:
     try:
         share = float(given) if not isinstance(given, str) else _share(given.strip())
     except ValueError:
-        share = -1.0
+        raise UsageError(f"cannot read the budget {given!r}", hint="write --max-drop as 1% or 0.01") from None
     if not 0 <= share < 1:
-        raise UsageError(f"cannot read the budget {given!r}", hint="write --max-drop as 1% or 0.01")
+        raise UsageError(
+            f"the budget {given!r} is not a share of the metric from 0 to below 1",
+            hint="write --max-drop as 1% or 0.01",
+        )
     return share
 
 

@@ -216,7 +216,7 @@ def compare_output(
         return OutputDifference(name, Status.WITHIN_NOISE, relative, relative_floor, ratio)
     return different(
         f"is off by {relative:.1e} of its largest value, {ratio:.3g} times the noise floor where it is worst "
-        f"(allowed: {multiple:g})",
+        f"({multiple:g} times are allowed)",
         relative_error=relative, noise_floor=relative_floor, ratio=ratio,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import TargetError
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.ir.views import is_made_of
 
 _CHECKED = frozenset(
@@ -335,8 +335,8 @@ def _max_pool(node: ir.Node) -> str:
 
 
 def _average_pool(node: ir.Node) -> str:
-    pads = facts.attribute(node, "pads", ()) or ()
-    if facts.attribute(node, "ceil_mode", 0) and facts.attribute(node, "count_include_pad", 0) and any(pads):
+    counted = facts.attribute(node, "ceil_mode", 0) and facts.attribute(node, "count_include_pad", 0)
+    if counted and windows.is_padded(node):
         return "OpenVINO counts its padding otherwise where ceil_mode adds a window"
     return ""
 
@@ -347,9 +347,10 @@ def _window_in_padding(node: ir.Node) -> str:
         return ""
     kernel: Sequence[int] = facts.attribute(node, "kernel_shape", ())
     rank = len(kernel)
-    strides = facts.attribute(node, "strides", None) or [1] * rank
-    dilations = facts.attribute(node, "dilations", None) or [1] * rank
-    pads = facts.attribute(node, "pads", None) or [0] * (2 * rank)
+    strides, dilations = windows.steps(node, "strides", rank), windows.steps(node, "dilations", rank)
+    pads = windows.pads(node)
+    if pads is None:
+        return "with ceil_mode, OpenVINO may keep a window that begins in the padding"
     dims = facts.dims(node.inputs[0])
     for axis in range(rank):
         extent = dilations[axis] * (kernel[axis] - 1) + 1

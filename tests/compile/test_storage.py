@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 import graphopt
 from graphopt import selection
+from graphopt.artifact import read_manifest
+from graphopt.cli import main
 from graphopt.errors import VerificationError
 from graphopt.lossy import Candidate, Context, Judgement, LossyPass, Proposal
 from graphopt.quant.storage import Storage
@@ -124,6 +127,16 @@ def test_the_report_tells_each_constant(net: Path, tmp_path: Path) -> None:
     section = page[page.index("storage for ort-cpu") :]
     assert "constants: 1 in 8 bits, widened on load" in section
     assert "<td>8 bits</td>" in section and "<code>w</code>" in section
+
+
+def test_explain_tells_of_the_constants_of_a_node(net: Path, tmp_path: Path, capsys: Any) -> None:
+    bundle = compiled(net).save(tmp_path / "net.gopt")
+    name = next(origin.name for origin in read_manifest(bundle).origins if origin.op == "Gemm")
+    assert main(["explain", str(bundle), name, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["nodes"]["original"]
+    assert [(one["pass"], one["name"], one["bits"]) for one in told["stored"]] == [("storage", "w", 8)]
+    assert main(["explain", str(bundle), name]) == 0
+    assert "w is stored in 8 bits and widened on load" in capsys.readouterr().out
 
 
 class Loud(LossyPass):

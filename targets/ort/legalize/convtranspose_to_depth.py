@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.rewrite import Builder, Refuse, Rewrite
 
 _ACTIVATIONS = frozenset(("Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"))
@@ -94,9 +94,7 @@ def _spreading(node: ir.Node) -> _Spreading | None:
     size = shape[2]
     if shape[3] != size or facts.attribute(node, "strides", (1, 1)) != (size, size):
         return None
-    if facts.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
-    if any(any(facts.attribute(node, key, ())) for key in ("pads", "output_padding")):
+    if windows.is_padded(node) or any(facts.attribute(node, "output_padding", ())):
         return None
     steps = (facts.attribute(node, "group", 1), *facts.attribute(node, "dilations", ()))
     if "output_shape" in node.attributes or any(step != 1 for step in steps):

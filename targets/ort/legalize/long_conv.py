@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.rewrite import Builder, Refuse, Rewrite
 
 _LEAST_KERNEL = 16
@@ -69,14 +69,10 @@ class LegalizeLongConv(Rewrite):
         if axis is None or facts.numpy_dtype(x) != np.float32 or not facts.is_constant(weight_value):
             return None
         length, kernel = shape[axis], weight[axis]
-        if (
-            length is None
-            or kernel < _LEAST_KERNEL
-            or facts.attribute(node, "auto_pad", "NOTSET") != "NOTSET"
-        ):
+        pads = windows.pads(node)
+        if length is None or kernel < _LEAST_KERNEL or pads is None:
             return None
         spatial = len(shape) - 2
-        pads = facts.attribute(node, "pads", (0,) * 2 * spatial)
         line = _Line(length, kernel, pads[axis - 2], pads[axis - 2 + spatial])
         others = [index for index in range(2 * spatial) if index % spatial != axis - 2]
         if any(pads[index] for index in others) or line.out_length < 1 or min(pads) < 0:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.rewrite import Builder, Refuse, Rewrite
 
 _SIDE = 2
@@ -81,11 +81,8 @@ class NarrowConv(Rewrite):
 
 def _pads(node: ir.Node, kernel: list[int]) -> list[int] | None:
     """Rows before, columns before, rows after, columns after; None where they are not told or negative."""
-    auto = facts.attribute(node, "auto_pad", "NOTSET")
-    if auto not in ("NOTSET", "VALID"):
-        return None
-    pads = [0] * 4 if auto == "VALID" else list(facts.attribute(node, "pads", [0] * 4))
-    return pads if len(pads) == 2 * len(kernel) and min(pads) >= 0 else None
+    pads = windows.pads(node)
+    return list(pads) if pads is not None and len(pads) == 2 * len(kernel) and min(pads) >= 0 else None
 
 
 def _coarse_shape(node: ir.Node, outputs: int) -> list[int | None] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.ir import facts
+from graphopt.ir import facts, windows
 from graphopt.rewrite import Builder, Refuse, Rewrite
 from graphopt.targets.ort.legalize._blocked import BLOCK, is_blocked
 
@@ -34,11 +34,7 @@ class SplitConcat(Rewrite):
             return None
         if node.inputs[1].dtype != ir.DataType.FLOAT or facts.attribute(node, "group", 1) != 1:
             return None
-        if any(step != 1 for step in facts.attribute(node, "strides", ())) or any(
-            facts.attribute(node, "pads", ())
-        ):
-            return None
-        if facts.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        if any(step != 1 for step in facts.attribute(node, "strides", ())) or windows.is_padded(node):
             return None
         value = node.inputs[0]
         pool = None if value is None else value.producer()
