@@ -6,9 +6,9 @@ padding as a Pad of its own. AveragePool over padded data divides by the whole w
 above 0 where the data cannot be negative.
 
 Refuses: pads of batch or channels, or negative; modes other than constant; another value than 0 (MaxPool: see
-above); ``auto_pad`` SAME with a stride; ``ceil_mode``; an AveragePool that pads by itself without counting; pads as
-wide as the window of a pool; a Pad that something else reads; an AveragePool whose padding is not equal
-on all sides in ONNX Runtime 1.24 and older, which counts it wrongly.
+above); ``auto_pad`` SAME with a stride over sizes that are not known; ``ceil_mode``; an AveragePool that pads by itself
+without counting; pads as wide as the window of a pool; a Pad that something else reads; an AveragePool whose padding is
+not equal on all sides in ONNX Runtime 1.24 and older, which counts it wrongly.
 """
 
 from __future__ import annotations

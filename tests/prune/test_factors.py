@@ -244,7 +244,7 @@ def test_what_becomes_of_the_graph(name: str) -> None:
     [
         ("(float[N,8,4,4] x) => (float[N,8,4,4] y) <float[8,4,1,1] w = {0}> { y = Conv <group=2> (x, w) }", "in groups"),
         ("(float[N,8,4,4] x) => (float[N,8,4,4] y) <float[8,8,1,1] w = {0}> { y = ConvTranspose(x, w) }", "transposed convolution"),
-        ('(float[N,8,4,4] x) => (float[N,8,4,4] y) <float[8,8,3,3] w = {0}> { y = Conv <auto_pad="SAME_UPPER"> (x, w) }', "pads are not known"),
+        ('(float[N,8,H,4] x) => (float[N,8,A,2] y) <float[8,8,3,3] w = {0}> { y = Conv <auto_pad="SAME_UPPER", strides=[2,2]> (x, w) }', "pads are not known"),
         ("(float[8,N] x) => (float[N,8] y) <float[8,8] w = {0}> { y = Gemm <transA=1> (x, w) }", "data are transposed"),
         ("(float[N,8] x) => (float[N,8] y) <float[8,8] w = {0}> { y = Gemm <alpha=0.0> (x, w) }", "multiplied by zero"),
         ("(float[N,8] x) => (float[N,8] y) <float[8,8] w = {0}> { p = MatMul(x, w) y = MatMul(p, w) }", "shared with other nodes"),

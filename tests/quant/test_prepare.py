@@ -247,8 +247,8 @@ def test_a_weight_that_few_inputs_are_seen_of_is_rounded_to_nearest() -> None:
 
 def test_says_why_a_weight_is_rounded_to_nearest() -> None:
     model = net(
-        "g (float[1,4,6,6] x) => (float[1,4,6,6] y) <float[4,4,3,3] w = {0}> "
-        '{ y = Conv <auto_pad="SAME_UPPER"> (x, w) }',
+        "g (float[1,4,H,6] x) => (float[1,4,A,3] y) <float[4,4,3,3] w = {0}> "
+        '{ y = Conv <auto_pad="SAME_UPPER", strides=[2,2]> (x, w) }',
         w=RNG.standard_normal((4, 4, 3, 3)),
     )
     assert "padding" in why_not(next(iter(model.graph)))

@@ -31,6 +31,15 @@ def test_fires_where_padding_is_left_out() -> None:
     )
 
 
+def test_fires_where_the_sizes_tell_the_padding() -> None:
+    check(
+        PlainAveragePool(),
+        pool('kernel_shape=[2,1], auto_pad="SAME_LOWER"', "N,2,2,1"),
+        "g (float[N,2,2,1] x) => (float[A,B,C,D] y) <float[2,1,2,1] w={0.5,0.5,0.5,0.5}, float[1,1,2,1] s={2,1}> "
+        "{ c = Conv<group=2, kernel_shape=[2,1], pads=[1,0,0,0], strides=[1,1]>(x, w) y = Mul(c, s) }",
+    )
+
+
 def test_fires_for_the_whole_map() -> None:
     check(
         PlainAveragePool(),
@@ -43,7 +52,7 @@ def test_fires_for_the_whole_map() -> None:
     ("options", "shape", "reason"),
     [
         ("kernel_shape=[2,2], dilations=[2,1]", "N,2,5,6", "dilations"),
-        ('kernel_shape=[2,2], auto_pad="SAME_UPPER"', "N,2,5,6", "auto_pad"),
+        ('kernel_shape=[2,2], strides=[2,2], auto_pad="SAME_UPPER"', "N,2,5,W", "auto_pad"),
         ("kernel_shape=[2,2], strides=[2,2], ceil_mode=1", "N,2,5,6", "ceil_mode"),
         ("kernel_shape=[2,2], strides=[2,2], ceil_mode=1", "N,2,H,W", "ceil_mode"),
         ("kernel_shape=[3,3], pads=[1,1,1,1]", "N,2,H,6", "unknown"),

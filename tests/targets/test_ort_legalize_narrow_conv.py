@@ -31,6 +31,11 @@ def test_even_sizes() -> None:
     assert model.graph[0].outputs[0].shape == [1, 4, 4, 3]
 
 
+def test_padding_that_the_operator_finds() -> None:
+    model = check(NarrowConv(), conv(attributes='auto_pad="SAME_LOWER"', weight=(1, 16, 3, 4)))
+    assert [node.op_type for node in model.graph] == ["Conv", "DepthToSpace"]
+
+
 def test_sizes_that_may_be_odd() -> None:
     model = check(NarrowConv(), conv("N,16,H,W", "N,1,H,W"))
     assert [node.op_type for node in model.graph] == ["Conv", "DepthToSpace", "Shape", "Slice"]
@@ -42,7 +47,7 @@ def test_sizes_that_may_be_odd() -> None:
     [
         conv(attributes="pads=[1,1,1,1], strides=[2,2]", y="1,1,4,3"),
         conv(attributes="pads=[2,2,2,2], dilations=[2,2]"),
-        conv(attributes='auto_pad="SAME_UPPER"'),
+        conv(attributes='auto_pad="VALID"', y="1,1,6,4", weight=(1, 16, 1, 1)),
         conv(attributes="pads=[0,0,0,0]", weight=(1, 16, 1, 1)),
         conv(y="1,4,8,6", weight=(4, 16, 3, 3)),
         conv("N,16,H,W", "N,1,A,B", attributes="pads=[0,0,0,0]"),  # Sizes that are not the input's.

@@ -69,7 +69,7 @@ def test_refuses(body: str, outputs: int, reason: str) -> None:
     [
         (CONCAT + "y = Conv<strides=[2,2]>(c, w)", {}),
         (CONCAT + "y = Conv<pads=[1,1,1,1]>(c, w)", {}),
-        (CONCAT + 'y = Conv<auto_pad="SAME_UPPER">(c, w)', {}),
+        (CONCAT + 'y = Conv<auto_pad="SAME_UPPER", strides=[2,1]>(c, w)', {}),
         (CONCAT + "y = Conv<group=2>(c, w)", {"group": 2}),
         ("c = Concat<axis=1>(a, b) d = Concat<axis=2>(c, c) y = Conv(d, w)", {}),
         (CONCAT + "y = Conv(c, w)", {"left": 24, "right": 24}),
