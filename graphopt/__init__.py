@@ -6,6 +6,8 @@ compiled = graphopt.compile("model.onnx")      # optimise, verify, measure
 compiled.run({"x": array})                     # outputs by name
 compiled.save("model.gopt")                    # the verified bundle
 graphopt.load("model.gopt").run({"x": array})  # anywhere ONNX Runtime runs
+
+graphopt.simplify("model.onnx").save("small.onnx")  # fewer nodes, ONNX's operators alone
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt._version import __version__
 
 if TYPE_CHECKING:
-    from graphopt.api import CompiledModel, Pipeline, compile
+    from graphopt.api import CompiledModel, Pipeline, Simplified, compile, simplify
     from graphopt.errors import GraphoptError
     from graphopt.report import Report
     from graphopt.runtime import LoadedModel, load
@@ -26,15 +28,19 @@ __all__ = [
     "LoadedModel",
     "Pipeline",
     "Report",
+    "Simplified",
     "__version__",
     "compile",
     "load",
+    "simplify",
 ]
 
 _HOMES = {
     "CompiledModel": "graphopt.api",
     "Pipeline": "graphopt.api",
+    "Simplified": "graphopt.api",
     "compile": "graphopt.api",
+    "simplify": "graphopt.api",
     "GraphoptError": "graphopt.errors",
     "Report": "graphopt.report",
     "LoadedModel": "graphopt.runtime",

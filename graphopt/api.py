@@ -1,4 +1,4 @@
-"""The Python interface: compile, load, Pipeline."""
+"""The Python interface: compile, simplify, load, Pipeline."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from graphopt.request import Progress, Request, parse_budget, parse_effort
 from graphopt.rewrite import Numerics
 from graphopt.runtime import LoadedModel, load
 from graphopt.selection import PREFERENCES
+from graphopt.simplified import Simplified
 from graphopt.target import Tunable, Tuning
 from graphopt.verify.budget import find_metric, parse_drop
 
@@ -237,6 +238,49 @@ def compile(
     return CompiledModel(Compilation(request, progress).run(), threads)
 
 
+def simplify(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    passes: str | Sequence[object] = ("fold",),
+    opset: int | None = None,
+    data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    transform: str | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    seed: int = 0,
+    dynamic_shapes: Any = None,
+    repro_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Simplified:
+    """Simplify a model: the same passes as :func:`compile`, verified the same way, and nothing that is for a target.
+
+    What it gives is saved as one ``.onnx`` file of ONNX's operators, for any runtime.
+
+        simplify("model.onnx").save("small.onnx")
+
+    Args:
+        model, example_inputs, data, transform, input_shapes, seed, dynamic_shapes, repro_dir, progress: As for
+            :func:`compile`.
+        passes: As for :func:`compile`, without lossy ones; ``"fold,fuse"`` brings in newer operators.
+        opset: To write it in; None for the oldest from the model's own on that takes the result.
+
+    Raises:
+        GraphoptError: A message that names what is wrong and the next step.
+    """
+    request = Request(
+        model=model,
+        passes=as_specs(passes),
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        data=data,
+        input_shapes=_as_tuples(input_shapes),
+        seed=seed,
+        repro_dir=None if repro_dir is None else Path(repro_dir),
+        transform=transform_of(transform, data),
+    )
+    return Compilation(request, progress).simplify(opset)
+
+
 def tune(
     model: Any,
     example_inputs: Any = None,
@@ -324,4 +368,4 @@ class Pipeline:
         return result
 
 
-__all__ = ["CompiledModel", "Pipeline", "compile", "load"]
+__all__ = ["CompiledModel", "Pipeline", "Simplified", "compile", "load", "simplify"]

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import catalog, conclusion, interrupt
+from graphopt import artifact, catalog, conclusion, interrupt
 from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
+from graphopt.capture.upgrade import lower
 from graphopt.data.dataset import Dataset
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.load import samples
@@ -36,6 +37,7 @@ from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
 from graphopt.request import Progress, Request, Silent
 from graphopt.rewrite import Numerics
 from graphopt.selection import ORIGINAL, Selection
+from graphopt.simplified import Simplified
 from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
@@ -119,6 +121,46 @@ class Compilation:
         finally:
             shutil.rmtree(self.work, ignore_errors=True)
 
+    def simplify(self, opset: int | None = None) -> Simplified:
+        """Run the passes, and nothing that is for a target: the result is a graph of ONNX's operators.
+
+        Args:
+            opset: To write it in; None for the oldest from the model's own on that takes it.
+
+        Raises:
+            UsageError: A pass is lossy.
+            UnsupportedModelError: The result has no form in that opset.
+            GraphoptError: As for :meth:`run`.
+        """
+        try:
+            request = self.request
+            passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))
+            if lossy:
+                raise UsageError(
+                    f"{lossy[0].name} is lossy, and simplifying loses nothing",
+                    hint="graphopt compile runs it, within a budget",
+                )
+            with self._stage("capture"):
+                captured = self._capture(request.input_shapes)
+                report = self._new_report(captured, "")
+                report.warnings += export_warnings(captured)
+            with self._stage("reference"):
+                dataset = None if request.transform is None else self._dataset(captured, None)
+                reference = self._reference(captured, dataset)
+            captured, final, held = self._pass(captured, passes, reference, report)
+            if held:
+                lower(final, opset, captured.source_opset)
+            else:
+                final = captured.original_model
+            conclusion.finish(
+                report, captured, reference, final, (ir_model.nbytes(captured.original_model), 0)
+            )
+            report.seconds = time.monotonic() - self._started
+            report.stages = dict(self._stages)
+            return Simplified(final, report, reference)
+        finally:
+            shutil.rmtree(self.work, ignore_errors=True)
+
     def run(self) -> Outcome:
         """Compile.
 
@@ -153,18 +195,7 @@ class Compilation:
             reference = self._reference(captured, dataset)
         if reference.is_hollow:
             _refuse_to_judge(lossy, [target for target, _ in targets])
-        held = self._verify_capture(captured, reference, report)
-        with self._stage("passes"):
-            optimized, report.passes = self._optimize(captured, passes, reference, held)
-            if request.input_shapes and any(map(_was_rejected, report.passes)):
-                # With fixed sizes a branch that is never taken may have no valid shapes (a model of two sample rates).
-                report.warnings.append(
-                    "with these input shapes the backend rejects a branch of the model: it is compiled with dynamic "
-                    "dimensions, and verified and measured with the shapes given"
-                )
-                captured = self._capture(None)
-                held = self._verify_capture(captured, reference, report)
-                optimized, report.passes = self._optimize(captured, passes, reference, held)
+        captured, optimized, held = self._pass(captured, passes, reference, report)
         with self._stage("legalize"):
             for target, _ in baseline:
                 self._forms.add_original(target, captured)
@@ -231,7 +262,8 @@ class Compilation:
         if proposals is not None:
             evaluation = conclusion.judge(report, selection, proposals, chosen, computed)
         report.passes += [storage] if storage is not None else []
-        conclusion.finish(report, captured, reference, self._forms.written[0].folder, chosen, final)
+        sizes = (artifact.size_of(self._forms.written[0].folder), artifact.size_of(chosen.folder))
+        conclusion.finish(report, captured, reference, final, sizes)
         report.seconds = time.monotonic() - self._started
         report.stages = dict(self._stages)
         assert self._lineage is not None
@@ -256,6 +288,24 @@ class Compilation:
             dynamic_shapes=request.dynamic_shapes,
             input_shapes=input_shapes,
         )
+
+    def _pass(
+        self, captured: Captured, passes: Sequence[Pass], reference: Reference, report: Report
+    ) -> tuple[Captured, ir.Model, bool]:
+        """The model as it was captured in the end, what the passes made of it, and whether capture held."""
+        held = self._verify_capture(captured, reference, report)
+        with self._stage("passes"):
+            optimized, report.passes = self._optimize(captured, passes, reference, held)
+            if self.request.input_shapes and any(map(_was_rejected, report.passes)):
+                # With fixed sizes a branch that is never taken may have no valid shapes (a model of two sample rates).
+                report.warnings.append(
+                    "with these input shapes the backend rejects a branch of the model: it is compiled with dynamic "
+                    "dimensions, and verified and measured with the shapes given"
+                )
+                captured = self._capture(None)
+                held = self._verify_capture(captured, reference, report)
+                optimized, report.passes = self._optimize(captured, passes, reference, held)
+        return captured, optimized, held
 
     def _optimize(
         self, captured: Captured, passes: Sequence[Pass], reference: Reference, held: bool

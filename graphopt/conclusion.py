@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -97,19 +96,18 @@ def _read_back(report: Report, selection: Selection, proposals: Proposals, chose
 
 
 def finish(
-    report: Report, captured: Captured, reference: Reference, original: Path, chosen: Form, final: ir.Model
+    report: Report, captured: Captured, reference: Reference, final: ir.Model, sizes: tuple[int, int]
 ) -> None:
-    """Enter sizes, counts, what was verified on, and the warnings that follow from them.
+    """Enter counts, sizes, what was verified on, and the warnings that follow from them.
 
     Args:
-        original: Folder of the original's form, whose size counts where the model was no file.
-        final: The graph that ``chosen`` computes.
+        final: The graph of the result.
+        sizes: Bytes of the original, where it was no file, and of the result.
     """
     report.nodes_after = count_nodes(final)
     report.ops_after = ir_model.op_counts(final)
     report.opset = final.opset_imports.get("", 0)
-    report.size_before = _file_size(captured) or artifact.size_of(original)
-    report.size_after = artifact.size_of(chosen.folder)
+    report.size_before, report.size_after = _file_size(captured) or sizes[0], sizes[1]
     verification = report.verification
     verification.trials = [
         {name: int(size) for name, size in trial.sizes.items()} for trial in reference.trials

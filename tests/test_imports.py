@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("artifact", "report_html", "tune", "zoo"),
     ("runtime", "lineage"),
     ("selection", "proposals"),
-    ("bundle", "request", "storing", "forms", "conclusion"),
+    ("bundle", "request", "storing", "forms", "simplified", "conclusion"),
     ("compiler",),
     ("api",),
     ("cli",),

@@ -18,9 +18,11 @@ def test_public_names() -> None:
         "LoadedModel",
         "Pipeline",
         "Report",
+        "Simplified",
         "__version__",
         "compile",
         "load",
+        "simplify",
     ]
     assert [name for name in graphopt.__all__ if not hasattr(graphopt, name)] == []
     assert dir(graphopt) == sorted(graphopt.__all__)

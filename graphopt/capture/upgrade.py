@@ -29,6 +29,7 @@ __all__ = [
     "RUNTIME_OPSET",
     "STANDARD_DOMAINS",
     "WITHOUT_KERNEL",
+    "lower",
     "relabel_down",
     "require_known",
     "source_opset",
@@ -163,6 +164,55 @@ def _too_new(node: ir.Node, opset: int) -> UnsupportedModelError:
         "ONNX Runtime takes",
         hint=f"export the model with opset_version={RUNTIME_OPSET}",
     )
+
+
+def lower(model: ir.Model, asked: int | None, least: int) -> int:
+    """Give a model the oldest opset at which each node means what it does, or the one that is asked for; in place.
+
+    Args:
+        asked: None for the oldest, from ``least`` on.
+
+    Returns:
+        The opset.
+
+    Raises:
+        UnsupportedModelError: A node means something else in the opset that is asked for, or is not in it; names it.
+    """
+    now = source_opset(model)
+    if asked is None:
+        return next((opset for opset in range(least, now) if _is_same_in(model, opset)), now)
+    if asked > now:
+        raise UnsupportedModelError(
+            f"the result is of opset {now}, and is not raised to {asked}", hint=f"--opset {now}, or older"
+        )
+    if asked < now and not _is_same_in(model, asked):
+        oldest = next((opset for opset in range(asked + 1, now) if _is_same_in(model, opset)), now)
+        culprit = next((node for node in model.graph.all_nodes() if _differs(node, asked, now)), None)
+        what = "it" if culprit is None else f"{culprit.op_type} (node {culprit.name!r})"
+        model.graph.opset_imports[""] = now
+        raise UnsupportedModelError(
+            f"the result cannot be written in opset {asked}: {what} is not the same there",
+            hint=f"--opset {oldest}, the oldest that takes all of it",
+        )
+    return asked
+
+
+def _is_same_in(model: ir.Model, opset: int) -> bool:
+    """Whether each node means the same in an older opset, which the model then has."""
+    now = source_opset(model)
+    return not any(_differs(node, opset, now) for node in model.graph.all_nodes()) and _can_read_as(
+        model, opset
+    )
+
+
+def _differs(node: ir.Node, opset: int, now: int) -> bool:
+    """Whether an older opset lacks the operator, or an attribute of the node, or gives them another form or meaning."""
+    if node.domain != "":
+        return False
+    older = schema_of("", node.op_type, opset)
+    if older is None or older.deprecated or not all(name in older.attributes for name in node.attributes):
+        return True
+    return any(opset < changed_in <= now for changed_in, _ in ADAPTERS.get(node.op_type, ()))
 
 
 def target_opset(model: ir.Model) -> int:

@@ -20,6 +20,7 @@ from graphopt.errors import GraphoptError, UnknownNameError
 
 COMMANDS = {
     "compile": "graphopt.cli.compile:command",
+    "simplify": "graphopt.cli.simplify:command",
     "tune": "graphopt.cli.tune:command",
     "run": "graphopt.cli.run:command",
     "verify": "graphopt.cli.verify:command",

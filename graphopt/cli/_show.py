@@ -43,6 +43,21 @@ def lines(report: Report) -> list[str]:
     return shown
 
 
+def simplified_lines(report: Report) -> list[str]:
+    """The report of a model that was simplified."""
+    wrote = f"{bold(report.output or '')}   opset {report.opset}   {size(report.size_after)}"
+    return [
+        _line("captured", _captured(report)),
+        *_passes(report),
+        _line("verified", _verified(report)),
+        _line("wrote", wrote),
+        "",
+        before_and_after(report),
+        *([""] if report.warnings else []),
+        *(_line("warning", warning, style=bad) for warning in report.warnings),
+    ]
+
+
 def _line(label: str, text: str, style: object = bold) -> str:
     assert callable(style)
     return f"{style(label)}{' ' * max(1, _LABEL - len(label))}{text}"
