@@ -49,7 +49,7 @@ CAPTURE_MULTIPLE = 8.0
 _LARGE_BYTES = 1 << 30
 _WHOLE_SECONDS = 30.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
-_LEAST_SEARCH_SECONDS = 18.0
+_LEAST_SEARCH_SECONDS = 15.0
 _SHARE_BESIDE_SEARCH = 0.5
 """Of the time for one comparison of forms, where lossy passes have timed their own: gains are large there."""
 _SECONDS_IN_FLOAT = 0.4

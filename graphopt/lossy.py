@@ -39,6 +39,7 @@ class Context:
         kernels: Its integer kernels; None where it has none worth using.
         profile: Kernels that a graph runs on the target, with their times; also told a label.
         legalize: A graph as the target will have it; it runs in ONNX Runtime's CPU provider, whatever the target.
+        written: The same with what stays in float as the target's file will hold it, unless that takes long.
         halves: Operators that the target has kernels for, by the name of a 16-bit float type; empty where none gains.
         runnable: Whether the target runs on this machine; without it there is no profile.
         threads: Of an operator.
@@ -65,6 +66,7 @@ class Context:
     kernels: IntegerKernels | None
     profile: Callable[[ir.Model, str], Sequence[Kernel]]
     legalize: Callable[[ir.Model], ir.Model] = lambda model: model
+    written: Callable[[ir.Model], ir.Model] = lambda model: model
     halves: Mapping[str, frozenset[str]] = field(default_factory=dict)
     runnable: bool = True
     threads: int = 0
@@ -90,13 +92,13 @@ class Context:
         """
         if self.as_it_runs is not None:
             return self.as_it_runs(model)
-        return contextlib.nullcontext(Session(self.legalize(model), optimize="all", threads=self.threads).run)
+        return contextlib.nullcontext(Session(self.written(model), optimize="all", threads=self.threads).run)
 
     def judged(self, model: ir.Model) -> Judgement | None:
-        """What a graph loses on the held-out samples, legalised and in ONNX Runtime; None where it does not run."""
-        session = Session(self.legalize(model), optimize="all", threads=self.threads)
+        """What a graph loses on the held-out samples as it runs; None where it does not."""
         try:
-            return self.evaluation.judge([session.run(feeds) for feeds in self.evaluation.feeds])
+            with self.running(model) as run:
+                return self.evaluation.judge([run(feeds) for feeds in self.evaluation.feeds])
         except GraphoptError:
             return None
 

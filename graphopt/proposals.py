@@ -21,6 +21,7 @@ from graphopt.data.dataset import HELD_OUT, HELD_OUT_TO_COUNT, Dataset, Sample, 
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError, VerificationError
+from graphopt.ir import model as ir_model
 from graphopt.ir.share import share_constants
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal, Run
 from graphopt.machine import Form, Kernel
@@ -41,6 +42,8 @@ from graphopt.verify.session import Session
 EVALUATED = 48
 EVALUATED_TO_COUNT = 1024
 _EVALUATED_BYTES = 256 << 20
+_WRITTEN_BYTES = 256 << 20
+"""Of constants, up to which what is tried has them as the file will hold them: rounding more takes seconds."""
 _WHOLE_BYTES = 2 << 30
 """Of samples with their outputs, where all are to be judged on."""
 _EVALUATED_SECONDS = 2.0
@@ -49,6 +52,8 @@ _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
 _LEAST_TURN = 0.25
 """Of the longest turn of a target so far: with less time left another one would come to nothing, or be late."""
+_GAINED = 0.8
+"""Of the time of the fastest float form: what takes less leaves targets without a turn that there is no time for."""
 _UNHURRIED = 90.0
 """Seconds at least for a pass that is told how much: it does not search, and what it hurries it does worse."""
 _LEAST_SHARED = 1024
@@ -121,6 +126,7 @@ class Proposals:
     _longest: float = field(default=0.0, init=False)
     _left: int = field(init=False)
     _is_ahead: bool = field(default=False, init=False)
+    _in_float: float = field(default=float("inf"), init=False)
     _original: ir.Model | None = field(default=None, init=False)
     _deadline: float = field(init=False)
 
@@ -144,6 +150,7 @@ class Proposals:
             places[target.name] = time_in_float if suits else _GAIN_OF_SUITED * time_in_float
         first, second, *_ = [*sorted(places.values()), float("inf")]
         self._is_ahead = second >= _FAR * first
+        self._in_float = min(milliseconds.values(), default=float("inf"))
         return sorted(targets, key=lambda entry: places[entry[0].name])
 
     def propose(
@@ -157,6 +164,9 @@ class Proposals:
         now = time.monotonic()
         share = 1.0 if self._left < 2 else _SHARE_OF_AHEAD if self._is_ahead else _SHARE_OF_FIRST
         deadline = now + max(self._deadline - now, 0.0) * share
+        has_gained = self._fastest < _GAINED * self._in_float
+        if not has_gained:
+            deadline = max(deadline, now + _LEAST_TURN * self._longest)
         self._left -= 1
         for place, pass_ in enumerate(self.passes):
             started = time.monotonic()
@@ -169,7 +179,7 @@ class Proposals:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             follows = any(later.recovers for later in self.passes[place + 1 :])
             records.append(record)
-            if self._deadline - now < _LEAST_TURN * self._longest and self._fastest < float("inf"):
+            if has_gained and self._deadline - now < _LEAST_TURN * self._longest:
                 proposal = Proposal(reason="no time was left for this target: --tune gives more")
             else:
                 proposal = self._run(pass_, kept, follows, target, folder, legalize, record, until)
@@ -337,11 +347,8 @@ class Proposals:
             )
 
     def _limit(self, deadline: float) -> float:
-        """Until when a pass may go on as long as nothing holds: what the targets after it would have, or a little."""
-        if self._fastest < float("inf"):
-            return deadline
-        left = max(deadline - time.monotonic(), 0.0)
-        return max(deadline + FOR_ANY * left, self._deadline)
+        """Until when a pass may go on as long as nothing holds: what the targets after it would have, and a little."""
+        return deadline if self._fastest < float("inf") else self._deadline + FOR_ANY * self.seconds
 
     def _run(
         self,
@@ -372,13 +379,16 @@ class Proposals:
 
         @contextlib.contextmanager
         def as_it_runs(graph: ir.Model) -> Iterator[Run]:
-            legal, _ = self._halved(legalize(graph), target)
             with (
-                emitted(legal, "judged") as form,
+                emitted(written(graph), "judged") as form,
                 contextlib.closing(Worker(form, None, self.threads)) as worker,
             ):
                 worker.wait_ready()
                 yield worker.outputs
+
+        def written(graph: ir.Model) -> ir.Model:
+            legal = legalize(graph)
+            return legal if ir_model.nbytes(legal) > _WRITTEN_BYTES else self._halved(legal, target)[0]
 
         runnable = target.probe().runnable
         context = Context(
@@ -388,6 +398,7 @@ class Proposals:
             _of(target, "integer_kernels"),
             profile,
             legalize=legalize,
+            written=written,
             halves=_of(target, "half_kernels") or {},
             runnable=runnable,
             threads=self.threads,

@@ -36,7 +36,7 @@ _SAMPLES = 64
 _WEIGHT_BITS = 8
 _LEAST_SHARE = 0.1
 _MOST_NOISE = 1e-4
-_SMOOTHED_SAMPLES = 16
+_SMOOTHED_SAMPLES, _SMOOTHING_SECONDS = 16, 1.5
 _SMOOTHING_GAIN = 4.0
 """A factor that cannot go into a node before is a Mul for each product, so much has to be gained."""
 
@@ -156,7 +156,8 @@ def dynamic_int8(model: ir.Model, context: Context, allowed: Allowed) -> Proposa
     samples = itertools.islice(context.dataset.calibration(), _SMOOTHED_SAMPLES)
     scaled = equalize(
         smoothed, kernels, samples,
-        operators=PRODUCTS & kernels.dynamic, least_gain=_SMOOTHING_GAIN, threads=context.threads,
+        operators=PRODUCTS & kernels.dynamic, least_gain=_SMOOTHING_GAIN, seconds=_SMOOTHING_SECONDS,
+        threads=context.threads,
     )  # fmt: skip
     found = dynamic.find(
         smoothed if scaled else model, context,

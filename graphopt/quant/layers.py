@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,10 +32,12 @@ SWITCHES = "graphopt_switches"
 _MOST_JUDGED = 9
 _GUESS, _MEASURED = 0.9, 0.97
 """Of the noise that there is room for: by the noise of all layers, and by that of a set near what holds."""
+_STEP = 0.8
+"""Of its noise, for a set that loses too much by a metric that tells little of how much."""
 _FOLLOWED = 5
 """Turns in which what the last set lost says how many layers the next one has; after them halves are taken."""
 _LEAST_NOISE = 1e-15
-_LEAST_GROUPS = 6
+_LEAST_GROUPS, _LEAST_RUNS = 6, 12
 
 
 @dataclass
@@ -110,11 +113,14 @@ def noise_of_forms(
 ) -> dict[str, float]:
     """Noise power over signal power, in the worst output, that each form adds alone.
 
-    Where time does not suffice for each of them, neighbours are measured together and share what they add.
+    Where time does not suffice for each of them, neighbours are measured together; what adds most is then halved as
+    long as there is time, one half measured and the other taken to add the rest, and layers that are still together
+    share what they add. Few layers make most of the noise, and few runs find them.
 
     Args:
         samples: Few: each form runs all of them.
-        deadline: ``time.monotonic()`` after which the rest is not measured; a few groups are in any case.
+        deadline: ``time.monotonic()`` after which the rest is not measured; a few groups are in any case, and halves of
+            the loudest.
     """
     switched = ir_model.clone(model)
     names = _add_switches(switched, forms)
@@ -123,26 +129,40 @@ def noise_of_forms(
     started = time.monotonic()
     references = [session.run({**feeds, SWITCHES: off}) for feeds in samples]
     now = time.monotonic()
+
+    def measured(first: int, end: int) -> float:
+        progress(f"noise of layer {first + 1} of {len(names)}")
+        switches = off.copy()
+        switches[first:end] = True
+        share = noise_share([session.run({**feeds, SWITCHES: switches}) for feeds in samples], references)
+        return share if np.isfinite(share) else float(np.finfo(np.float32).max)
+
     together = _group_size(len(names), (deadline - now) / (now - started))
-    found: dict[str, float] = {}
+    groups: dict[tuple[int, int], float] = {}
     for number, first in enumerate(range(0, len(names), together)):
         if number >= _LEAST_GROUPS and time.monotonic() > deadline:
             break
-        switches = off.copy()
-        switches[first : first + together] = True
-        share = noise_share([session.run({**feeds, SWITCHES: switches}) for feeds in samples], references)
-        share = share if np.isfinite(share) else float(np.finfo(np.float32).max)
-        group = names[first : first + together]
-        found |= dict.fromkeys(group, share / len(group))
-        progress(f"noise of layer {first + 1} of {len(names)}")
-    return found
+        end = min(first + together, len(names))
+        groups[first, end] = measured(first, end)
+    while (len(groups) < _LEAST_RUNS or time.monotonic() < deadline) and any(
+        end - first > 1 for first, end in groups
+    ):
+        first, end = max(
+            (group for group in groups if group[1] - group[0] > 1), key=lambda group: groups[group]
+        )
+        whole, middle = groups.pop((first, end)), (first + end) // 2
+        groups[first, middle] = half = measured(first, middle)
+        groups[middle, end] = max(whole - half, 0.0)
+    return {
+        name: share / (end - first) for (first, end), share in groups.items() for name in names[first:end]
+    }
 
 
 def _group_size(count: int, runs: float) -> int:
-    """How many of so many layers are measured together, where there is time for ``runs`` runs."""
+    """How many of so many layers are measured together, where there is time for ``runs`` runs; half of them is left."""
     if runs >= count:
         return 1
-    return math.ceil(count / max(_LEAST_GROUPS, int(runs)))
+    return math.ceil(count / max(_LEAST_GROUPS, int(runs / 2)))
 
 
 def _add_switches(model: ir.Model, forms: Mapping[str, Form]) -> list[str]:
@@ -241,8 +261,8 @@ class Setting(Protocol):
     def limit(self) -> float:
         """The same as long as nothing was found to hold, where that is later."""
 
-    def legalize(self, model: ir.Model, /) -> ir.Model:
-        """A graph as the target will have it."""
+    def running(self, model: ir.Model, /) -> AbstractContextManager[Callable[[Feeds], Feeds]]:
+        """Runs a graph as the target does, or as near to it as there is time for."""
 
     def profile(self, model: ir.Model, label: str, /) -> Sequence[Kernel]:
         """Kernels that a graph runs on the target, with their times."""
@@ -388,15 +408,16 @@ def _expected(tried: Sequence[str], order: Sequence[str], found: Choice) -> int 
 
 def _room(judgement: Judgement) -> float:
     """How many times the noise that was judged the budget has room for; infinite where nothing is lost."""
-    room = math.inf
-    if np.isfinite(judgement.drop) and judgement.drop > 0:
-        room = judgement.allowed / judgement.drop
     if judgement.needed and np.isfinite(judgement.decibels):
-        room = min(room, 10 ** ((judgement.decibels - judgement.needed) / 10))
-    return room
+        # Of what the metric loses there, a sample more or less is most.
+        room = 10 ** ((judgement.decibels - judgement.needed) / 10)
+        return room if judgement.drop <= judgement.allowed else min(room, _STEP)
+    if np.isfinite(judgement.drop) and judgement.drop > 0:
+        return judgement.allowed / judgement.drop
+    return math.inf
 
 
 def judge(model: ir.Model, setting: Setting) -> Judgement:
-    """What a graph loses on the held-out samples, as the target will have it, in ONNX Runtime's CPU provider."""
-    session = Session(setting.legalize(model), optimize="all", threads=setting.threads)
-    return setting.evaluation.judge_while_hopeful(session.run)
+    """What a graph loses on the held-out samples as it runs."""
+    with setting.running(model) as run:
+        return setting.evaluation.judge_while_hopeful(run)

@@ -30,6 +30,8 @@ LEAST_DECIBELS = 20.0
 HOPELESS_DECIBELS = 1.0
 _SURE = 3.0
 """Standard errors by which some of the samples may differ from all of them."""
+_SURE_DECIBELS = 1.0
+"""By which the signal-to-noise ratio on some of the samples may differ from that on all of them."""
 _RESOLVED = 0.5
 """Share of the budget up to which a standard error shows that the samples tell drops as small as the budget."""
 _CLEAR_SHARE = 0.8
@@ -331,6 +333,8 @@ class Evaluation:
     is_cut: bool = False
     original: float = field(init=False)
     _parts: list[float] | None = field(default=None, init=False, repr=False)
+    _unresolved: bool | None = field(default=None, init=False, repr=False)
+    """Whether the samples cannot tell a drop as small as the budget, by what was judged before; None before that."""
 
     def __post_init__(self) -> None:
         if not self.feeds:
@@ -393,7 +397,7 @@ class Evaluation:
         if decibels < HOPELESS_DECIBELS:
             return self.unusable(decibels)
         if len(outputs) < len(self.feeds):
-            some = self._on_some(outputs)
+            some = self._on_some(outputs, decibels)
             if some is not None:
                 return some
         rest = [index for index in range(len(self.feeds)) if index not in outputs]
@@ -402,8 +406,12 @@ class Evaluation:
         outputs.update({index: run(self.feeds[index]) for index in rest})
         return self.judge([outputs[index] for index in range(len(self.feeds))])
 
-    def _on_some(self, outputs: Mapping[int, Feeds]) -> Judgement | None:
-        """What a model loses on the samples of these indices, where it is far beyond the budget; else None."""
+    def _on_some(self, outputs: Mapping[int, Feeds], decibels: float) -> Judgement | None:
+        """What a model loses on the samples of these indices, where it is far beyond the budget; else None.
+
+        Args:
+            decibels: On these samples.
+        """
         kept = list(outputs)
         results = list(outputs.values())
         try:
@@ -415,6 +423,8 @@ class Evaluation:
         except UsageError:
             # A metric that needs all samples.
             return None
+        if self._unresolved and decibels < LEAST_DECIBELS - _SURE_DECIBELS:
+            return replace(judgement, needed=LEAST_DECIBELS, some=len(kept))
         if judgement.drop <= self.allowed:
             return None
         spread = _SURE * some._error(results) if self.metric.counts else _SURE * self.allowed
@@ -432,10 +442,16 @@ class Evaluation:
             return self.unusable(decibels)
         value = self.metric.score(outputs, self.references, self.labels)
         drop = float((self.original - value) / (abs(self.original) or 1.0))
-        error = self._error(outputs) if with_error and self.metric.counts and drop <= self.allowed else 0.0
+        asked = with_error and self.metric.counts and (drop <= self.allowed or self._unresolved is None)
+        error = self._error(outputs) if asked else 0.0
         # Without any difference there is no error either: then rows are counted. An error that is no number is none.
         coarse = self.is_coarse and not 0 < error <= _RESOLVED * self.allowed
-        needed = LEAST_DECIBELS if coarse or not error <= self.allowed else 0.0
+        unresolved = coarse or not error <= self.allowed
+        if asked:
+            self._unresolved = unresolved or bool(self._unresolved)
+        elif drop > self.allowed:
+            unresolved = unresolved or bool(self._unresolved)
+        needed = LEAST_DECIBELS if unresolved else 0.0
         return Judgement(float(value), self.original, drop, self.allowed, decibels, needed, error)
 
     def counted(self, feeds: Feeds, outputs: Feeds) -> Feeds:

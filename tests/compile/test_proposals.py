@@ -107,6 +107,21 @@ def test_what_the_others_would_have_of_the_time_is_there_until_something_holds(t
         for _ in range(2):
             made.propose(target, MODEL, tmp_path, lambda model: model)
         first, second = pass_.seen
-        assert first.limit - first.deadline == pytest.approx(0.4 * 60, abs=1)
+        assert first.limit - first.deadline == pytest.approx((0.4 + 0.3) * 60, abs=1)
         spare = second.limit - second.deadline
         assert spare == (0 if milliseconds == 1.0 else pytest.approx(0.3 * 60, abs=1))
+
+
+@pytest.mark.parametrize(("milliseconds", "turns"), [(0.5, 1), (0.9, 2), (float("inf"), 2)])
+def test_a_target_has_a_turn_however_late_it_is_where_little_was_gained_before(
+    tmp_path: Path, milliseconds: float, turns: int
+) -> None:
+    pass_ = Slow(0.2, milliseconds)
+    made = proposals(pass_, 0.1)
+    targets = [cast(Any, (Named(name, False), None)) for name in "ab"]
+    made.in_turns(targets, MODEL, {"a": 1.0, "b": 1.2})
+    for _ in range(2):
+        started = time.monotonic()
+        made.propose(cast(Any, OrtTarget("ort-cpu")), MODEL, tmp_path, lambda model: model)
+    assert len(pass_.seen) == turns
+    assert turns == 1 or pass_.seen[1].deadline - started >= 0.25 * 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,31 @@ def test_the_form_of_an_lstm_without_such_a_kernel_computes_the_same_but_for_the
     x = rng.standard_normal((9, 2, 12)).astype(np.float32)
     wanted = Session(model_of([node], ["T", "B", 12], rounded, {"y": 4})).run({"x": quantized(x)})["y"]
     assert_close(Session(plain).run({"x": x})["y"], wanted)
+
+
+def test_the_loud_layer_is_found_in_few_runs_where_time_is_short() -> None:
+    """Of 48 layers two add most: halving what adds most comes to them, whatever the others add."""
+    rng = np.random.default_rng(0)
+    names = [f"layer{index}" for index in range(48)]
+    weights = {f"w{index}": rng.standard_normal((32, 8)).astype(np.float32) for index in range(48)}
+    for loud in (17, 30):
+        weights[f"w{loud}"][0, :] = 300.0
+    nodes = [
+        *(
+            helper.make_node("MatMul", ["x", f"w{index}"], [f"a{index}"], name=name)
+            for index, name in enumerate(names)
+        ),
+        helper.make_node("Concat", [f"a{index}" for index in range(48)], ["y"], name="last", axis=1),
+    ]
+    model = model_of(nodes, ["M", 32], weights, {"y": 2})
+    form = DynamicForms(LIMIT)
+    told: list[str] = []
+    found = noise_of_forms(
+        model, dict.fromkeys(names, form), [{"x": rng.standard_normal((64, 32)).astype(np.float32)}],
+        deadline=time.monotonic(), progress=told.append,
+    )  # fmt: skip
+    assert len(told) <= 12 and set(found) == set(names)
+    assert set(sorted(found, key=lambda name: found[name])[-2:]) == {"layer17", "layer30"}
 
 
 def test_switches_of_layers_that_share_an_input() -> None:

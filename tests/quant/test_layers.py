@@ -106,7 +106,7 @@ def test_time_is_left_for_judging_what_was_chosen() -> None:
 
 @pytest.mark.parametrize(
     ("count", "runs", "expected"),
-    [(36, 50, 1), (36, 36, 1), (36, 35.9, 2), (36, 12, 3), (36, -4, 6), (4, 0, 1)],
+    [(36, 50, 1), (36, 36, 1), (36, 35.9, 3), (36, 24, 3), (36, 12, 6), (36, -4, 6), (4, 0, 1)],
 )
 def test_neighbours_are_measured_together_where_time_is_short(count: int, runs: float, expected: int) -> None:
     assert _group_size(count, runs) == expected

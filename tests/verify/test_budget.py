@@ -147,6 +147,30 @@ def test_what_some_samples_show_to_be_far_beyond_the_budget_is_not_run_on_the_ot
     assert not dataclasses.replace(far, allowed=0.5).ok
 
 
+def test_what_is_too_noisy_is_not_run_on_all_where_the_samples_tell_little() -> None:
+    """Forty samples: what the metric loses is chance, and decibels, which few samples tell, are asked for besides."""
+    references = logits(40)
+    held = evaluation(references, "top1", 0.01)
+    calls: list[int] = []
+
+    def with_noise(share: float) -> Any:
+        def run(given: Feeds) -> Feeds:
+            calls.append(int(given["x"][0]))
+            wanted = references[calls[-1]]["y"]
+            noise = np.random.default_rng(calls[-1]).standard_normal(wanted.shape)
+            return {"y": wanted + np.float32(np.sqrt(share * np.square(wanted).mean())) * noise}
+
+        return run
+
+    first = held.judge_while_hopeful(with_noise(0.05))
+    assert first.needed == 20 and not first.ok
+    calls.clear()
+    second = held.judge_while_hopeful(with_noise(0.05))
+    assert len(calls) < 20 and second.some == len(calls) and second.needed == 20 and not second.ok
+    calls.clear()
+    assert held.judge_while_hopeful(with_noise(1e-5)).ok and len(calls) == 40
+
+
 def test_what_cannot_be_judged_in_time_is_not_judged() -> None:
     references = logits(80)
     held = evaluation(references, "sqnr", 0.01)
