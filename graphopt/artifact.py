@@ -257,7 +257,8 @@ def check_writable(output: Path) -> None:
         bundle = output.with_suffix(SUFFIX)
         raise BundleError(
             f"cannot write {output}: a bundle is a folder, not an .onnx file",
-            hint=f"write {bundle} instead (-o {bundle}): the ONNX file lies in it, as {bundle / 'model.onnx'}",
+            hint=f"write {bundle} instead (-o {bundle}): the ONNX file lies in it, as {bundle / 'model.onnx'}; "
+            f"graphopt simplify -o {output} writes one file, of ONNX's operators alone",
         )
     try:
         with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=parent):
