@@ -24,7 +24,7 @@ from graphopt.capture.upgrade import lower
 from graphopt.data.dataset import Dataset
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.load import samples
-from graphopt.errors import DataError, GraphoptError, TargetError, UsageError
+from graphopt.errors import DataError, GraphoptError, TargetError, UnsupportedModelError, UsageError
 from graphopt.forms import Forms
 from graphopt.ir import model as ir_model
 from graphopt.lineage import Lineage
@@ -150,14 +150,20 @@ class Compilation:
             captured, final, held = self._pass(captured, passes, reference, report)
             if held:
                 lower(final, opset, captured.source_opset)
+                _drop_unused_opsets(final)
             else:
                 final = captured.original_model
+                if opset not in (None, captured.source_opset):
+                    raise UnsupportedModelError(
+                        f"the model is left as it was, in opset {captured.source_opset}: it is not written in {opset}",
+                        hint="leave --opset out",
+                    )
             conclusion.finish(
                 report, captured, reference, final, (ir_model.nbytes(captured.original_model), 0)
             )
             report.seconds = time.monotonic() - self._started
             report.stages = dict(self._stages)
-            return Simplified(final, report, reference)
+            return Simplified(final, report, reference, changed=held)
         finally:
             shutil.rmtree(self.work, ignore_errors=True)
 
@@ -616,6 +622,13 @@ def _refuse_to_judge(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> N
             f"no output of the model holds a finite number on these inputs, so {what}",
             hint="give other inputs with --data",
         )
+
+
+def _drop_unused_opsets(model: ir.Model) -> None:
+    """A runtime may refuse a domain that it does not know, whether a node is of it or not."""
+    used = {"", *(node.domain for node in model.graph.all_nodes())}
+    for domain in set(model.graph.opset_imports) - used:
+        del model.graph.opset_imports[domain]
 
 
 def _was_rejected(record: PassRecord) -> bool:

@@ -39,7 +39,8 @@ class Context:
         kernels: Its integer kernels; None where it has none worth using.
         profile: Kernels that a graph runs on the target, with their times; also told a label.
         legalize: A graph as the target will have it; it runs in ONNX Runtime's CPU provider, whatever the target.
-        written: The same with what stays in float as the target's file will hold it, unless that takes long.
+        written: The same with what stays in float as the target's file will hold it, unless that takes long; None where
+            it is held as it is.
         halves: Operators that the target has kernels for, by the name of a 16-bit float type; empty where none gains.
         runnable: Whether the target runs on this machine; without it there is no profile.
         threads: Of an operator.
@@ -66,7 +67,7 @@ class Context:
     kernels: IntegerKernels | None
     profile: Callable[[ir.Model, str], Sequence[Kernel]]
     legalize: Callable[[ir.Model], ir.Model] = lambda model: model
-    written: Callable[[ir.Model], ir.Model] = lambda model: model
+    written: Callable[[ir.Model], ir.Model] | None = None
     halves: Mapping[str, frozenset[str]] = field(default_factory=dict)
     runnable: bool = True
     threads: int = 0
@@ -92,7 +93,8 @@ class Context:
         """
         if self.as_it_runs is not None:
             return self.as_it_runs(model)
-        return contextlib.nullcontext(Session(self.written(model), optimize="all", threads=self.threads).run)
+        graph = (self.written or self.legalize)(model)
+        return contextlib.nullcontext(Session(graph, optimize="all", threads=self.threads).run)
 
     def judged(self, model: ir.Model) -> Judgement | None:
         """What a graph loses on the held-out samples as it runs; None where it does not."""

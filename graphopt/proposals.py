@@ -348,7 +348,11 @@ class Proposals:
 
     def _limit(self, deadline: float) -> float:
         """Until when a pass may go on as long as nothing holds: what the targets after it would have, and a little."""
-        return deadline if self._fastest < float("inf") else self._deadline + FOR_ANY * self.seconds
+        return (
+            deadline
+            if self._fastest < float("inf")
+            else max(deadline, self._deadline + FOR_ANY * self.seconds)
+        )
 
     def _run(
         self,

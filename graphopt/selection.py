@@ -101,18 +101,23 @@ class Selection:
         """
         self.bench.load([form for form in forms if self.targets[form.target][1].runnable])
         loaded, outcomes = list(forms), [self.verify(form) for form in forms]
+        target, probe = self.targets[forms[0].target]
+        if not outcomes[0].verified and target.runs_original and probe.runnable:
+            self._verify_calmer(forms, loaded, outcomes)
         if self.best_effort:
             self._take_nearest(outcomes)
-        target, probe = self.targets[forms[0].target]
-        if outcomes[0].verified or not (target.runs_original and probe.runnable):
-            return loaded, outcomes
+        return loaded, outcomes
+
+    def _verify_calmer(self, forms: Sequence[Form], loaded: list[Form], outcomes: list[FormTiming]) -> None:
+        """What does not hold with all of the backend's optimisations, at the first level at which the original does."""
+        target = self.targets[forms[0].target][0]
         why = outcomes[0].note
         for level in _FEWER_OPTIMISATIONS:
             loaded[0], outcomes[0] = self._verify_at(forms[0], level)
             if outcomes[0].verified:
                 break
         else:
-            return loaded, outcomes
+            return
         self.report.warnings.append(
             f"the original does not run with all optimisations of {target.name} ({why}): what speed is compared with "
             f"is the original at level {level!r}"
@@ -120,7 +125,6 @@ class Selection:
         for index, form in enumerate(forms[1:], 1):
             if not outcomes[index].verified and form.target == forms[0].target:
                 loaded[index], outcomes[index] = self._verify_at(form, level)
-        return loaded, outcomes
 
     def _take_nearest(self, outcomes: Sequence[FormTiming]) -> None:
         """Let the form that is least over its budget be chosen, where none is within it."""
@@ -132,8 +136,9 @@ class Selection:
         finite = [label for label, judgement in over.items() if np.isfinite(judgement.drop)]
         if not finite or any(judgement.ok for judgement in over.values()):
             return
-        nearest = min(finite, key=lambda label: over[label].drop)
+        nearest = min(finite, key=lambda label: over[label].excess)
         self._nearest[nearest] = True
+        self.refused.discard(nearest)
         next(entry for entry in outcomes if entry.label == nearest).verified = True
 
     def _verify_at(self, form: Form, level: str) -> tuple[Form, FormTiming]:
@@ -175,8 +180,8 @@ class Selection:
             if budget is not None:
                 judgement = budget.judge([self.bench.worker(form).outputs(feeds) for feeds in budget.feeds])
                 self.judgements[form.label] = judgement
-                usable = made_from(form.label, self._nearest) is not None
-                timing.verified, timing.note = judgement.ok or usable, judgement.describe()
+                usable = made_from(form.label, self._nearest) is not None and np.isfinite(judgement.drop)
+                timing.verified, timing.note = bool(judgement.ok or usable), judgement.describe()
                 if not judgement.ok:
                     timing.note = f"over the budget: {timing.note}"
                 if not timing.verified:

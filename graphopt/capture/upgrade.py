@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graphopt.capture.adapters import ADAPTERS, INTERNAL_OPSET, RUNTIME_OPSET, WITHOUT_KERNEL, Site
 from graphopt.errors import InvalidGraphError, UnsupportedModelError
-from graphopt.ir import check, kernels
+from graphopt.ir import check, facts, kernels
 from graphopt.ir.check import RUNTIME_DOMAINS, schema_of
 from graphopt.ir.graphs import with_subgraphs
 
@@ -179,6 +179,10 @@ def lower(model: ir.Model, asked: int | None, least: int) -> int:
         UnsupportedModelError: A node means something else in the opset that is asked for, or is not in it; names it.
     """
     now = source_opset(model)
+    if asked is not None and asked < OLDEST_OPSET:
+        raise UnsupportedModelError(
+            f"opset {asked} is older than what graphopt reads", hint=f"--opset {OLDEST_OPSET}, or newer"
+        )
     if asked is None:
         return next((opset for opset in range(least, now) if _is_same_in(model, opset)), now)
     if asked > now:
@@ -206,13 +210,58 @@ def _is_same_in(model: ir.Model, opset: int) -> bool:
 
 
 def _differs(node: ir.Node, opset: int, now: int) -> bool:
-    """Whether an older opset lacks the operator, or an attribute of the node, or gives them another form or meaning."""
+    """Whether a node would be another thing in an older opset, or none."""
     if node.domain != "":
         return False
     older = schema_of("", node.op_type, opset)
     if older is None or older.deprecated or not all(name in older.attributes for name in node.attributes):
         return True
-    return any(opset < changed_in <= now for changed_in, _ in ADAPTERS.get(node.op_type, ()))
+    if opset < _VALUES_SINCE.get((node.op_type, facts.attribute(node, _NAMED.get(node.op_type, ""))), 0):
+        return True
+    if opset < _NEGATIVE_AXES and node.op_type not in _ALWAYS_NEGATIVE and _has_negative_axis(node):
+        return True
+    return any(
+        opset < changed_in <= now and not _is_as_before(node, changed_in)
+        for changed_in, _ in ADAPTERS.get(node.op_type, ())
+    )
+
+
+_NAMED = {
+    "Pad": "mode", "Resize": "coordinate_transformation_mode", "ScatterElements": "reduction", "ScatterND": "reduction",
+}  # fmt: skip
+"""The attribute that later opsets gave new values."""
+_VALUES_SINCE: Mapping[tuple[str, object], int] = {
+    ("Pad", "wrap"): 19,
+    ("Resize", "half_pixel_symmetric"): 19,
+    **{(name, how): 18 for name in ("ScatterElements", "ScatterND") for how in ("max", "min")},
+}
+_NEGATIVE_AXES = 11
+_ALWAYS_NEGATIVE = frozenset({"LpNormalization", "OneHot", "TopK"})
+
+
+def _has_negative_axis(node: ir.Node) -> bool:
+    axes = facts.attribute(node, "axes", ()) or ()
+    return any(axis < 0 for axis in (*axes, facts.attribute(node, "axis", 0)))
+
+
+def _is_as_before(node: ir.Node, changed_in: int) -> bool:
+    """Whether a node of an operator that changed means the same without the change."""
+    given = [value for value in node.inputs if value is not None]
+    match node.op_type:
+        case "BatchNormalization":
+            return sum(bool(value.name) for value in node.outputs) == 1
+        case "Split":
+            return changed_in > 13 and len(given) > 1
+        case "Softmax" | "LogSoftmax" | "Hardmax":
+            rank = facts.rank(node.inputs[0])
+            axis = facts.attribute(node, "axis")
+            return rank == 2 if axis is None else rank is not None and axis % rank == rank - 1
+        case "Resize":
+            return changed_in > 11 and len(given) == len(node.inputs)
+        case "Squeeze":
+            return len(given) == 1
+        case name:
+            return name.startswith("Reduce") and len(given) == 1
 
 
 def target_opset(model: ir.Model) -> int:

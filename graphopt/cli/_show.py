@@ -120,7 +120,9 @@ def pass_lines(record: PassRecord, report: Report) -> list[str]:
         if entry.repro:
             shown.append(_continued(f"repro in {entry.repro}"))
     if record.refused:
-        where = f"graphopt explain {report.output}" if report.output else "--json lists them"
+        where = (
+            f"graphopt explain {report.output}" if report.output and report.chosen else "--json lists them"
+        )
         shown.append(_continued(dim(f"{len(record.refused)} refused: {where}")))
     return shown
 

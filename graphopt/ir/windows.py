@@ -8,16 +8,15 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 
-_WEIGHT = {"Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "QLinearConv": 3}
-"""Which input has the window's shape behind its two first axes."""
+_WITH_WEIGHT = frozenset({"Conv", "ConvTranspose"})
 SAME = ("SAME_UPPER", "SAME_LOWER")
 
 
 def kernel(node: ir.Node) -> tuple[int, ...] | None:
     """The window's shape; None where neither an attribute nor a weight of known shape tells it."""
     shape: Sequence[int] | None = facts.attribute(node, "kernel_shape")
-    if shape is None and node.op_type in _WEIGHT:
-        weight = facts.static_dims(node.inputs[_WEIGHT[node.op_type]])
+    if shape is None and node.op_type in _WITH_WEIGHT:
+        weight = facts.static_dims(node.inputs[1])
         shape = None if weight is None else weight[2:]
     return None if shape is None else tuple(shape)
 
@@ -30,8 +29,11 @@ def steps(node: ir.Node, name: str, rank: int) -> tuple[int, ...]:
 def pads(node: ir.Node) -> tuple[int, ...] | None:
     """What is padded, all beginnings and then all ends, in places of the data; ``auto_pad`` resolved.
 
-    None where that depends on sizes that are not known, or no kernel is told; and for a ConvTranspose with SAME.
+    None where that depends on sizes that are not known, or no kernel is told; for a ConvTranspose whose output's size
+    tells it (SAME, ``output_shape``); and for SAME with dilations, which ONNX Runtime pads as if there were none.
     """
+    if "output_shape" in node.attributes:
+        return None
     mode = facts.attribute(node, "auto_pad", "NOTSET")
     window = kernel(node)
     if mode == "NOTSET":
@@ -54,18 +56,18 @@ def pads(node: ir.Node) -> tuple[int, ...] | None:
 def _same(node: ir.Node, window: Sequence[int]) -> list[int] | None:
     """How much is padded on each axis, so that the output has the input's size over the stride, rounded up."""
     rank = len(window)
+    if any(step != 1 for step in steps(node, "dilations", rank)):
+        return None
     dims = facts.dims(node.inputs[0])
     sizes = dims[2:] if dims is not None and len(dims) == rank + 2 else (None,) * rank
     totals: list[int] = []
-    for size, length, stride, dilation in zip(
-        sizes, window, steps(node, "strides", rank), steps(node, "dilations", rank), strict=True
-    ):
+    for size, length, stride in zip(sizes, window, steps(node, "strides", rank), strict=True):
         if stride == 1:
-            totals.append((length - 1) * dilation)
+            totals.append(length - 1)
         elif size is None:
             return None
         else:
-            totals.append(max((-(-size // stride) - 1) * stride + (length - 1) * dilation + 1 - size, 0))
+            totals.append(max((-(-size // stride) - 1) * stride + length - size, 0))
     return totals
 
 
@@ -73,7 +75,7 @@ def is_padded(node: ir.Node) -> bool:
     """Whether anything is padded, as far as can be told: what depends on sizes that are not known may be."""
     known = pads(node)
     if known is None:
-        return facts.attribute(node, "auto_pad", "NOTSET") in SAME
+        return facts.attribute(node, "auto_pad", "NOTSET") in SAME or "output_shape" in node.attributes
     return any(known)
 
 

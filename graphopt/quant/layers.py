@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
+from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.ir import provenance
 from graphopt.ir.facts import Array
@@ -140,19 +141,21 @@ def noise_of_forms(
     together = _group_size(len(names), (deadline - now) / (now - started))
     groups: dict[tuple[int, int], float] = {}
     for number, first in enumerate(range(0, len(names), together)):
-        if number >= _LEAST_GROUPS and time.monotonic() > deadline:
+        if number >= _LEAST_RUNS and time.monotonic() > deadline:
             break
         end = min(first + together, len(names))
         groups[first, end] = measured(first, end)
-    while (len(groups) < _LEAST_RUNS or time.monotonic() < deadline) and any(
-        end - first > 1 for first, end in groups
-    ):
-        first, end = max(
-            (group for group in groups if group[1] - group[0] > 1), key=lambda group: groups[group]
-        )
+    runs = len(groups)
+    while runs < _LEAST_RUNS or time.monotonic() < deadline:
+        first, end = max(groups, key=lambda group: groups[group] if group[1] - group[0] > 1 else -1.0)
+        if end - first < 2:
+            break
         whole, middle = groups.pop((first, end)), (first + end) // 2
         groups[first, middle] = half = measured(first, middle)
-        groups[middle, end] = max(whole - half, 0.0)
+        # Noise adds up as long as there is little of it: what a loud half leaves of the whole is not told by it.
+        is_told = half <= whole / 2
+        groups[middle, end] = whole - half if is_told else measured(middle, end)
+        runs += 1 if is_told else 2
     return {
         name: share / (end - first) for (first, end), share in groups.items() for name in names[first:end]
     }
@@ -302,8 +305,8 @@ class Choice:
 
     @property
     def nearest(self) -> Point:
-        """That of least drop."""
-        return min(self.points, key=lambda point: point.judgement.drop)
+        """That which is least over the budget."""
+        return min(self.points, key=lambda point: point.judgement.excess)
 
 
 def choose(
@@ -419,5 +422,8 @@ def _room(judgement: Judgement) -> float:
 
 def judge(model: ir.Model, setting: Setting) -> Judgement:
     """What a graph loses on the held-out samples as it runs."""
-    with setting.running(model) as run:
-        return setting.evaluation.judge_while_hopeful(run)
+    try:
+        with setting.running(model) as run:
+            return setting.evaluation.judge_while_hopeful(run)
+    except TargetError:
+        return setting.evaluation.unusable()

@@ -41,8 +41,9 @@ _MOST_NOISE: Mapping[Bits, float] = {8: 1e-4, 16: 1e-6}
 """Of a constant's power, that rounding it may add."""
 _SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _BLOCKS = (32, 16)
-"""Numbers of a block: about so many, where that loses little enough; with its scale, 8.5 or 9 bits for each. A block of
-fewer than 19 cannot lose more than -40 dB, however far one of its numbers is from the others."""
+"""Numbers of a block: about so many, where that loses little enough; with its scale, 8.5 or 9 bits for each. In blocks
+of fewer than 19 rounding, as a rule, loses less than -40 dB, however far one number is from the others."""
+_SMALLEST_BLOCK = 4
 _LARGEST = 127
 _HALF = np.finfo(np.float16)
 _SWEEP_SAMPLES = 2
@@ -140,14 +141,14 @@ def as_many_as_hold(
     deadline: float = float("inf"),
     progress: Callable[[str], None] = lambda text: None,
 ) -> frozenset[str]:
-    """Names of the constants to store in 16 bits, so that the rest holds in 8; found in ONNX Runtime's CPU provider.
+    """Names of the constants not to store in 8 bits, so that the rest holds; found in ONNX Runtime's CPU provider.
 
     Args:
         constants: Of :func:`stored` with 8 bits.
         everything: What these lose together.
         deadline: ``time.monotonic()`` after which nothing new is begun.
     """
-    gains = {one.name: float(one.nbytes[0] // 2 - one.nbytes[1]) for one in constants if one.bits == 8}
+    gains = {one.name: float(_otherwise(one) - one.nbytes[1]) for one in constants if one.bits == 8}
 
     def judge(names: frozenset[str]) -> Judgement:
         graph, _ = stored(model, 8, keeps, frozenset(gains.keys() - names))
@@ -159,6 +160,12 @@ def as_many_as_hold(
 
     choice = choose(gains, judge, noise, everything=everything, deadline=deadline, progress=progress)
     return frozenset(gains.keys() - (choice.best.chosen if choice.best is not None else frozenset()))
+
+
+def _otherwise(constant: Stored) -> int:
+    """Bytes that a constant takes where it is not stored in 8 bits."""
+    before = constant.nbytes[0]
+    return before // 2 if before >= _LEAST_ELEMENTS[16] * np.dtype(np.float32).itemsize else before
 
 
 def _noise_alone(
@@ -225,8 +232,11 @@ def _ways(
     """
     if summed is not None:
         length = math.prod(array.shape[slice(*summed)])
-        for block in dict.fromkeys(_block_of(length, near) for near in _BLOCKS):
-            yield 8, _in_blocks(array, *summed, block)
+        first, second = (_block_of(length, near) for near in _BLOCKS)
+        for block in (first, second) if second < first else (first,):
+            # With its scale a number of a smaller block takes 16 bits.
+            if block >= _SMALLEST_BLOCK:
+                yield 8, _in_blocks(array, *summed, block)
     if array.size >= _LEAST_ELEMENTS[16]:
         yield 16, _in_halves(array)
 

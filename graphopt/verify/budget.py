@@ -8,6 +8,7 @@ and its drop is relative to what the original scores.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ HOPELESS_DECIBELS = 1.0
 _SURE = 3.0
 """Standard errors by which some of the samples may differ from all of them."""
 _SURE_DECIBELS = 1.0
-"""By which the signal-to-noise ratio on some of the samples may differ from that on all of them."""
+"""By which the signal-to-noise ratio may differ from what the first of the samples tell of all of them."""
 _RESOLVED = 0.5
 """Share of the budget up to which a standard error shows that the samples tell drops as small as the budget."""
 _CLEAR_SHARE = 0.8
@@ -281,6 +282,13 @@ class Judgement:
         return bool(holds and not self.some)
 
     @property
+    def excess(self) -> tuple[float, float]:
+        """How far it is over the budget: by the metric, then in decibels; the least is the nearest."""
+        drop = self.drop - self.allowed if np.isfinite(self.drop) else float("inf")
+        decibels = self.needed - self.decibels if np.isfinite(self.decibels) else float("-inf")
+        return max(drop, 0.0), max(decibels, 0.0)
+
+    @property
     def is_clear(self) -> bool:
         """Whether it holds with a margin, so that it holds on a backend that rounds otherwise."""
         enough = not self.needed or self.decibels >= self.needed + _CLEAR_DECIBELS
@@ -334,7 +342,9 @@ class Evaluation:
     original: float = field(init=False)
     _parts: list[float] | None = field(default=None, init=False, repr=False)
     _unresolved: bool | None = field(default=None, init=False, repr=False)
-    """Whether the samples cannot tell a drop as small as the budget, by what was judged before; None before that."""
+    """Whether the samples cannot tell a drop as small as the budget, by what was judged last; None before that."""
+    _offset: float | None = field(default=None, init=False, repr=False)
+    """Decibels of all samples over those of the first, as judged last; None before that."""
 
     def __post_init__(self) -> None:
         if not self.feeds:
@@ -404,7 +414,9 @@ class Evaluation:
         if rest and time.monotonic() + seconds * len(rest) > deadline:
             raise TooSlowError("there is no time to judge it")
         outputs.update({index: run(self.feeds[index]) for index in rest})
-        return self.judge([outputs[index] for index in range(len(self.feeds))])
+        judgement = self.judge([outputs[index] for index in range(len(self.feeds))])
+        self._offset = judgement.decibels - decibels if np.isfinite(decibels) else None
+        return judgement
 
     def _on_some(self, outputs: Mapping[int, Feeds], decibels: float) -> Judgement | None:
         """What a model loses on the samples of these indices, where it is far beyond the budget; else None.
@@ -423,7 +435,7 @@ class Evaluation:
         except UsageError:
             # A metric that needs all samples.
             return None
-        if self._unresolved and decibels < LEAST_DECIBELS - _SURE_DECIBELS:
+        if self._unresolved and decibels + (self._offset or 0.0) < LEAST_DECIBELS - _SURE_DECIBELS:
             return replace(judgement, needed=LEAST_DECIBELS, some=len(kept))
         if judgement.drop <= self.allowed:
             return None
@@ -444,11 +456,13 @@ class Evaluation:
         drop = float((self.original - value) / (abs(self.original) or 1.0))
         asked = with_error and self.metric.counts and (drop <= self.allowed or self._unresolved is None)
         error = self._error(outputs) if asked else 0.0
+        # What a drop as large as the budget would have: an error grows with the root of what is counted.
+        near = error if drop <= self.allowed else error * math.sqrt(self.allowed / drop)
         # Without any difference there is no error either: then rows are counted. An error that is no number is none.
-        coarse = self.is_coarse and not 0 < error <= _RESOLVED * self.allowed
-        unresolved = coarse or not error <= self.allowed
+        coarse = self.is_coarse and not 0 < near <= _RESOLVED * self.allowed
+        unresolved = coarse or not near <= self.allowed
         if asked:
-            self._unresolved = unresolved or bool(self._unresolved)
+            self._unresolved = unresolved
         elif drop > self.allowed:
             unresolved = unresolved or bool(self._unresolved)
         needed = LEAST_DECIBELS if unresolved else 0.0

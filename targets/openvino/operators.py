@@ -350,7 +350,8 @@ def _window_in_padding(node: ir.Node) -> str:
     strides, dilations = windows.steps(node, "strides", rank), windows.steps(node, "dilations", rank)
     pads = windows.pads(node)
     if pads is None:
-        return "with ceil_mode, OpenVINO may keep a window that begins in the padding"
+        # By ``auto_pad`` SAME no window begins behind the data.
+        return ""
     dims = facts.dims(node.inputs[0])
     for axis in range(rank):
         extent = dilations[axis] * (kernel[axis] - 1) + 1

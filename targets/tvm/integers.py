@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.windows import SAME
 from graphopt.quant.kernels import IntegerKernels, weight_of
 
 _FUSED = frozenset((
@@ -57,9 +58,6 @@ def why_not(node: ir.Node) -> str:
     if pads_are_open(node):
         return "its pads depend on sizes that are open"
     return why_no_convolution(dims, weight, facts.attribute(node, "group", 1))
-
-
-SAME = ("SAME_UPPER", "SAME_LOWER")
 
 
 def pads_are_open(node: ir.Node) -> bool:

@@ -29,7 +29,7 @@ def window(op: str, attributes: str, x: str = "1,2,7,8", weights: str = "w") -> 
         ('auto_pad="VALID"', "1,2,H,W", (0, 0, 0, 0)),
         ('auto_pad="SAME_UPPER"', "1,2,H,W", (1, 0, 1, 1)),
         ('auto_pad="SAME_LOWER"', "1,2,H,W", (1, 1, 1, 0)),
-        ('auto_pad="SAME_UPPER", dilations=[2,3]', "1,2,H,W", (2, 1, 2, 2)),
+        ('auto_pad="SAME_UPPER", dilations=[2,3]', "1,2,7,8", None),
         ('auto_pad="SAME_UPPER", strides=[2,2]', "1,2,7,8", (1, 0, 1, 0)),
         ('auto_pad="SAME_UPPER", strides=[4,4]', "1,2,8,9", (0, 0, 0, 1)),
         ('auto_pad="SAME_UPPER", strides=[2,2]', "1,2,H,8", None),
@@ -57,21 +57,18 @@ def test_of_a_transposed_convolution_same_is_not_told() -> None:
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
-    op=st.sampled_from([("Conv", 1), ("MaxPool", 1), ("MaxPool", 2)]),
+    op=st.sampled_from(["Conv", "MaxPool"]),
     mode=st.sampled_from(["SAME_UPPER", "SAME_LOWER"]),
     size=st.tuples(st.integers(3, 12), st.integers(3, 12)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
 )
-def test_the_backend_pads_alike(
-    op: tuple[str, int], mode: str, size: tuple[int, int], stride: tuple[int, int]
-) -> None:
-    """ONNX Runtime itself pads no convolution with dilations, and no pool that steps over data."""
-    kind, dilation = op
+def test_the_backend_pads_alike(op: str, mode: str, size: tuple[int, int], stride: tuple[int, int]) -> None:
+    """ONNX Runtime itself pads no pool that steps over data."""
     rng = np.random.default_rng(0)
     x = ",".join(map(str, (1, 2, *size)))
-    weights, kernel = ("w", "") if kind == "Conv" else ("", "kernel_shape=[3,2], ")
-    about = f"{kernel}strides=[{stride[0]},{stride[1]}], dilations=[{dilation},{dilation}]"
-    pads = windows.pads(window(kind, f'{about}, auto_pad="{mode}"', x, weights))
+    weights, kernel = ("w", "") if op == "Conv" else ("", "kernel_shape=[3,2], ")
+    about = f"{kernel}strides=[{stride[0]},{stride[1]}]"
+    pads = windows.pads(window(op, f'{about}, auto_pad="{mode}"', x, weights))
     assert pads is not None
     feeds = {
         "x": rng.standard_normal((1, 2, *size)).astype(np.float32),
@@ -79,7 +76,7 @@ def test_the_backend_pads_alike(
     }
     made = []
     for padding in (f'auto_pad="{mode}"', f"pads=[{','.join(map(str, pads))}]"):
-        node = window(kind, f"{about}, {padding}", x, weights)
+        node = window(op, f"{about}, {padding}", x, weights)
         assert node.graph is not None
         model = ir.Model(node.graph, ir_version=10)  # type: ignore[arg-type]
         made.append(

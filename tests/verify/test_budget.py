@@ -171,6 +171,30 @@ def test_what_is_too_noisy_is_not_run_on_all_where_the_samples_tell_little() -> 
     assert held.judge_while_hopeful(with_noise(1e-5)).ok and len(calls) == 40
 
 
+def test_a_set_far_over_the_budget_says_nothing_of_what_the_samples_tell() -> None:
+    """Many samples tell a drop of 1 %: what loses much more has a larger error, and the next set needs no decibels."""
+    references = logits(2000)
+    held = evaluation(references, "top1", 0.02)
+
+    def lossy(share: float) -> list[Feeds]:
+        rng = np.random.default_rng(1)
+        return [
+            {
+                "y": entry["y"]
+                + np.float32(np.sqrt(share * np.square(entry["y"]).mean()))
+                * rng.standard_normal(entry["y"].shape).astype(np.float32)
+            }
+            for entry in references
+        ]
+
+    bad = held.judge(lossy(1.0))
+    assert bad.drop > 0.1 and not bad.ok and bad.needed == 0
+    good = swapped(references, range(0, 2000, 100))
+    loud = [{"y": 1.2 * entry["y"]} for entry in good]
+    judged = held.judge_while_hopeful(lambda feeds: loud[int(feeds["x"][0])])
+    assert judged.decibels < 15 and judged.some == 0 and judged.needed == 0 and judged.ok
+
+
 def test_what_cannot_be_judged_in_time_is_not_judged() -> None:
     references = logits(80)
     held = evaluation(references, "sqnr", 0.01)

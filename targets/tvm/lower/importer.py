@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.ir.windows import SAME
 from graphopt.targets.tvm.adapter import Constant, IRModule, ONNXGraphImporter, onnx_input, relax
 from graphopt.targets.tvm.executable import DEPTHWISE, END_OF_NUMBER, product_of
-from graphopt.targets.tvm.integers import SAME, is_depthwise, pads_depend_on_sizes, why_no_convolution
+from graphopt.targets.tvm.integers import is_depthwise, pads_depend_on_sizes, why_no_convolution
 from graphopt.targets.tvm.lower import compute, quantized
 from graphopt.targets.tvm.lower.compute import Array, Window, number_or_size
 from graphopt.targets.tvm.lower.layouts import (
