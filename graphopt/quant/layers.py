@@ -39,6 +39,8 @@ _FOLLOWED = 5
 """Turns in which what the last set lost says how many layers the next one has; after them halves are taken."""
 _LEAST_NOISE = 1e-15
 _LEAST_GROUPS, _LEAST_RUNS = 6, 12
+_LITTLE = 0.1
+"""Noise up to which it adds up, so that the whole less one part tells the other; more hides what a quiet part adds."""
 
 
 @dataclass
@@ -115,8 +117,8 @@ def noise_of_forms(
     """Noise power over signal power, in the worst output, that each form adds alone.
 
     Where time does not suffice for each of them, neighbours are measured together; what adds most is then halved as
-    long as there is time, one half measured and the other taken to add the rest, and layers that are still together
-    share what they add. Few layers make most of the noise, and few runs find them.
+    long as there is time (where there is little noise one half is taken to add what the other leaves), and layers that
+    are still together share what they add. Few layers make most of the noise, and few runs find them.
 
     Args:
         samples: Few: each form runs all of them.
@@ -152,9 +154,8 @@ def noise_of_forms(
             break
         whole, middle = groups.pop((first, end)), (first + end) // 2
         groups[first, middle] = half = measured(first, middle)
-        # Noise adds up as long as there is little of it: what a loud half leaves of the whole is not told by it.
-        is_told = half <= whole / 2
-        groups[middle, end] = whole - half if is_told else measured(middle, end)
+        is_told = whole <= _LITTLE or half <= whole / 2
+        groups[middle, end] = max(whole - half, 0.0) if is_told else measured(middle, end)
         runs += 1 if is_told else 2
     return {
         name: share / (end - first) for (first, end), share in groups.items() for name in names[first:end]
