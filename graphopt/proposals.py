@@ -164,8 +164,9 @@ class Proposals:
         now = time.monotonic()
         share = 1.0 if self._left < 2 else _SHARE_OF_AHEAD if self._is_ahead else _SHARE_OF_FIRST
         deadline = now + max(self._deadline - now, 0.0) * share
-        has_gained = self._fastest < _GAINED * self._in_float
-        if not has_gained:
+        is_told = self.budget.seconds is not None
+        has_gained = self._fastest < (float("inf") if is_told else _GAINED * self._in_float)
+        if not has_gained and not is_told:
             deadline = max(deadline, now + _LEAST_TURN * self._longest)
         self._left -= 1
         for place, pass_ in enumerate(self.passes):
@@ -347,12 +348,12 @@ class Proposals:
             )
 
     def _limit(self, deadline: float) -> float:
-        """Until when a pass may go on as long as nothing holds: what the targets after it would have, and a little."""
-        return (
-            deadline
-            if self._fastest < float("inf")
-            else max(deadline, self._deadline + FOR_ANY * self.seconds)
-        )
+        """Until when a pass may go on as long as nothing holds: what the targets after it would have, and, where nobody
+        said how long it may take, a little more."""
+        if self._fastest < float("inf"):
+            return deadline
+        more = FOR_ANY * self.seconds if self.budget.seconds is None else 0.0
+        return max(deadline, self._deadline + more)
 
     def _run(
         self,
