@@ -100,12 +100,7 @@ class Compilation:
             probe = target.probe()
             if not probe.available:
                 raise TargetError(f"the target {request.target!r} is not available: {probe.reason}")
-            passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))
-            if lossy:
-                raise UsageError(
-                    f"{lossy[0].name} is lossy: kernels are tuned in float",
-                    hint="leave it out: --passes fuse",
-                )
+            passes = self._lossless(": kernels are tuned in float", "leave it out: --passes fuse")
             with self._stage("capture"):
                 captured = self._capture(request.input_shapes)
             with self._stage("reference"):
@@ -134,12 +129,9 @@ class Compilation:
         """
         try:
             request = self.request
-            passes, lossy = lossy_and_others(catalog.expand(tuple(request.passes)))
-            if lossy:
-                raise UsageError(
-                    f"{lossy[0].name} is lossy, and simplifying loses nothing",
-                    hint="graphopt compile runs it, within a budget",
-                )
+            passes = self._lossless(
+                ", and simplifying loses nothing", "graphopt compile runs it, within a budget"
+            )
             with self._stage("capture"):
                 captured = self._capture(request.input_shapes)
                 report = self._new_report(captured, "")
@@ -257,13 +249,7 @@ class Compilation:
         target = by_name[chosen.target][0]
         report.warnings += target.notes(chosen.config) if isinstance(target, Noted) else ()
         final = self._forms.graphs[chosen.label]
-        comparison = selection.comparisons.get(chosen.label)
-        report.verification.enter(comparison)
-        if comparison is not None and comparison.not_taken:
-            report.warnings.append(
-                f"the result fails with sizes that the data do not have, where the original does not "
-                f"({comparison.not_taken}): verified for the sizes of the data"
-            )
+        report.compared(selection.comparisons.get(chosen.label))
         evaluation = None
         if proposals is not None:
             evaluation = conclusion.judge(report, selection, proposals, chosen, computed)
@@ -294,6 +280,20 @@ class Compilation:
             dynamic_shapes=request.dynamic_shapes,
             input_shapes=input_shapes,
         )
+
+    def _lossless(self, why: str, hint: str) -> Sequence[Pass]:
+        """The passes, where none may be lossy.
+
+        Args:
+            why: What is said of one that is, behind its name.
+
+        Raises:
+            UsageError: One is.
+        """
+        passes, lossy = lossy_and_others(catalog.expand(tuple(self.request.passes)))
+        if lossy:
+            raise UsageError(f"{lossy[0].name} is lossy{why}", hint=hint)
+        return passes
 
     def _pass(
         self, captured: Captured, passes: Sequence[Pass], reference: Reference, report: Report

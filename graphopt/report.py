@@ -156,6 +156,15 @@ class Report:
     tuning: Tuning | None = None
     output: str | None = None
 
+    def compared(self, comparison: Comparison | None) -> None:
+        """Take over how the result compares with the original; None where it was judged by a budget, or did not run."""
+        self.verification.enter(comparison)
+        if comparison is not None and comparison.not_taken:
+            self.warnings.append(
+                "the result fails with sizes that the data do not have, where the original does not "
+                f"({comparison.not_taken}): verified for the sizes of the data"
+            )
+
     @property
     def baseline(self) -> FormTiming | None:
         """The original's timing."""

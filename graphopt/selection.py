@@ -42,7 +42,7 @@ _KNOB_SHARE = 0.5
 _CLOSE = 0.12
 _CLEAR = 0.5
 """A gain that no noise of the machine explains: it is not measured a second time."""
-_FEWER_OPTIMISATIONS = ("basic", "off")
+FEWER_OPTIMISATIONS = ("basic", "off")
 """Levels of ONNX Runtime's optimisations below all of them, in the order in which a model that fails is tried."""
 
 
@@ -89,7 +89,7 @@ class Selection:
     stand_ins: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     _original: Form | None = field(default=None, init=False, repr=False)
-    _nearest: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
+    _nearest: str = field(default="", init=False, repr=False)
     _unbeaten: list[str] = field(default_factory=list, init=False, repr=False)
     _failed_on_sizes: dict[str, MadeUpSizesError] = field(default_factory=dict, init=False, repr=False)
 
@@ -112,7 +112,7 @@ class Selection:
         """What does not hold with all of the backend's optimisations, at the first level at which the original does."""
         target = self.targets[forms[0].target][0]
         why = outcomes[0].note
-        for level in _FEWER_OPTIMISATIONS:
+        for level in FEWER_OPTIMISATIONS:
             loaded[0], outcomes[0] = self._verify_at(forms[0], level)
             if outcomes[0].verified:
                 break
@@ -137,7 +137,7 @@ class Selection:
         if not finite or any(judgement.ok for judgement in over.values()):
             return
         nearest = min(finite, key=lambda label: over[label].excess)
-        self._nearest[nearest] = True
+        self._nearest = nearest
         self.refused.discard(nearest)
         next(entry for entry in outcomes if entry.label == nearest).verified = True
 
@@ -180,7 +180,8 @@ class Selection:
             if budget is not None:
                 judgement = budget.judge([self.bench.worker(form).outputs(feeds) for feeds in budget.feeds])
                 self.judgements[form.label] = judgement
-                usable = made_from(form.label, self._nearest) is not None and np.isfinite(judgement.drop)
+                is_nearest = bool(self._nearest) and form.label.startswith(self._nearest)
+                usable = is_nearest and np.isfinite(judgement.drop)
                 timing.verified, timing.note = bool(judgement.ok or usable), judgement.describe()
                 if not judgement.ok:
                     timing.note = f"over the budget: {timing.note}"

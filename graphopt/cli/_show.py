@@ -37,10 +37,7 @@ def lines(report: Report) -> list[str]:
     else:
         shown.append(_line("dry run", "nothing was written"))
     shown += ["", before_and_after(report)]
-    if report.warnings:
-        shown.append("")
-        shown += [_line("warning", warning, style=bad) for warning in report.warnings]
-    return shown
+    return shown + _warnings(report)
 
 
 def simplified_lines(report: Report) -> list[str]:
@@ -53,9 +50,13 @@ def simplified_lines(report: Report) -> list[str]:
         _line("wrote", wrote),
         "",
         before_and_after(report),
-        *([""] if report.warnings else []),
-        *(_line("warning", warning, style=bad) for warning in report.warnings),
+        *_warnings(report),
     ]
+
+
+def _warnings(report: Report) -> list[str]:
+    shown = [_line("warning", warning, style=bad) for warning in report.warnings]
+    return ["", *shown] if shown else []
 
 
 def _line(label: str, text: str, style: object = bold) -> str:

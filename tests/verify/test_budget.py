@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,18 +125,25 @@ def test_noise_is_that_of_the_worst_output(share: float, outputs: int) -> None:
     assert noise_share([got], [wanted]) == pytest.approx(share, rel=0.15)
 
 
+def counting(
+    references: list[Feeds], calls: list[int], changed: Callable[[Any], Any]
+) -> Callable[[Feeds], Feeds]:
+    """Runs a sample: what its reference holds, changed; ``calls`` lists which were run."""
+
+    def run(given: Feeds) -> Feeds:
+        calls.append(int(given["x"][0]))
+        return {"y": changed(references[calls[-1]]["y"])}
+
+    return run
+
+
 def test_what_some_samples_show_to_be_far_beyond_the_budget_is_not_run_on_the_others() -> None:
     references = logits(80)
     held = evaluation(references, "sqnr", 0.01)
     calls: list[int] = []
 
     def worse(share: float) -> Any:
-        def run(given: Feeds) -> Feeds:
-            calls.append(int(given["x"][0]))
-            wanted = references[calls[-1]]["y"]
-            return {"y": (wanted * (1 + share)).astype(np.float32)}
-
-        return run
+        return counting(references, calls, lambda wanted: (wanted * (1 + share)).astype(np.float32))
 
     far = held.judge_while_hopeful(worse(0.3))
     assert 0 < far.some == len(calls) < 20 and not far.ok and f"on {far.some} samples" in far.describe()
@@ -154,13 +161,11 @@ def test_what_is_too_noisy_is_not_run_on_all_where_the_samples_tell_little() -> 
     calls: list[int] = []
 
     def with_noise(share: float) -> Any:
-        def run(given: Feeds) -> Feeds:
-            calls.append(int(given["x"][0]))
-            wanted = references[calls[-1]]["y"]
+        def noisy(wanted: Any) -> Any:
             noise = np.random.default_rng(calls[-1]).standard_normal(wanted.shape)
-            return {"y": wanted + np.float32(np.sqrt(share * np.square(wanted).mean())) * noise}
+            return wanted + np.float32(np.sqrt(share * np.square(wanted).mean())) * noise
 
-        return run
+        return counting(references, calls, noisy)
 
     first = held.judge_while_hopeful(with_noise(0.05))
     assert first.needed == 20 and not first.ok
