@@ -479,6 +479,7 @@ class Selection:
         if not variants and latency is not None:
             return best
         timings = self._time_knobs([best, *variants])
+        timings[1:] = [self._no_longer_doubtful(best, timing) for timing in timings[1:]]
         tried = {
             timing.form.label: KnobTiming(
                 timing.form.label, best.label, timing.speedup, timing.low, timing.high, timing.rounds
@@ -488,7 +489,7 @@ class Selection:
         self.report.knobs += tried.values()
         for timing in sorted(timings[1:], key=lambda timing: timing.speedup, reverse=True):
             if timing.speedup < 1 + _KNOB_GAIN or timing.low < 1:
-                break
+                continue
             entry = self.verify(timing.form)
             self.report.forms.append(entry)
             if not entry.verified:
@@ -504,6 +505,13 @@ class Selection:
         if latency is None:
             self._enter(Timing(original, timings[0].milliseconds, 1.0, 1.0, 1.0, timings[0].rounds))
         return best
+
+    def _no_longer_doubtful(self, best: Form, timing: Timing) -> Timing:
+        """A knob's timing, measured again beside ``best`` alone where it seems to gain and a few rounds do not tell: one
+        round that something else disturbed makes the interval of five reach far below."""
+        if timing.speedup < 1 + _KNOB_GAIN or timing.low >= 1:
+            return timing
+        return self._time_knobs([best, timing.form], share=1.0)[1]
 
     def _variants(self, base: Form) -> list[Form]:
         """Forms of ``base`` with other knobs."""
@@ -524,11 +532,11 @@ class Selection:
             forms, seconds=share * self.seconds, progress=lambda text: self.progress("measure", text)
         )
 
-    def _time_knobs(self, forms: Sequence[Form]) -> list[Timing]:
+    def _time_knobs(self, forms: Sequence[Form], share: float = _KNOB_SHARE) -> list[Timing]:
         """As :meth:`_time`, until it is known of each form whether it buys enough."""
         return self.bench.time(
             forms,
-            seconds=_KNOB_SHARE * self.seconds,
+            seconds=share * self.seconds,
             progress=lambda text: self.progress("measure", text),
             decided=lambda timings: all(
                 timing.high < 1 + _KNOB_GAIN or timing.low >= 1 + _KNOB_GAIN for timing in timings[1:]

@@ -37,23 +37,26 @@ class _Selection(Selection):
 class _Bench:
     """Hands out one round of speedups after the other, of the original's time."""
 
-    def __init__(self, *rounds: dict[str, float], noise: float = 0.01, milliseconds: float = 10.0) -> None:
-        self.rounds, self.noise, self.milliseconds = list(rounds), noise, milliseconds
+    def __init__(
+        self, *rounds: dict[str, float], noise: float | Sequence[float] = 0.01, milliseconds: float = 10.0
+    ) -> None:
+        self.rounds, self.milliseconds = list(rounds), milliseconds
+        self.noise = [noise] * len(rounds) if isinstance(noise, float) else list(noise)
         self.dropped: list[str] = []
 
     def drop(self, form: Form) -> None:
         self.dropped.append(form.label)
 
     def time(self, forms: Sequence[Form], **about: Any) -> list[Timing]:
-        speedups = self.rounds.pop(0)
+        speedups, noise = self.rounds.pop(0), self.noise.pop(0)
         first = speedups[forms[0].label]
         return [
             Timing(
                 form,
                 self.milliseconds / speedups[form.label],
                 ratio,
-                (1 - self.noise) * ratio,
-                (1 + self.noise) * ratio,
+                (1 - noise) * ratio,
+                (1 + noise) * ratio,
                 10,
             )
             for form in forms
@@ -65,7 +68,7 @@ def selection_of(
     *rounds: dict[str, float],
     lossy: str = "int8",
     wanted: bool = False,
-    noise: float = 0.01,
+    noise: float | Sequence[float] = 0.01,
     knobs: Sequence[str] = (),
     milliseconds: float = 10.0,
     sizes: Sequence[int] = (),
@@ -184,6 +187,21 @@ def test_knobs_are_tried_on_the_best_form_alone() -> None:
     chosen, report, bench = choose(tie, knobs, knobs, lossy="", knobs=["flushed"])
     assert chosen == f"{ORIGINAL}, flushed" and not bench.rounds
     assert [(knob.label, knob.taken) for knob in report.knobs] == [(f"{ORIGINAL}, flushed", True)]
+
+
+@pytest.mark.parametrize(("again", "taken"), [(1.2, True), (1.02, False)])
+def test_a_knob_that_a_few_rounds_leave_in_doubt_is_measured_again_alone(again: float, taken: bool) -> None:
+    chosen, report, bench = choose(
+        {ORIGINAL: 1.0, "optimized": 1.3},
+        {"optimized": 1.0, "optimized, flushed": 1.2, "optimized, alone": 0.9},
+        {"optimized": 1.0, "optimized, flushed": again},
+        *([{ORIGINAL: 1.0, "optimized, flushed": 1.5}] if taken else []),
+        lossy="",
+        knobs=["flushed", "alone"],
+        noise=[0.01, 0.3, 0.01, 0.01],
+    )
+    assert chosen == ("optimized, flushed" if taken else "optimized") and not bench.rounds
+    assert [(knob.speedup, knob.taken) for knob in report.knobs] == [(again, taken), (0.9, False)]
 
 
 def test_the_original_is_said_to_be_left_only_where_it_is() -> None:
