@@ -507,8 +507,10 @@ class Selection:
         return best
 
     def _no_longer_doubtful(self, best: Form, timing: Timing) -> Timing:
-        """A knob's timing, measured again beside ``best`` alone where it seems to gain and a few rounds do not tell: one
-        round that something else disturbed makes the interval of five reach far below."""
+        """A knob's timing, measured again beside ``best`` alone where it seems to gain and a few rounds do not tell.
+
+        One round that something else disturbed makes the interval of five reach far below.
+        """
         if timing.speedup < 1 + _KNOB_GAIN or timing.low >= 1:
             return timing
         return self._time_knobs([best, timing.form], share=1.0)[1]
