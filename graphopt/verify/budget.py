@@ -35,6 +35,8 @@ _SURE_DECIBELS = 1.0
 """By which the signal-to-noise ratio may differ from what the first of the samples tell of all of them."""
 _RESOLVED = 0.5
 """Share of the budget up to which a standard error shows that the samples tell drops as small as the budget."""
+_ROWS_OF_NONE = 3.0
+"""Rows that are expected to differ, of which hardly ever none does."""
 _CLEAR_SHARE = 0.8
 _CLEAR_DECIBELS = 0.5
 """Of the budget, and above what is needed: with that much in hand it holds where numbers are rounded otherwise."""
@@ -377,14 +379,18 @@ class Evaluation:
 
     @property
     def is_coarse(self) -> bool:
-        """Whether the metric counts, and one row more or less is worth more than the budget."""
+        """Whether the metric counts, and its rows are so few that a drop as large as the budget may show in none.
+
+        Where n rows show no difference, the share that differs is below 3/n with 95 % (Hanley & Lippman-Hand, If Nothing
+        Goes Wrong, Is Everything All Right?, JAMA 1983).
+        """
         if not self.metric.counts:
             return False
         rows = sum(
             max((array.shape[0] for array in outputs.values() if getattr(array, "ndim", 0)), default=1)
             for outputs in self.references
         )
-        return rows * self.allowed < 1
+        return rows * self.allowed < _ROWS_OF_NONE
 
     def unusable(self, decibels: float = float("-inf")) -> Judgement:
         """Of outputs that cannot be scored, or of none at all."""

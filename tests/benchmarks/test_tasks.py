@@ -63,7 +63,7 @@ def test_texts_are_on_one_side_only() -> None:
     calibration, evaluation = (set(text.summaries(side)) for side in (True, False))
     assert not {query for query, _ in calibration} & {query for query, _ in evaluation}
     assert not {document for _, document in calibration} & {document for _, document in evaluation}
-    assert min(len(calibration), len(evaluation)) >= retrieval.PAIRS
+    assert min(len(calibration), len(evaluation)) >= 400
 
 
 def test_inputs_have_the_range_that_the_models_were_trained_on() -> None:
@@ -164,6 +164,10 @@ def test_retrieval_pools_over_tokens_and_finds_the_partner() -> None:
     assert np.allclose(np.linalg.norm(embedded, axis=1), 1)
     shifted = {**labels, "labels": np.array([[0, -2, 1, -3, 2, -4, 3, -1]])}
     assert retrieval.metric([{"y": hidden}], shifted) == 0
+    # Every query finds its document, but one document is nearer to another query than to its own.
+    basis = np.eye(4)[[0, 0, 1, 1, 2, 2, 3, 3]][:, None].repeat(6, axis=1)
+    basis[1] = 0.6 * basis[0] + 0.8 * basis[2]
+    assert retrieval.metric([{"y": basis}], labels) == pytest.approx((1 + 3 / 4) / 2)
     alone = {**labels, "labels": np.array([[0, -1, 1, 7, 2, 8, 3, 9]])}
     assert retrieval.metric([{"y": hidden}], alone) == 1  # One pair is complete.
     assert retrieval.spearman(np.arange(9.0), np.arange(9.0) ** 3) == pytest.approx(1)

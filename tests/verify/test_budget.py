@@ -232,6 +232,14 @@ def test_a_count_that_moves_in_fine_steps_needs_no_decibels_on_few_samples() -> 
     assert held.judge(references).needed == 20
 
 
+@pytest.mark.parametrize(("rows", "needed"), [(280, 20), (320, 0)])
+def test_a_count_that_does_not_move_holds_where_a_drop_would_have_shown(rows: int, needed: float) -> None:
+    """The rule of three: of 280 rows none differs by chance with more than 5 % where 1 % do."""
+    references = logits(rows)
+    judged = evaluation(references, "top1", 0.01).judge(references)
+    assert judged.drop == 0 and judged.needed == needed
+
+
 def test_a_small_share_does_not_read_as_none() -> None:
     assert [percent(share) for share in (0.0, 0.01, -0.0014, 1e-5, -2.5e-4, float("inf"))] == [
         "0.00%", "1.00%", "-0.14%", "0.001%", "-0.025%", "all",
