@@ -1,7 +1,7 @@
 """Retrieval: MiniLM finds the docstring that a first sentence belongs to, in Python's standard library, and back.
 
-Each text looks for its partner, so both ways count: the library has a few hundred such pairs, and one text more or less is
-to be little beside a point.
+Each text looks for its partner, so both ways count: the library has a few hundred such pairs, and one text more or less
+is to be little beside a point.
 """
 
 from __future__ import annotations

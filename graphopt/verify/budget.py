@@ -381,8 +381,8 @@ class Evaluation:
     def is_coarse(self) -> bool:
         """Whether the metric counts, and its rows are so few that a drop as large as the budget may show in none.
 
-        Where n rows show no difference, the share that differs is below 3/n with 95 % (Hanley & Lippman-Hand, If Nothing
-        Goes Wrong, Is Everything All Right?, JAMA 1983).
+        Where n rows show no difference, the share that differs is below 3/n with 95 % (Hanley & Lippman-Hand, If
+        Nothing Goes Wrong, Is Everything All Right?, JAMA 1983).
         """
         if not self.metric.counts:
             return False
