@@ -266,6 +266,8 @@ _FUSE = (
         ),
     ),
     Stage("gemm", ("matmul-add-to-gemm",)),
+    # Rewrites ask for sizes of what only they read, and some shapes are known by their result alone.
+    Stage("shape-fold", ("shape-fold",)),
     Stage("no-ops", _NO_OPS),
     Stage("cse", ("cse",)),
     Stage("dead-code", ("dead-code",)),

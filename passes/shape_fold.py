@@ -9,7 +9,8 @@ dimensions, which is the partial data propagation of ONNX's shape inference take
 - a tensor whose elements are all known numbers becomes a constant;
 - a Reshape target becomes a constant in which a dynamic dimension that stays in place is 0 and one other is
   -1;
-- an Expand or Slice that is found to change nothing goes.
+- an Expand or Slice that is found to change nothing goes;
+- a dynamic dimension that is one of an input is taken from there, so that nothing is computed for its shape alone.
 
 Refuses: nothing; what is not known stays as it is. Elements are followed for up to 64 of them, subgraphs
 included.
@@ -17,7 +18,7 @@ included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir.facts import Dim, known_dims
+from graphopt.ir.symbolic import refine
 from graphopt.passes._elements import MOST_ELEMENTS, Element, Elements, evaluate
 from graphopt.passes._evaluate import breaks_range
 from graphopt.passes._shapes import reshape_target
@@ -44,7 +46,8 @@ class ShapeFold(Pass):
 
     def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
         """One sweep to learn the elements, one to use them; linear in the size of the graph."""
-        known = _Known()
+        known = _Known(model.graph.inputs)
+        refine(model.graph)
         for node in model.graph.all_nodes():
             known.learn(node)
         before = len(log.applied)
@@ -62,6 +65,8 @@ class ShapeFold(Pass):
         if elements is not None and elements.numbers is not None:
             if _worth_replacing(node, known):
                 replacement = build.constant(_array(elements, node.outputs[0]))
+        elif elements is not None:
+            replacement = _of_an_input(node, elements, known, build)
         elif node.op_type == "Reshape":
             replacement = _reshape(node, known, build)
         elif _does_nothing(node, known):
@@ -75,10 +80,23 @@ class ShapeFold(Pass):
 
 
 class _Known:
-    """What is known of the elements of small integer tensors."""
+    """What is known of the elements of small integer tensors, and of the graph's inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Sequence[ir.Value]) -> None:
         self._elements: dict[ir.Value, Elements | None] = {}
+        self._inputs = [(value, known_dims(value) or ()) for value in inputs]
+
+    def is_input(self, value: ir.Value | None) -> bool:
+        """Whether a value is an input of the main graph."""
+        return any(value is given for given, _ in self._inputs)
+
+    def place(self, dims: Sequence[Element]) -> tuple[ir.Value, int] | None:
+        """An input that has these dimensions one after the other, and the first one's axis."""
+        for value, shape in self._inputs:
+            for axis in range(len(shape) - len(dims) + 1):
+                if shape[axis : axis + len(dims)] == tuple(dims):
+                    return value, axis
+        return None
 
     def elements(self, value: ir.Value | None) -> Elements | None:
         """The elements of a value of rank 0 or 1, or None."""
@@ -98,9 +116,9 @@ class _Known:
             found = evaluate(node, self.elements)
             if found is not None and len(found.items) <= MOST_ELEMENTS:
                 self._elements[out] = _within(found, dtype)
-        refine = _SHAPE_OPERAND.get(node.op_type)
-        if refine is not None and facts.static_dims(out) is None:
-            shape = refine(node, self)
+        shape_of = _SHAPE_OPERAND.get(node.op_type)
+        if shape_of is not None and facts.static_dims(out) is None:
+            shape = shape_of(node, self)
             if shape is not None:
                 _refine_shape(out, shape)
 
@@ -149,6 +167,28 @@ def _worth_replacing(node: ir.Node, known: _Known) -> bool:
         if inner is None or inner.numbers is None:
             return True
     return False
+
+
+def _of_an_input(node: ir.Node, elements: Elements, known: _Known, build: Builder) -> ir.Value | None:
+    """Dynamic dimensions of a computed value as those of an input that has them too."""
+    shape = (
+        node if node.op_type == "Shape" else node.inputs[0].producer() if node.inputs[0] is not None else None
+    )
+    picks = node.op_type in ("Gather", "Shape", "Slice") and shape is not None and shape.op_type == "Shape"
+    if shape is None or not picks or shape.domain or known.is_input(shape.inputs[0]) or not elements.items:
+        return None
+    if not all(isinstance(item, str) and not item.startswith("(") for item in elements.items):
+        return None
+    place = known.place(elements.items)
+    if place is None:
+        return None
+    value, axis = place
+    out = node.outputs[0]
+    dims = build.op(
+        "Shape", value, start=axis, end=axis + len(elements.items), dtype=ir.DataType.INT64,
+        shape=[len(elements.items)],
+    )  # fmt: skip
+    return build.op("Squeeze", dims, like=out) if elements.rank == 0 else dims
 
 
 def _reshape(node: ir.Node, known: _Known, build: Builder) -> ir.Value | None:

@@ -32,6 +32,25 @@ Dims = tuple[Dim, ...]
 ONE = Dim(1)
 
 
+def least(end: Dim, size: int) -> Dim:
+    """The smaller of a dynamic dimension and a number: the length of ``table[:end]``, under a name of its own."""
+    return Dim(1, (f"{_least_of(end)}{size})",))
+
+
+def _least_of(end: Dim) -> str:
+    return f"min({'*'.join((str(end.factor), *end.symbols))},"
+
+
+def _without_least(candidates: set[Dim]) -> set[Dim]:
+    """Without the smaller of one of them and a number.
+
+    Where both are broadcast, the result has the other one's length: if the number is the smaller one they differ, and
+    then it has to be 1.
+    """
+    covered = tuple(_least_of(dim) for dim in candidates)
+    return {dim for dim in candidates if not (dim.symbols and dim.symbols[0].startswith(covered))}
+
+
 def product(dims: Dims) -> Dim:
     """The number of elements."""
     total = ONE
@@ -52,6 +71,8 @@ def broadcast(shapes: list[Dims | None]) -> Dims | None:
             if len(shape) >= -axis:
                 candidates.add(shape[axis])
         candidates.discard(ONE)
+        if len(candidates) > 1:
+            candidates = _without_least(candidates)
         numbers = [dim for dim in candidates if dim.known is not None]
         if len(candidates) > 1 and not numbers:
             return None
@@ -65,9 +86,12 @@ def expanded(source: Dims, target: Dims | None) -> Dims | None:
     rank = max(len(source), len(target))
     left = (ONE,) * (rank - len(source)) + source
     right = (ONE,) * (rank - len(target)) + target
-    if any(ONE not in (a, b) and a != b for a, b in zip(left, right, strict=True)):
-        return None
-    return tuple(b if a == ONE else a for a, b in zip(left, right, strict=True))
+    return broadcast([left, right]) if all(map(_meets, left, right)) else None
+
+
+def _meets(left: Dim, right: Dim) -> bool:
+    """Whether two dimensions are one, or one of them gives way to the other."""
+    return ONE in (left, right) or left == right or len(_without_least({left, right})) == 1
 
 
 def squeezed(source: Dims, axes: tuple[int, ...] | None, kind: str) -> Dims | None:

@@ -22,7 +22,9 @@ SOFTMAX = frozenset(("LogSoftmax", "Softmax"))
 """Normalised over one axis; the shape stays."""
 
 KEEPS_SHAPE = UNARY | SOFTMAX | {
-    "CumSum", "Dropout", "Identity", "LayerNormalization", "RMSNormalization", "RotaryEmbedding", "Trilu",
+    "BatchNormalization", "CumSum", "DequantizeLinear", "Dropout", "GroupNormalization", "Identity",
+    "InstanceNormalization", "LRN", "LayerNormalization", "LpNormalization", "QuantizeLinear", "RMSNormalization",
+    "RotaryEmbedding", "ScatterElements", "ScatterND", "Trilu",
 }
 """The first output has the shape of the first input."""
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphopt.ir import facts
-from graphopt.ir.dims import Dim, Dims, broadcast, combine, expanded, product, squeezed
-from graphopt.ir.operators import BROADCAST, KEEPS_SHAPE
+from graphopt.ir.dims import ONE, Dim, Dims, broadcast, combine, expanded, least, product, squeezed
+from graphopt.ir.operators import BROADCAST, KEEPS_SHAPE, REDUCTIONS
 
 _BUDGET = 400
 _DEEPEST = 60
@@ -25,9 +25,15 @@ _PRODUCT = re.compile(r"[A-Za-z_]\w*|\w+(\*\w+)+")
 
 
 class Shapes:
-    """Derives dimensions; keeps what it found, and gives up (opaque names) after a fixed number of steps."""
+    """Derives dimensions; keeps what it found, and gives up (opaque names) after a fixed number of steps.
 
-    def __init__(self) -> None:
+    Args:
+        trusting: Take the beginning of a constant table, ``table[:, :length]``, to have that length: a model that asks
+            for more positions than its table holds hardly ever runs. Else it has the smaller of both.
+    """
+
+    def __init__(self, *, trusting: bool = True) -> None:
+        self._trusting = trusting
         self._shapes: dict[ir.Value, Dims | None] = {}
         self._elements: dict[ir.Value, Dims | None] = {}
         self._left = _BUDGET
@@ -137,11 +143,18 @@ class Shapes:
             return broadcast([self.of(operand) for operand in node.inputs])
         if kind == "Range" and facts.scalar(first) == 0.0 and facts.scalar(node.inputs[2]) == 1.0:
             return self.elements(node.inputs[1])
+        if kind == "ConstantOfShape":
+            return self.elements(first)
         source = self.of(first)
         if source is None:
             return None
         if kind in KEEPS_SHAPE and value is node.outputs[0]:
             return source
+        if kind == "Flatten":
+            axis = facts.attribute(node, "axis", 1)
+            return product(source[:axis]), product(source[axis:])
+        if kind in REDUCTIONS:
+            return self._reduced(node, source)
         if kind == "Transpose":
             perm = facts.attribute(node, "perm", tuple(reversed(range(len(source)))))
             return tuple(source[axis] for axis in perm)
@@ -153,6 +166,9 @@ class Shapes:
             return None if lead is None else (*lead, source[-2], other[-1])
         if kind == "GatherElements":
             return self.of(node.inputs[1])
+        if kind == "Attention" and value is node.outputs[0]:
+            values = self.of(node.inputs[2])
+            return None if len(source) != 4 or values is None else (*source[:-1], values[-1])
         if kind == "Gemm":
             weight = self.of(node.inputs[1])
             flip = facts.attribute(node, "transA", 0), 1 - facts.attribute(node, "transB", 0)
@@ -165,14 +181,19 @@ class Shapes:
         if kind == "Expand":
             return expanded(source, self.elements(node.inputs[1]))
         if kind == "Tile":
-            repeats = facts.ints(node.inputs[1])
+            repeats = self.elements(node.inputs[1])
             if repeats is None or len(repeats) != len(source):
                 return None
-            return tuple(dim.times(Dim(count)) for dim, count in zip(source, repeats, strict=True))
+            return tuple(dim.times(count) for dim, count in zip(source, repeats, strict=True))
         if kind in ("Unsqueeze", "Squeeze"):
             return squeezed(source, facts.ints(node.inputs[1]) if len(node.inputs) > 1 else None, kind)
         if kind == "Pad":
             return self._padded(node, source)
+        if kind == "Resize":
+            sizes = self.elements(node.inputs[3]) if len(node.inputs) > 3 else None
+            stretched = facts.attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
+            whole = sizes is not None and len(sizes) == len(source) and "axes" not in node.attributes
+            return sizes if whole and stretched else None
         if kind == "TopK":
             axis, count = (
                 facts.attribute(node, "axis", -1) % max(len(source), 1),
@@ -232,11 +253,7 @@ class Shapes:
         return None
 
     def _along_axes(self, node: ir.Node, source: Dims) -> Dims | None:
-        """Slice and Concat change some axes, whose sizes shape inference knows if anyone does.
-
-        The beginning of a constant table, ``table[:, :length]``, has that length: a model that asks for more
-        positions than the table holds does not run at all.
-        """
+        """Slice and Concat change some axes, whose sizes shape inference knows if anyone does."""
         value = node.outputs[0]
         own = _declared(value)
         axes: tuple[int, ...] | None = (facts.attribute(node, "axis", 0),)
@@ -252,12 +269,27 @@ class Shapes:
         if node.op_type == "Slice" and len(changed) == 1 and facts.is_constant(node.inputs[0]):
             end, step = self.elements(node.inputs[2]), node.inputs[4] if len(node.inputs) > 4 else None
             from_start = facts.ints(node.inputs[1]) == (0,) and (step is None or facts.ints(step) == (1,))
-            if end is not None and end[0].symbols and from_start:
-                return tuple(end[0] if axis in changed else dim for axis, dim in enumerate(source))
+            held = source[min(changed)].known
+            if end is not None and end[0].symbols and from_start and held is not None:
+                length = end[0] if self._trusting else least(end[0], held)
+                return tuple(length if axis in changed else dim for axis, dim in enumerate(source))
         return tuple(
             dim if axis not in changed else own[axis] if own is not None else _opaque(value, axis)
             for axis, dim in enumerate(source)
         )
+
+    def _reduced(self, node: ir.Node, source: Dims) -> Dims | None:
+        """Reductions, from opset 18 on in the form that has its axes as an input."""
+        operand = node.inputs[1] if len(node.inputs) > 1 else None
+        axes = tuple(range(len(source))) if operand is None else facts.ints(operand)
+        if operand is None and facts.attribute(node, "noop_with_empty_axes", 0):
+            return source
+        if not axes or any(not -len(source) <= axis < len(source) for axis in axes):
+            return None
+        gone = {axis % len(source) for axis in axes}
+        if facts.attribute(node, "keepdims", 1):
+            return tuple(ONE if axis in gone else dim for axis, dim in enumerate(source))
+        return tuple(dim for axis, dim in enumerate(source) if axis not in gone)
 
     def _padded(self, node: ir.Node, source: Dims) -> Dims | None:
         """Sizes grow by what is put before and behind, where that is known."""
@@ -299,23 +331,36 @@ class Shapes:
         return None if None in result else tuple(dim for dim in result if dim is not None)
 
 
-def refine(graph: ir.Graph) -> None:
-    """Write sizes that are known, but that shape inference did not find, into the shapes of a graph's values."""
-    shapes = Shapes()
+def refine(graph: ir.Graph) -> bool:
+    """Write what shape inference did not find into the shapes of a graph's values: sizes, and the names of dynamic
+    dimensions in place of names that it made up.
+
+    Returns:
+        Whether anything was written.
+    """
+    shapes, written = Shapes(trusting=False), False
     for node in graph:
         for value in node.outputs:
-            dims = facts.dims(value)
-            found = shapes.renew().of(value) if dims is not None and None in dims else None
-            if value.shape is None or dims is None or found is None:
+            own = value.shape
+            if own is None or own.is_static() or value.is_graph_output():
                 continue
-            known = [
-                own if isinstance(own, int) else size.known
-                for own, size in zip(value.shape, found, strict=True)
-            ]
-            if any(size is not None and own is None for size, own in zip(known, dims, strict=True)):
-                value.shape = ir.Shape(
-                    [own if size is None else size for own, size in zip(value.shape, known, strict=True)]
-                )
+            found = shapes.renew().of(value)
+            if found is None:
+                continue
+            better = tuple(map(_written, own, found))
+            if better != own.dims:
+                value.shape, written = ir.Shape(better), True
+    return written
+
+
+def _written(own: int | ir.SymbolicDim, found: Dim) -> int | ir.SymbolicDim:
+    """A dimension as a shape has it: what was found where that is a size or one name."""
+    if isinstance(own, int):
+        return own
+    if found.known is not None:
+        return found.known
+    name = found.symbols[0]
+    return ir.SymbolicDim(name) if found == Dim(1, (name,)) and name.isidentifier() else own
 
 
 class ShapeCache:

@@ -281,12 +281,13 @@ def _only(first: frozenset[Application], still_allowed: Gate) -> Gate:
 def fingerprint(model: ir.Model) -> int:
     """Changes whenever a node, an operand, an attribute or a constant of this very object is changed."""
     parts: list[int] = []
-    for node in model.graph.all_nodes():
-        parts.append(id(node))
-        parts.append(hash(node.op_type))
-        parts.extend(map(id, node.inputs))
-        parts.extend(map(id, node.attributes.values()))
     for graph in ir_model.all_graphs(model):
+        for node in graph:
+            parts.append(id(node))
+            parts.append(hash(node.op_type))
+            parts.extend(map(id, node.inputs))
+            if node.attributes:
+                parts.extend(map(id, node.attributes.values()))
         parts.extend(map(id, graph.outputs))
         parts.extend(id(value.const_value) for value in graph.initializers.values())
     return hash(tuple(parts))
@@ -294,7 +295,7 @@ def fingerprint(model: ir.Model) -> int:
 
 def count_nodes(model: ir.Model) -> int:
     """Nodes in the graph and its subgraphs."""
-    return sum(1 for _ in model.graph.all_nodes())
+    return sum(len(graph) for graph in ir_model.with_subgraphs(model.graph))
 
 
 def peak_megabytes() -> float:

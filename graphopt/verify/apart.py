@@ -42,7 +42,7 @@ class ApartSession:
     def __init__(
         self, model: ir.Model, *, optimize: Literal["off", "all"], seed: int = 0, memory: int | None = None
     ) -> None:
-        from graphopt.verify.session import seed_of, skeleton_file
+        from graphopt.verify.session import MANY_NODES, seed_of, skeleton_file
 
         self._count = 0
         self._pending: list[Path] = []
@@ -53,7 +53,8 @@ class ApartSession:
             self._child = Child(_CHILD, errors=self._errors)
             stack.callback(self._child.close)
             self._cleanup = stack.pop_all()
-        self._child.send({"model": str(path), "optimize": optimize, "seed": seed_of(seed), "memory": memory})
+        request = {"model": str(path), "optimize": optimize, "seed": seed_of(seed), "memory": memory}
+        self._child.send({**request, "reuse": len(model.graph) <= MANY_NODES})
 
     def __enter__(self) -> ApartSession:
         return self
@@ -116,6 +117,7 @@ def _child() -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_mem_reuse = request["reuse"]
     if request["optimize"] == "off":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -20,7 +20,9 @@ from graphopt.errors import MissingExtraError, TargetError, shorten
 from graphopt.ir import model as ir_model
 
 _ALIGN = 4096
-_MANY_NODES = 2000
+MANY_NODES = 2000
+"""From which on no buffers are reused: the search for one compares each tensor with all that are free, 20 s at 10,000
+nodes."""
 
 
 def onnxruntime() -> Any:
@@ -126,9 +128,7 @@ class Session:
         options.intra_op_num_threads = threads
         # Runs of the reference wait for one another; spinning would only take the cores from what comes next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if len(model.graph) > _MANY_NODES:
-            # The search for a buffer to reuse compares each tensor with all free ones: 20 s at 10,000 nodes.
-            options.enable_mem_reuse = False
+        options.enable_mem_reuse = len(model.graph) <= MANY_NODES
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         self._weights: list[Any] = []

@@ -94,6 +94,47 @@ def test_what_is_learned_of_a_shape_helps_further_on() -> None:
     )
 
 
+def test_a_dimension_of_an_input_is_taken_from_there() -> None:
+    """What is computed for its shape alone goes: here a product and its transposition."""
+    check(
+        ShapeFold(),
+        f"""g (float[4,5] z, float[N,M,12] x) => (float[A,B] y, int64 k) {CONSTANTS} {{
+            r = Relu(x) v = Transpose<perm=[1,0,2]>(r) s = Shape(v) k = Gather(s, i0) t = Slice(s, a1, a2, a0)
+            u = Concat<axis=0>(t, a1) y = Expand(zero, u) }}""",
+        """g (float[4,5] z, float[N,M,12] x) => (float[A,B] y, int64 k) <float zero={0}, int64[1] a1={1}> {
+            m = Shape<start=1, end=2>(x) k = Squeeze(m)
+            t = Shape<start=0, end=1>(x) u = Concat<axis=0>(t, a1) y = Expand(zero, u) }""",
+        exact=True,
+    )
+
+
+@pytest.mark.parametrize("length", [2, 4, 9])
+def test_the_beginning_of_a_table_is_no_longer_than_the_table(length: int) -> None:
+    """Its length is the smaller of two numbers, not the one that was asked for."""
+    table = f"float[1,4] table={{{','.join('1234')}}}"
+    model = model_from_text(
+        f"""g (float[N] x) => (float[A,B] y, int64[C] k) {CONSTANTS[:-1]}, {table}> {{
+            n = Shape(x) p = Slice(table, a0, n, a1) k = Shape(p) t = Transpose<perm=[1,0]>(p) y = Relu(t) }}"""
+    )
+    after, _ = apply(ShapeFold(), model)
+    assert_same_numbers(model, after, {"x": np.ones(length, np.float32)}, exact=True)
+
+
+def test_a_table_of_positions_is_as_long_as_what_it_is_added_to() -> None:
+    """Where the smaller of both and the length itself are broadcast, the length is what comes out."""
+    numbers = ",".join(map(str, range(12)))
+    check(
+        ShapeFold(),
+        f"""g (float[N,M,2] x) => (float[N,M,2,1] y) {CONSTANTS[:-1]}, float[1,6,2] table={{{numbers}}}> {{
+            s = Shape(x) m = Slice(s, a1, a2) p = Slice(table, a0, m, a1) e = Add(p, x)
+            q = Shape(e) t = Concat<axis=0>(q, a1) y = Reshape(e, t) }}""",
+        f"""g (float[N,M,2] x) => (float[N,M,2,1] y) <int64[1] a0={{0}}, int64[1] a1={{1}}, int64[1] a2={{2}},
+            int64[4] t={{0,0,2,1}}, float[1,6,2] table={{{numbers}}}> {{
+            s = Shape(x) m = Slice(s, a1, a2) p = Slice(table, a0, m, a1) e = Add(p, x) y = Reshape(e, t) }}""",
+        exact=True,
+    )
+
+
 def test_inside_a_branch() -> None:
     text = f"""g (float[N,4] x, bool c) => (float y) {CONSTANTS} {{
         s = Shape(x)
