@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graphopt import catalog
 from graphopt.bundle import Outcome, write_bundle
+from graphopt.capture import capture
 from graphopt.compiler import Compilation
 from graphopt.data.functions import transform_of
 from graphopt.data.interface import TensorSpec
@@ -107,10 +108,10 @@ def compile(
     model: Any,
     example_inputs: Any = None,
     *,
-    target: str = "cpu",
+    target: str | Sequence[str] = "cpu",
     arch: str | None = None,
     passes: str | Sequence[object] = ("fuse",),
-    data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    data: str | Path | Mapping[str, Any] | Iterable[Any] | None = None,
     max_drop: float | str | None = None,
     metric: str | Callable[..., float] | None = None,
     synthetic_calibration: bool = False,
@@ -134,11 +135,13 @@ def compile(
         model: An ONNX file, ``.pt2`` file, ``onnx.ModelProto``, ``onnx_ir.Model``, ``torch.nn.Module``,
             ``torch.fx.GraphModule`` or ``torch.export.ExportedProgram``.
         example_inputs: For a ``torch`` module: its inputs, a tuple or a mapping.
-        target: A target (``ort-cpu``, ``tvm-cuda``, a plugin's) or group (``cpu``, ``cuda``, ``auto``).
+        target: A target (``ort-cpu``, ``tvm-cuda``, a plugin's) or group (``cpu``, ``cuda``, ``auto``), or several.
         arch: What ``tvm-cuda`` and ``tvm-llvm`` compile for, where that is not this machine: ``"sm_80,sm_90"``,
             ``"x86-64-v3"``.
         passes: Names, groups or pipelines with options as on the command line, and pass objects.
-        data: Real inputs to verify on: a ``.npz`` file, a folder, or samples; made-up inputs where None.
+        data: Real inputs to verify on: a ``.npz`` file, a folder, or samples (mappings from input name to array, or
+            arrays in the order of the inputs, with labels behind them, as a ``DataLoader`` gives); made-up inputs where
+            None.
         max_drop: What lossy passes may lose of ``metric`` on held-out data, as ``"1%"`` or 0.01 (the default).
         metric: A name (``sqnr``, the default, ``cosine``, ``top1``, ``ctc``, ``f1``), ``"file.py:function"``, or a
             function of outputs (one mapping for each sample) and, if it takes two arguments, of labels, which are the
@@ -165,7 +168,7 @@ def compile(
     Raises:
         GraphoptError: A message that names what is wrong and the next step.
     """
-    specs = as_specs(passes)
+    specs, target, shapes = as_specs(passes), _as_target(target), _as_tuples(input_shapes)
     lossy = any(pass_.numerics is Numerics.LOSSY for pass_ in catalog.expand(specs))
     asked = {
         "max-drop": max_drop is not None,
@@ -195,7 +198,7 @@ def compile(
         "arch": arch,
         "device": device,
         "passes": [str(spec) for spec in specs],
-        "input_shapes": {name: list(dims) for name, dims in (input_shapes or {}).items()},
+        "input_shapes": {name: list(dims) for name, dims in (shapes or {}).items()},
         "seed": seed,
         "threads": threads,
         "prefer": prefer,
@@ -217,7 +220,7 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
         data=data,
-        input_shapes=_as_tuples(input_shapes),
+        input_shapes=shapes,
         seed=seed,
         threads=threads,
         prefer=prefer,
@@ -244,7 +247,7 @@ def simplify(
     *,
     passes: str | Sequence[object] = ("fold",),
     opset: int | None = None,
-    data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    data: str | Path | Mapping[str, Any] | Iterable[Any] | None = None,
     transform: str | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     seed: int = 0,
@@ -285,14 +288,14 @@ def tune(
     model: Any,
     example_inputs: Any = None,
     *,
-    target: str = "tvm-llvm",
+    target: str | Sequence[str] = "tvm-llvm",
     arch: str | None = None,
     passes: str | Sequence[object] = ("fuse",),
     tune: str | float | None = None,
     database: str | Path | None = None,
     tracker: str = "",
     device: str = "",
-    data: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    data: str | Path | Mapping[str, Any] | Iterable[Any] | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -314,7 +317,7 @@ def tune(
         raise UsageError("a tracker and a device go together", hint="--tracker HOST:PORT --device KEY")
     request = Request(
         model=model,
-        target=target,
+        target=_as_target(target),
         arch=arch,
         passes=as_specs(passes),
         database=None if database is None else Path(database),
@@ -331,7 +334,24 @@ def tune(
 def _as_tuples(
     shapes: Mapping[str, Sequence[int | None]] | None,
 ) -> dict[str, tuple[int | None, ...]] | None:
-    return None if shapes is None else {name: tuple(dims) for name, dims in shapes.items()}
+    if shapes is None:
+        return None
+    sizes = list(shapes.values()) if isinstance(shapes, Mapping) else [None]
+    if any(not isinstance(dims, Sequence) or isinstance(dims, str) for dims in sizes):
+        raise UsageError(
+            "input_shapes is no mapping from input name to sizes",
+            hint="write input_shapes={'x': (1, 3, 224, 224)}",
+        )
+    return {name: tuple(dims) for name, dims in shapes.items()}
+
+
+def _as_target(target: str | Sequence[str]) -> str:
+    """Targets as the command line spells them."""
+    if isinstance(target, str):
+        return target
+    if not isinstance(target, Sequence) or not all(isinstance(name, str) for name in target):
+        raise UsageError(f"the target is of type {type(target).__name__}", hint="write target='cpu'")
+    return ",".join(target)
 
 
 def _is_tuned(target: str) -> bool:
@@ -358,13 +378,18 @@ class Pipeline:
             )
         self.records: list[PassRecord] = []
 
-    def run(self, model: ir.Model) -> ir.Model:
+    def run(self, model: Any) -> ir.Model:
         """The graph after the passes; each is checked for structure and undone where it breaks it.
 
         Args:
-            model: In the internal form, as :func:`graphopt.capture.capture` gives it; left as it was.
+            model: In the internal form, as :func:`graphopt.capture.capture` gives it, and left as it was; or what that
+                takes without examples: a file or ``onnx.ModelProto``.
+
+        Raises:
+            GraphoptError: It is no model.
         """
-        result, self.records = PassManager(self.passes).run(model)
+        graph = model if isinstance(model, ir.Model) else capture(model).model
+        result, self.records = PassManager(self.passes).run(graph)
         return result
 
 

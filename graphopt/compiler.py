@@ -514,6 +514,8 @@ class Compilation:
 
     def _verify_capture(self, captured: Captured, reference: Reference, report: Report) -> bool:
         """Whether the graph in internal form still computes the original; if not, the original is what is left."""
+        if self.request.data is not None:
+            report.warnings += _not_numbers(reference)
         if reference.is_hollow:
             report.warnings.append(
                 "no output holds a finite number on these inputs: nothing can be compared, so the model is left as it "
@@ -622,6 +624,16 @@ def _refuse_to_judge(lossy: Sequence[LossyPass], targets: Sequence[Target]) -> N
             f"no output of the model holds a finite number on these inputs, so {what}",
             hint="give other inputs with --data",
         )
+
+
+def _not_numbers(reference: Reference) -> list[str]:
+    """Warnings of inputs that hold NaN or infinity: what they come to says little of others."""
+    return [
+        f"the data hold NaN or infinity in {name!r} (sample {index}): backends differ in what they make of it"
+        for index, trial in enumerate(reference.trials)
+        for name, array in trial.feeds.items()
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all()
+    ][:1]
 
 
 def _drop_unused_opsets(model: ir.Model) -> None:

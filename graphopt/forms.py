@@ -62,11 +62,13 @@ class Forms:
         self.graphs[label] = graph if computes is None else computes
 
     def add_original(self, target: Target, captured: Captured) -> None:
-        """The model as it came: the user's own file where the target runs it.
+        """The model as it came: the user's own file where the target runs it. Where it is there already, it stays.
 
         Raises:
             TargetError: The target does not take it.
         """
+        if any(form.target == target.name and form.label.endswith(ORIGINAL) for form in self.written):
+            return
         label = f"{target.name}: {ORIGINAL}" if self.written else ORIGINAL
         folder = self.folder(target, ORIGINAL)
         if not (target.runs_original and self._link(captured, target, folder, label)):

@@ -53,6 +53,11 @@ class LoadedModel:
 
     def __call__(self, *arrays: Array) -> tuple[npt.NDArray[np.generic], ...]:
         """Outputs in order, from inputs in order."""
+        if len(arrays) == 1 and isinstance(arrays[0], Mapping):
+            raise UsageError(
+                "a call takes arrays in the order of the inputs, and this is a mapping",
+                hint="model.run(mapping) takes arrays by name, and gives outputs by name",
+            )
         if len(arrays) > len(self.inputs):
             raise UsageError(f"{len(arrays)} arrays given, but the model has {len(self.inputs)} inputs")
         names = [spec.name for spec in self.inputs]

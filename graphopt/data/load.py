@@ -8,7 +8,11 @@ Accepted forms:
 - a folder of ``.npz`` files: each as above, in the order of their names;
 - a folder of ``.npy`` files named after the inputs (``x.npy``, ``mask.npy``): as one ``.npz``;
 - a folder of folders of such ``.npy`` files: each inner folder as one sample;
-- in Python, a mapping of arrays (one sample) or an iterable of mappings.
+- in Python, a mapping of arrays (one sample) or an iterable of mappings;
+- for a model of one input also a ``.npy`` file, a folder of such with any names (a sample each), and in Python an array
+  (one sample) or an iterable of arrays;
+- an iterable of tuples, as PyTorch's DataLoader gives them: arrays in the order of the inputs, then labels, which are
+  called ``labels``, ``labels_1`` and so on.
 
 What lies beside a model's inputs are labels, for metrics (``graphopt.data.dataset``); here they are passed over.
 """
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +41,8 @@ _NPZ_HINT = (
     "expected: numpy.savez(path, INPUT=array, ...), one array for each input of the model, by its name"
 )
 
+_IN_PYTHON = "give a mapping from input name to array, or an iterable of them"
+
 
 def samples(
     source: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]],
@@ -54,7 +60,7 @@ def samples(
         DataError: The source does not exist, cannot be read, is empty or does not fit.
     """
     count = 0
-    for origin, raw in entries(source):
+    for origin, raw in entries(source, tuple(spec.name for spec in specs)):
         check_fixed(raw, fixed, origin)
         for feeds in _split(raw, specs, origin):
             count += 1
@@ -99,25 +105,57 @@ def check_fixed(raw: Mapping[str, Any], fixed: Mapping[str, ir.TensorProtocol], 
 
 
 def entries(
-    source: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    source: str | Path | Mapping[str, Any] | Iterable[Any], names: Sequence[str] = ()
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What a source holds, entry by entry, and where each comes from.
+
+    Args:
+        names: Of the inputs, in order, for what holds arrays without names.
+
+    Raises:
+        DataError: It does not exist, cannot be read, or holds something else.
+    """
     if isinstance(source, Mapping):
         yield "the data", source
-        return
-    if not isinstance(source, str | Path):
+    elif isinstance(source, str | Path):
+        yield from _files(Path(source), names)
+    elif _is_array(source):
+        yield "the data", _named((source,), names, "the data")
+    elif isinstance(source, Iterable):
         for index, sample in enumerate(source):
+            origin = f"sample {index} of the data"
             if not isinstance(sample, Mapping):
-                raise DataError(
-                    f"sample {index} of the data is a {type(sample).__name__}",
-                    hint="yield a mapping from input name to array",
-                )
-            yield f"sample {index} of the data", sample
-        return
-    path = Path(source)
+                sample = _named(sample if isinstance(sample, tuple | list) else (sample,), names, origin)
+            yield origin, sample
+    else:
+        raise DataError(f"the data are of type {type(source).__name__}", hint=_IN_PYTHON)
+
+
+def _is_array(value: object) -> bool:
+    return hasattr(value, "__array__")
+
+
+def _named(arrays: Sequence[Any], names: Sequence[str], origin: str) -> Mapping[str, Any]:
+    """Arrays in the order of the inputs, and labels behind them."""
+    other = next((array for array in arrays if not _is_array(array)), None)
+    if other is not None:
+        raise DataError(f"{origin} is a {type(other).__name__}", hint=_IN_PYTHON)
+    if len(arrays) < len(names):
+        raise DataError(
+            f"{origin} holds {len(arrays)} arrays, and the model has {len(names)} inputs: {', '.join(names)}",
+            hint="yield mappings from input name to array",
+        )
+    labels = [f"labels_{index}" if index else "labels" for index in range(len(arrays) - len(names))]
+    return dict(zip((*names, *labels), arrays, strict=True))
+
+
+def _files(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path.is_dir():
-        yield from _folder(path)
+        yield from _folder(path, names)
     elif path.exists() and path.suffix == ".npz":
         yield str(path), _read_npz(path)
+    elif path.exists() and path.suffix == ".npy" and len(names) == 1:
+        yield str(path), {names[0]: _read_npy(path)}
     elif path.exists():
         one_array = "put it in a folder, named after the input, and give the folder"
         raise DataError(
@@ -128,13 +166,16 @@ def entries(
         raise DataError(f"no data at {path}", hint="check the path given as --data")
 
 
-def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _folder(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     archives = sorted(path.glob("*.npz"))
     arrays = sorted(path.glob("*.npy"))
     folders = sorted(child for child in path.iterdir() if child.is_dir() and any(child.glob("*.npy")))
     if archives:
         for archive in archives:
             yield str(archive), _read_npz(archive)
+    elif arrays and len(names) == 1 and names[0] not in {file.stem for file in arrays}:
+        for file in arrays:
+            yield str(file), {names[0]: _read_npy(file)}
     elif arrays:
         yield str(path), {file.stem: _read_npy(file) for file in arrays}
     elif folders:

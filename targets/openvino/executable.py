@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import platform
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ def properties(config: Mapping[str, Any], threads: int) -> dict[str, Any]:
     count = int(config.get("threads", threads))
     if count:
         found["INFERENCE_NUM_THREADS"] = count
+    if count == 1:
+        # With a stream of one thread OpenVINO 2026.4 runs in the thread that calls it and drops what its kernels raise:
+        # sizes that do not fit gave the outputs of the run before. Without streams it runs there too, and raises.
+        found["NUM_STREAMS"] = 0
     if config.get("flush_denormals"):
         found["CPU_DENORMALS_OPTIMIZATION"] = True
     return found
@@ -125,7 +130,7 @@ def read(core: Any, path: Path) -> tuple[Any, npt.NDArray[np.uint8] | None]:
 
 
 class OpenVinoExecutable:
-    """A model compiled by OpenVINO's CPU plugin.
+    """A model compiled by OpenVINO's CPU plugin. It may be run from several threads, which wait for one another.
 
     Args:
         path: An OpenVINO IR (``.xml`` or ``.xml.gz``, its weights beside it) or an ONNX file.
@@ -142,6 +147,7 @@ class OpenVinoExecutable:
         self, path: Path, config: Mapping[str, Any], *, threads: int = 0, profile: bool = False
     ) -> None:
         self.path = path
+        self._turn = threading.Lock()
         self._settings = properties(config, threads) | ({"PERF_COUNT": True} if profile else {})
         self._compile()
         self._mode = denormals.mode(config.get("flush_denormals", False))
@@ -187,20 +193,25 @@ class OpenVinoExecutable:
                     hint="compile the model for another target: --target ort-cpu",
                 )
             arrays[index] = array
+        with self._turn:
+            results = self._infer(arrays)
+        return {name: np.asarray(results[index]) for index, name in enumerate(self.output_names)}
+
+    def _infer(self, arrays: Mapping[int, npt.NDArray[Any]]) -> Any:
+        """Outputs by index; one thread at a time."""
         if self._failed:
             # A compiled model in which a kernel refused its sizes goes on failing, whatever it is given.
             self._compile()
         try:
             # Outputs are copied: the next run writes into the same memory.
             with self._mode():
-                results = self.request.infer(arrays, share_inputs=True, share_outputs=False)
+                return self.request.infer(dict(arrays), share_inputs=True, share_outputs=False)
         except Exception as error:  # as above
             self._failed = True
             raise TargetError(
                 f"OpenVINO fails: {reason_of(error)}",
                 hint="the model may take only some sizes and values: give it others",
             ) from error
-        return {name: np.asarray(results[index]) for index, name in enumerate(self.output_names)}
 
 
 def _version(openvino: Any) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 import graphopt
 from graphopt import artifact
-from graphopt.errors import BundleError, DataError, GraphoptError, UnknownNameError, UsageError
+from graphopt.errors import BundleError, DataError, GraphoptError, ModelError, UnknownNameError, UsageError
 from graphopt.ir import opset
 from graphopt.models import builders
 from graphopt.pipeline.record import PassStatus
@@ -141,6 +141,29 @@ def test_pipeline_runs_without_a_target(gelu: Path) -> None:
     pipeline = graphopt.Pipeline("fuse")
     result = pipeline.run(capture(gelu).model)
     assert [node.op_type for node in result.graph] == ["Gelu"] and pipeline.records
+    assert [node.op_type for node in pipeline.run(gelu).graph] == ["Gelu"]
+    with pytest.raises(ModelError):
+        pipeline.run(gelu.parent / "missing.onnx")
+
+
+def test_a_call_by_name_is_told_apart_from_one_in_order(gelu: Path) -> None:
+    compiled = graphopt.compile(gelu, **QUICK)
+    x = np.ones((2, 16), np.float32)
+    with pytest.raises(UsageError, match="a call takes arrays in the order of the inputs"):
+        compiled({"x": x})  # type: ignore[arg-type]
+    np.testing.assert_array_equal(compiled(x)[0], compiled.run({"x": x})["y"])
+
+
+def test_data_without_numbers_are_told(gelu: Path) -> None:
+    x = np.ones((2, 16), np.float32)
+    x[0, 3] = np.nan
+    report = graphopt.compile(gelu, data=[{"x": np.ones((2, 16), np.float32)}, {"x": x}], **QUICK).report
+    assert any("the data hold NaN or infinity in 'x' (sample 1)" in warning for warning in report.warnings)
+
+
+def test_several_targets_in_a_list(gelu: Path) -> None:
+    report = graphopt.compile(gelu, **{**QUICK, "target": ["ort-cpu"]}).report
+    assert report.target == "ort-cpu"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +180,10 @@ def test_pipeline_runs_without_a_target(gelu: Path) -> None:
         ),
         ({"input_shapes": {"z": (1, 16)}}, UnknownNameError, "unknown input"),
         ({"input_shapes": {"x": (1, 16, 1)}}, UsageError, "x"),
+        ({"input_shapes": "x:1,16"}, UsageError, "input_shapes is no mapping"),
+        ({"input_shapes": {"x": 16}}, UsageError, "input_shapes is no mapping"),
+        ({"target": 5}, UsageError, "the target is of type int"),
+        ({"data": 5}, DataError, "the data are of type int"),
         ({"tune": "soon"}, UsageError, "cannot read the budget"),
     ],
 )

@@ -97,6 +97,28 @@ def test_python_iterables() -> None:
     assert len(list(samples([feeds(), feeds(4)], SPECS))) == 2
 
 
+def test_arrays_in_the_order_of_the_inputs(tmp_path: Path) -> None:
+    """As a DataLoader gives them, with labels behind them; where there is one input, an array is a sample."""
+    both = feeds()
+    whole, *rows = samples([(both["x"], both["ids"]), [both["x"], both["ids"], np.arange(2)]], SPECS)
+    assert all(np.array_equal(whole[name], both[name]) for name in both)
+    # Labels have a row for each: rows are samples.
+    assert [given["ids"].tolist() for given in rows] == [[0], [1]]
+    alone = SPECS[:1]
+    for source in (both["x"], [both["x"]], [(both["x"],)]):
+        assert [np.array_equal(given["x"], both["x"]) for given in samples(source, alone)] == [True]
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", both["x"])
+    assert len(list(samples(tmp_path, alone))) == 2 and len(list(samples(tmp_path / "a.npy", alone))) == 1
+    for wrong, message in (
+        ([(both["x"],)], "holds 1 arrays, and the model has 2"),
+        (5, "int"),
+        (["x"], "is a str"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list(samples(wrong, SPECS))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

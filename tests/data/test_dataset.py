@@ -270,7 +270,9 @@ def test_rows_of_a_large_batch_are_samples_too(tmp_path: Path, monkeypatch: pyte
 
 
 def test_files_that_are_not_named_after_inputs_say_how_samples_lie(tmp_path: Path) -> None:
+    """Of a model of several inputs; where there is one, they are its samples."""
     np.save(tmp_path / "000.npy", BATCH["x"])
+    assert len(list(Dataset(tmp_path, OPEN))) == 1
     with pytest.raises(UnknownNameError) as error:
-        list(Dataset(tmp_path, OPEN))
+        list(Dataset(tmp_path, (*OPEN, TensorSpec("mask", "float", ("n",)))))
     assert "files are named after inputs, and several samples are a folder for each" in str(error.value.hint)

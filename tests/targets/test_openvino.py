@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,33 @@ def test_cpu_tells_of_every_form(mlp: Path) -> None:
     labels = {form.label for form in report.forms if form.verified}
     assert {"original", "openvino: optimized"} <= labels
     assert report.speedup is not None and report.speedup >= 1.0
+
+
+@pytest.mark.parametrize("targets", ["openvino,ort-cpu", "ort-cpu,openvino"])
+def test_targets_come_in_any_order(mlp: Path, targets: str) -> None:
+    report = graphopt.compile(mlp, target=targets, **QUICK).report
+    assert {"original", "openvino: optimized"} <= {form.label for form in report.forms if form.verified}
+
+
+def test_one_model_serves_many_threads(tmp_path: Path) -> None:
+    """Also where some of them give it what it refuses, after which it is compiled again."""
+    text = "g (float[n] x) => (float[m,4] y) <int64[2] t={-1,4}> { y = Reshape(x, t) }"
+    executable = loaded(model_from_text(text), tmp_path)
+    given = [np.arange(size, dtype=np.float32) for size in (6, 4, 8, 12, 7, 16, 20, 24) for _ in range(4)]
+
+    def ran(x: Any) -> Any:
+        try:
+            return executable.run({"x": x})["y"]
+        except TargetError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(ran, given))
+    for x, result in zip(given, results, strict=True):
+        if x.size % 4:
+            assert result is None
+        else:
+            np.testing.assert_array_equal(result, x.reshape(-1, 4))
 
 
 def test_cpu_without_openvino(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
