@@ -224,10 +224,7 @@ class Bench:
                 and not decided(_timings(forms, medians))
             )
         ):
-            order = [(number + offset) % len(running) for offset in range(len(running))]
-            if number % 2:
-                order.reverse()
-            for index in order:
+            for index in turn_order(number, len(running)):
                 times = running[index].run(counts[index], 4 * _ROUND_SECONDS)
                 medians[index].append(statistics.median(times))
             number += 1
@@ -313,6 +310,15 @@ def time_forms(
     lives = list(zip(first, *again, strict=True))
     milliseconds = statistics.median(timing.milliseconds for timing in lives[0])
     return [_over_lives(timings, milliseconds) for timings in lives]
+
+
+def turn_order(number: int, count: int) -> list[int]:
+    """In which order so many forms are run in a round: each comes as often before each other as after it.
+
+    What has just run leaves the caches and the clock otherwise than it found them, and the next one has that.
+    """
+    order = [(number // 2 + offset) % count for offset in range(count)]
+    return order[::-1] if number % 2 else order
 
 
 def _over_lives(timings: Sequence[Timing], baseline: float) -> Timing:

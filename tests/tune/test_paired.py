@@ -14,7 +14,7 @@ import pytest
 from graphopt.errors import TargetError
 from graphopt.machine import Form
 from graphopt.testing import model_from_text, run
-from graphopt.tune.paired import Bench, Timing, time_forms
+from graphopt.tune.paired import Bench, Timing, time_forms, turn_order
 
 
 def form(folder: Path, label: str, text: str) -> Form:
@@ -88,3 +88,13 @@ def test_a_ratio_near_a_tie_shows_which_side_it_is_on() -> None:
     assert (
         replace(timing, speedup=1.304, low=1.2, high=1.4).describe().startswith("1.30x (95 % interval 1.20 ")
     )
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_no_form_has_a_better_place_than_another(count: int) -> None:
+    orders = [turn_order(number, count) for number in range(2 * count)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    for first in range(count):
+        for second in range(first):
+            assert sum(order.index(first) < order.index(second) for order in orders) == count
+        assert {sum(order[place] == first for order in orders) for place in range(count)} == {2}
