@@ -41,6 +41,7 @@ from graphopt.simplified import Simplified
 from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
+from graphopt.verify.branches import unreached
 from graphopt.verify.budget import TELLS_NOTHING, find_metric, parse_drop
 from graphopt.verify.export import export_warnings
 from graphopt.verify.reference import Reference, build_reference
@@ -311,7 +312,20 @@ class Compilation:
                 captured = self._capture(None)
                 held = self._verify_capture(captured, reference, report)
                 optimized, report.passes = self._optimize(captured, passes, reference, held)
+            report.warnings += self._not_reached(optimized, reference)
         return captured, optimized, held
+
+    def _not_reached(self, optimized: ir.Model, reference: Reference) -> list[str]:
+        """Warnings of branches in which nothing was compared."""
+        trials = [trial.feeds for trial in reference.trials]
+        branches = unreached(optimized, trials, threads=self.request.threads)
+        if not branches:
+            return []
+        more = f" and {len(branches) - 1} more" if len(branches) > 1 else ""
+        return [
+            f"no input that was verified takes the branch {branches[0]!r}{more}: what passes did there was not "
+            "compared (give inputs with --data that take it)"
+        ]
 
     def _optimize(
         self, captured: Captured, passes: Sequence[Pass], reference: Reference, held: bool

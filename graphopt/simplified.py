@@ -22,7 +22,7 @@ _WITH_INITIALIZERS_ALONE, _WITH_FUNCTIONS = 4, 8
 _LEVELS = ("all", *FEWER_OPTIMISATIONS)
 
 
-@dataclass
+@dataclass(repr=False)
 class Simplified:
     """What passes made of a model.
 
@@ -37,6 +37,10 @@ class Simplified:
     report: Report
     reference: Reference
     changed: bool = True
+
+    def __repr__(self) -> str:
+        nodes = sum(len(graph) for graph in ir_model.with_subgraphs(self.model.graph))
+        return f"<Simplified {self.report.name}: {nodes} nodes>"
 
     def save(
         self, path: str | Path, *, threads: int = 0, progress: Callable[[str], None] = lambda text: None

@@ -164,7 +164,8 @@ def check_feeds(
                     raise DataError(
                         f"input {spec.name!r} has shape {list(array.shape)}, but the model expects {spec}: "
                         f"dimension {axis} is {have}, not {want}",
-                        hint=f"correct it in {origin}, or compile for it with --input-shape",
+                        hint=f"correct it in {origin}; another size needs a model that leaves it open (torch: "
+                        "dynamic_shapes), compiled with it open or for that size (--input-shape)",
                     )
                 if isinstance(want, str):
                     seen = sizes.setdefault(want, (have, spec.name))
