@@ -7,6 +7,7 @@ bundle, and verification of the bundle as it lies on disk.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 import time
@@ -415,14 +416,15 @@ class Compilation:
             )
         if not evaluation.tells:
             report.warnings.append(TELLS_NOTHING)
-        seconds = budget.seconds
+        seconds, last_turn = budget.seconds, math.inf
         if seconds is None:
             # A pass that takes a share of the time for itself brings as much for those that follow.
             whole = _WHOLE_SECONDS * (1 + sum(1 / pass_.share - 1 for pass_ in lossy[:-1] if pass_.searches))
-            seconds = max(_LEAST_SEARCH_SECONDS, whole - (time.monotonic() - self._started))
+            last_turn = self._started + whole
+            seconds = max(_LEAST_SEARCH_SECONDS, last_turn - time.monotonic())
         proposals = Proposals(
             lossy, budget, dataset, evaluation, seconds, len(targets),
-            self.request.threads, self.request.seed, self.progress.stage,
+            self.request.threads, self.request.seed, self.progress.stage, last_turn,
         )  # fmt: skip
         for target, probe in self._in_turns(targets, proposals, optimized):
             passes = target.legalization()

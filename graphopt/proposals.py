@@ -101,6 +101,7 @@ class Proposals:
         threads, seed, progress: As in the request.
         judged: The evaluation that each form is held to, by label.
         candidates: What each form was made from, by label.
+        last_turn: ``time.monotonic()`` after which no further target has a turn where one before it has gained.
         halved: Constants of each form that are stored in 16 bits, by label.
         judgements: Of forms whose target cannot run here, by label.
         warnings: For the report.
@@ -115,6 +116,7 @@ class Proposals:
     threads: int = 0
     seed: int = 0
     progress: Callable[[str, str], None] = lambda stage, detail: None
+    last_turn: float = float("inf")
     judged: dict[str, Evaluation] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
     halved: dict[str, list[Stored]] = field(default_factory=dict)
@@ -180,7 +182,7 @@ class Proposals:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             follows = any(later.recovers for later in self.passes[place + 1 :])
             records.append(record)
-            if has_gained and self._deadline - now < _LEAST_TURN * self._longest:
+            if has_gained and (self._deadline - now < _LEAST_TURN * self._longest or now > self.last_turn):
                 proposal = Proposal(reason="no time was left for this target: --tune gives more")
             else:
                 proposal = self._run(pass_, kept, follows, target, folder, legalize, record, until)

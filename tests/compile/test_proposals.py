@@ -57,6 +57,20 @@ def test_a_target_without_time_is_left_where_another_one_holds(
     assert ("no time was left for this target" in records[1].reason) == (turns == 1)
 
 
+@pytest.mark.parametrize(("milliseconds", "turns"), [(1.0, 1), (float("inf"), 2)])
+def test_a_target_has_no_turn_once_the_compilation_is_late_and_another_one_holds(
+    tmp_path: Path, milliseconds: float, turns: int
+) -> None:
+    """However much of the time for searching is left."""
+    pass_ = Slow(0.05, milliseconds)
+    made = proposals(pass_, 60.0)
+    made.last_turn = time.monotonic() + 0.04
+    target = cast(Any, OrtTarget("ort-cpu"))
+    records = [made.propose(target, MODEL, tmp_path, lambda model: model)[1][0] for _ in range(2)]
+    assert len(pass_.seen) == turns
+    assert ("no time was left for this target" in records[1].reason) == (turns == 1)
+
+
 class Named:
     """A target that has a name, and kernels that suit or not."""
 
