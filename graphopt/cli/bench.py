@@ -73,6 +73,7 @@ def command(
         "inputs": "made up" if data is None else str(data),
         "shapes": {name: list(array.shape) for name, array in feeds.items()},
         "threads": threads,
+        "warnings": other_outputs(ordered),
         "models": [
             {
                 "model": str(subject.path),
@@ -116,8 +117,26 @@ def common_inputs(subjects: Sequence[Subject]) -> tuple[TensorSpec, ...]:
     return specs
 
 
+def other_outputs(subjects: Sequence[Subject]) -> list[str]:
+    """Warnings of models that give other outputs than the first: they do not do the same work."""
+    from graphopt.data.intersection import differences
+
+    baseline, *others = subjects
+    found = {
+        str(other.path): differences(
+            baseline.outputs, other.outputs, (str(baseline.path), str(other.path)), shapes=False
+        )
+        for other in others
+    }
+    return [
+        f"{path} has other outputs than {baseline.path}, so a ratio says little: {'; '.join(reasons)}"
+        for path, reasons in found.items()
+        if reasons
+    ]
+
+
 def _show(result: dict[str, Any]) -> None:
-    from graphopt.cli._console import bold, milliseconds, shape, table, write
+    from graphopt.cli._console import bad, bold, milliseconds, shape, table, write
 
     rows = []
     for index, entry in enumerate(result["models"]):
@@ -135,4 +154,6 @@ def _show(result: dict[str, Any]) -> None:
     write(table(("model", "target", "ms", "speedup", "95 % interval"), rows, right=(2, 3)))
     shapes = ", ".join(f"{name} {shape(dims)}" for name, dims in result["shapes"].items())
     inputs = "made-up inputs" if result["inputs"] == "made up" else f"inputs of {result['inputs']}"
+    for warning in result["warnings"]:
+        write(f"\n{bad('warning')}  {warning}")
     write(f"\n{result['models'][0]['rounds']} interleaved rounds; {inputs}: {shapes}")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from graphopt.cli import COMMANDS
@@ -237,6 +239,16 @@ def test_bench_times_against_the_model(cli: Any, bundle: Path) -> None:
     low, high = second["speedup_interval"]
     assert low <= second["speedup"] <= high
     assert "baseline" in cli("bench", "model.gopt", "model.onnx", "--seconds", "0.1").out
+
+
+def test_models_that_do_something_else_are_told(cli: Any, model: Path, tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 17]> g (float[n,8] x) => (float[n,8] z) { z = Neg(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "other.onnx")
+    done = cli("bench", "model.onnx", "other.onnx", "--seconds", "0.1", "--json")
+    (warning,) = done.json["warnings"]
+    assert "other.onnx has other outputs than model.onnx" in warning
+    assert "other outputs" in cli("bench", "model.onnx", "other.onnx", "--seconds", "0.1").out
+    assert not cli("bench", "model.onnx", "model.onnx", "--seconds", "0.1", "--json").json["warnings"]
 
 
 def test_inputs_are_made_for_what_all_models_take(cli: Any, model: Path) -> None:
