@@ -9,6 +9,7 @@ from typing import Any
 from graphopt.cli._console import bad, bold, dim
 
 _WIDTH = 100
+_LISTED = 3
 
 
 def lines(passes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -40,13 +41,21 @@ def _pass(record: Mapping[str, Any]) -> list[str]:
     for entry in record["undone"]:
         repro = f" (repro: {entry['repro']})" if entry.get("repro") else ""
         shown.append(f"  {bad('undone')} {entry['what']}: {entry['reason']}{repro}")
-    shown += [dim(f"  {refusal(entry)}") for entry in record["refused"]]
+    shown += [dim(f"  {text}") for text in refusals(record["refused"])]
     return shown
 
 
-def refusal(entry: Mapping[str, Any]) -> str:
-    """One rewrite that was not done."""
-    return f"refused {entry['rewrite']} at {entry['site']}: {entry['reason']}"
+def refusals(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was not done, alike ones on one line with the first places."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        places.setdefault((entry["rewrite"], entry["reason"]), []).append(entry["site"])
+    return [f"refused {rewrite} at {_listed(sites)}: {reason}" for (rewrite, reason), sites in places.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _numbers(record: Mapping[str, Any]) -> str:

@@ -297,8 +297,9 @@ def _shown(told: Sequence[Mapping[str, Any]]) -> list[str]:
             shown.append(_line(step["stage"], f"{where}{by}"))
         if not one["steps"]:
             shown.append(_line("now", "as it was"))
-        for entry in one["refused"]:
-            shown.append(_line(entry["pass"], dim(_log.refusal(entry))))
+        for name in dict.fromkeys(entry["pass"] for entry in one["refused"]):
+            alike = [entry for entry in one["refused"] if entry["pass"] == name]
+            shown += [_line(name, dim(text)) for text in _log.refusals(alike)]
         for row in one["decided"]:
             shown.append(_line(row["pass"], _lossy.layer_words(row)))
         for constant in one["stored"]:

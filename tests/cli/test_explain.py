@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from graphopt.cli import main
+from graphopt.cli import _log, main
 from graphopt.models import builders
 
 FAST = ("--passes", "hardswish", "--tune", "0.1s")
@@ -205,3 +205,14 @@ def test_verify_judges_a_lossy_bundle_by_its_budget(cli: Any, pruned: Path) -> N
     assert over.code == 1 and "over its budget" in over.err and "--max-drop" in over.err
     made_up = cli("verify", pruned, net, "--json", "--max-drop", "60%")
     assert made_up.code == 0 and any("no real data" in warning for warning in made_up.json["warnings"])
+
+
+def test_alike_refusals_are_one_line() -> None:
+    entries = [
+        {"rewrite": "pad", "site": f"n{index}", "reason": "it pads" if index < 5 else "it is shared"}
+        for index in range(6)
+    ]
+    assert _log.refusals(entries) == [
+        "refused pad at n0, n1, n2 and 2 more: it pads",
+        "refused pad at n5: it is shared",
+    ]
