@@ -36,6 +36,8 @@ from graphopt.rewrite.driver import commit
 
 _TYPES = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
 _WHOLE = 2**31 - 1
+_RANGE_OF_SHAPE = 15
+"""The opset from which on Shape takes ``start`` and ``end``."""
 
 
 class ShapeFold(Pass):
@@ -46,7 +48,8 @@ class ShapeFold(Pass):
 
     def run(self, model: ir.Model, log: RewriteLog, gate: Gate = allow_all) -> bool:
         """One sweep to learn the elements, one to use them; linear in the size of the graph."""
-        known = _Known(model.graph.inputs)
+        opset = model.graph.opset_imports.get("", 0)
+        known = _Known(model.graph.inputs if opset >= _RANGE_OF_SHAPE else ())
         refine(model.graph)
         for node in model.graph.all_nodes():
             known.learn(node)
@@ -80,7 +83,12 @@ class ShapeFold(Pass):
 
 
 class _Known:
-    """What is known of the elements of small integer tensors, and of the graph's inputs."""
+    """What is known of the elements of small integer tensors, and of the graph's inputs.
+
+    Args:
+        inputs: Of the graph, whose dimensions may be asked for one by one: none where Shape has no range (before opset
+            15).
+    """
 
     def __init__(self, inputs: Sequence[ir.Value]) -> None:
         self._elements: dict[ir.Value, Elements | None] = {}
@@ -183,12 +191,11 @@ def _of_an_input(node: ir.Node, elements: Elements, known: _Known, build: Builde
     if place is None:
         return None
     value, axis = place
-    out = node.outputs[0]
-    dims = build.op(
-        "Shape", value, start=axis, end=axis + len(elements.items), dtype=ir.DataType.INT64,
-        shape=[len(elements.items)],
-    )  # fmt: skip
-    return build.op("Squeeze", dims, like=out) if elements.rank == 0 else dims
+    count = len(elements.items)
+    if elements.rank == 1:
+        return build.op("Shape", value, start=axis, end=axis + count, dtype=ir.DataType.INT64, shape=[count])
+    dims = build.op("Shape", value, dtype=ir.DataType.INT64, shape=[len(known_dims(value) or ())])
+    return build.op("Gather", dims, np.asarray(axis, np.int64), axis=0, like=node.outputs[0])
 
 
 def _reshape(node: ir.Node, known: _Known, build: Builder) -> ir.Value | None:

@@ -101,8 +101,8 @@ def test_a_dimension_of_an_input_is_taken_from_there() -> None:
         f"""g (float[4,5] z, float[N,M,12] x) => (float[A,B] y, int64 k) {CONSTANTS} {{
             r = Relu(x) v = Transpose<perm=[1,0,2]>(r) s = Shape(v) k = Gather(s, i0) t = Slice(s, a1, a2, a0)
             u = Concat<axis=0>(t, a1) y = Expand(zero, u) }}""",
-        """g (float[4,5] z, float[N,M,12] x) => (float[A,B] y, int64 k) <float zero={0}, int64[1] a1={1}> {
-            m = Shape<start=1, end=2>(x) k = Squeeze(m)
+        """g (float[4,5] z, float[N,M,12] x) => (float[A,B] y, int64 k) <float zero={0}, int64[1] a1={1}, int64 i1={1}> {
+            m = Shape(x) k = Gather<axis=0>(m, i1)
             t = Shape<start=0, end=1>(x) u = Concat<axis=0>(t, a1) y = Expand(zero, u) }""",
         exact=True,
     )
