@@ -52,8 +52,9 @@ _LEAST_EVALUATED = 12
 _SYNTHETIC = 16
 _LEAST_TURN = 0.25
 """Of the longest turn of a target so far: with less time left another one would come to nothing, or be late."""
-_GAINED = 0.8
-"""Of the time of the fastest float form: what takes less leaves targets without a turn that there is no time for."""
+_GAINED, _GAINED_BY_THEN = 0.8, 0.9
+"""Of the time of the fastest float form: what takes less leaves targets without a turn that there is no time for; once
+the compilation is late, what takes less than the second."""
 _UNHURRIED = 90.0
 """Seconds at least for a pass that is told how much: it does not search, and what it hurries it does worse."""
 _LEAST_SHARED = 1024
@@ -167,7 +168,9 @@ class Proposals:
         share = 1.0 if self._left < 2 else _SHARE_OF_AHEAD if self._is_ahead else _SHARE_OF_FIRST
         deadline = now + max(self._deadline - now, 0.0) * share
         is_told = self.budget.seconds is not None
-        has_gained = self._fastest < (float("inf") if is_told else _GAINED * self._in_float)
+        is_late = now > self.last_turn
+        least = (_GAINED_BY_THEN if is_late else _GAINED) * self._in_float
+        has_gained = self._fastest < (float("inf") if is_told else least)
         if not has_gained and not is_told:
             deadline = max(deadline, now + _LEAST_TURN * self._longest)
         self._left -= 1
@@ -182,7 +185,7 @@ class Proposals:
             record = PassRecord(pass_.name, Numerics.LOSSY, nodes_before=len(model.graph))
             follows = any(later.recovers for later in self.passes[place + 1 :])
             records.append(record)
-            if has_gained and (self._deadline - now < _LEAST_TURN * self._longest or now > self.last_turn):
+            if has_gained and (is_late or self._deadline - now < _LEAST_TURN * self._longest):
                 proposal = Proposal(reason="no time was left for this target: --tune gives more")
             else:
                 proposal = self._run(pass_, kept, follows, target, folder, legalize, record, until)
