@@ -25,7 +25,7 @@ from graphopt.capture.upgrade import lower
 from graphopt.data.dataset import Dataset
 from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
 from graphopt.data.load import samples
-from graphopt.errors import DataError, GraphoptError, TargetError, UnsupportedModelError, UsageError
+from graphopt.errors import DataError, GraphoptError, TargetError, UnsupportedModelError, UsageError, listed
 from graphopt.forms import Forms
 from graphopt.ir import model as ir_model
 from graphopt.lineage import Lineage
@@ -301,6 +301,8 @@ class Compilation:
         self, captured: Captured, passes: Sequence[Pass], reference: Reference, report: Report
     ) -> tuple[Captured, ir.Model, bool]:
         """The model as it was captured in the end, what the passes made of it, and whether capture held."""
+        if self.request.data is not None:
+            report.warnings += _not_numbers(reference)
         held = self._verify_capture(captured, reference, report)
         with self._stage("passes"):
             optimized, report.passes = self._optimize(captured, passes, reference, held)
@@ -322,9 +324,8 @@ class Compilation:
         branches = unreached(optimized, trials, threads=self.request.threads)
         if not branches:
             return []
-        more = f" and {len(branches) - 1} more" if len(branches) > 1 else ""
         return [
-            f"no input that was verified takes the branch {branches[0]!r}{more}: what passes did there was not "
+            f"no input that was verified takes the branch {listed(branches, 1)}: what passes did there was not "
             "compared (give inputs with --data that take it)"
         ]
 
@@ -530,8 +531,6 @@ class Compilation:
 
     def _verify_capture(self, captured: Captured, reference: Reference, report: Report) -> bool:
         """Whether the graph in internal form still computes the original; if not, the original is what is left."""
-        if self.request.data is not None:
-            report.warnings += _not_numbers(reference)
         if reference.is_hollow:
             report.warnings.append(
                 "no output holds a finite number on these inputs: nothing can be compared, so the model is left as it "

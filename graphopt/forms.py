@@ -67,10 +67,10 @@ class Forms:
         Raises:
             TargetError: The target does not take it.
         """
-        if any(form.target == target.name and form.label.endswith(ORIGINAL) for form in self.written):
+        folder = self.folder(target, ORIGINAL)
+        if any(form.folder == folder for form in self.written):
             return
         label = f"{target.name}: {ORIGINAL}" if self.written else ORIGINAL
-        folder = self.folder(target, ORIGINAL)
         if not (target.runs_original and self._link(captured, target, folder, label)):
             self.add(label, target, captured.original_model, folder)
 

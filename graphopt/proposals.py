@@ -100,9 +100,9 @@ class Proposals:
         seconds: Time for searching.
         targets: How many targets share the time.
         threads, seed, progress: As in the request.
+        last_turn: ``time.monotonic()`` after which no further target has a turn where one before it has gained.
         judged: The evaluation that each form is held to, by label.
         candidates: What each form was made from, by label.
-        last_turn: ``time.monotonic()`` after which no further target has a turn where one before it has gained.
         halved: Constants of each form that are stored in 16 bits, by label.
         judgements: Of forms whose target cannot run here, by label.
         warnings: For the report.

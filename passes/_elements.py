@@ -252,7 +252,8 @@ def _binary(node: ir.Node, lookup: Lookup) -> Elements | None:
     return _elementwise(operands, lambda items: function(items[0], items[1]))
 
 
-def _is_dim(item: Element) -> bool:
+def is_dim(item: Element) -> bool:
+    """Whether an element is a dynamic dimension, by its name."""
     return isinstance(item, str) and not item.startswith("(")
 
 
@@ -327,7 +328,7 @@ def _equal(a: Element, b: Element) -> Element:
     if a is not None and a == b:
         return 1
     # A dimension is never negative, so it is not the -1 that stands for "keep".
-    if (_is_dim(a) and isinstance(b, int) and b < 0) or (_is_dim(b) and isinstance(a, int) and a < 0):
+    if (is_dim(a) and isinstance(b, int) and b < 0) or (is_dim(b) and isinstance(a, int) and a < 0):
         return 0
     return None
 
@@ -335,9 +336,9 @@ def _equal(a: Element, b: Element) -> Element:
 def _less(a: Element, b: Element) -> Element:
     if isinstance(a, int) and isinstance(b, int):
         return int(a < b)
-    if (a is not None and a == b) or (_is_dim(a) and isinstance(b, int) and b <= 0):
+    if (a is not None and a == b) or (is_dim(a) and isinstance(b, int) and b <= 0):
         return 0
-    return 1 if _is_dim(b) and isinstance(a, int) and a < 0 else None
+    return 1 if is_dim(b) and isinstance(a, int) and a < 0 else None
 
 
 def _less_or_equal(a: Element, b: Element) -> Element:

@@ -27,7 +27,7 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir.facts import Dim, known_dims
 from graphopt.ir.symbolic import refine
-from graphopt.passes._elements import MOST_ELEMENTS, Element, Elements, evaluate
+from graphopt.passes._elements import MOST_ELEMENTS, Element, Elements, evaluate, is_dim
 from graphopt.passes._evaluate import breaks_range
 from graphopt.passes._shapes import reshape_target
 from graphopt.pipeline.base import Pass
@@ -92,15 +92,15 @@ class _Known:
 
     def __init__(self, inputs: Sequence[ir.Value]) -> None:
         self._elements: dict[ir.Value, Elements | None] = {}
-        self._inputs = [(value, known_dims(value) or ()) for value in inputs]
+        self._inputs = {value: known_dims(value) or () for value in inputs}
 
     def is_input(self, value: ir.Value | None) -> bool:
         """Whether a value is an input of the main graph."""
-        return any(value is given for given, _ in self._inputs)
+        return value in self._inputs
 
     def place(self, dims: Sequence[Element]) -> tuple[ir.Value, int] | None:
         """An input that has these dimensions one after the other, and the first one's axis."""
-        for value, shape in self._inputs:
+        for value, shape in self._inputs.items():
             for axis in range(len(shape) - len(dims) + 1):
                 if shape[axis : axis + len(dims)] == tuple(dims):
                     return value, axis
@@ -185,7 +185,7 @@ def _of_an_input(node: ir.Node, elements: Elements, known: _Known, build: Builde
     picks = node.op_type in ("Gather", "Shape", "Slice") and shape is not None and shape.op_type == "Shape"
     if shape is None or not picks or shape.domain or known.is_input(shape.inputs[0]) or not elements.items:
         return None
-    if not all(isinstance(item, str) and not item.startswith("(") for item in elements.items):
+    if not all(map(is_dim, elements.items)):
         return None
     place = known.place(elements.items)
     if place is None:
@@ -294,10 +294,7 @@ def _dims_of(elements: Elements | None) -> tuple[Dim, ...] | None:
     """Elements as dimensions; an expression over dimensions is no name of one."""
     if elements is None or elements.rank != 1:
         return None
-    return tuple(
-        item if isinstance(item, int) or (item is not None and not item.startswith("(")) else None
-        for item in elements.items
-    )
+    return tuple(item if isinstance(item, int) or is_dim(item) else None for item in elements.items)
 
 
 def _constant_of_shape(node: ir.Node, known: _Known) -> tuple[Dim, ...] | None:

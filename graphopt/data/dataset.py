@@ -140,7 +140,7 @@ class Dataset:
             and files.is_folder(self._source)
         ):
             return files.entries(Path(self._source))
-        return load.entries(self._source, tuple(spec.name for spec in self._specs))
+        return load.entries(self._source, self._specs)
 
     def _transformed(self, raw: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
         if self._transform is None:
@@ -209,7 +209,7 @@ class Dataset:
         spool = Path(tempfile.mkdtemp(prefix="graphopt-"))
         weakref.finalize(self, shutil.rmtree, spool, ignore_errors=True)
         index = 0
-        for origin, raw in load.entries(source, tuple(spec.name for spec in self._specs)):
+        for origin, raw in load.entries(source, self._specs):
             for place, entry in self._apart(self._transformed(raw, origin), origin):
                 sample = self._checked(entry, place)
                 save_feeds(spool / f"{index:08d}.npz", {**sample.feeds, **sample.labels})

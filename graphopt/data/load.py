@@ -45,7 +45,7 @@ _IN_PYTHON = "give a mapping from input name to array, or an iterable of them"
 
 
 def samples(
-    source: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    source: str | Path | Mapping[str, Any] | Iterable[Any],
     specs: tuple[TensorSpec, ...],
     *,
     optional: frozenset[str] = frozenset(),
@@ -60,7 +60,7 @@ def samples(
         DataError: The source does not exist, cannot be read, is empty or does not fit.
     """
     count = 0
-    for origin, raw in entries(source, tuple(spec.name for spec in specs)):
+    for origin, raw in entries(source, specs):
         check_fixed(raw, fixed, origin)
         for feeds in _split(raw, specs, origin):
             count += 1
@@ -105,16 +105,17 @@ def check_fixed(raw: Mapping[str, Any], fixed: Mapping[str, ir.TensorProtocol], 
 
 
 def entries(
-    source: str | Path | Mapping[str, Any] | Iterable[Any], names: Sequence[str] = ()
+    source: str | Path | Mapping[str, Any] | Iterable[Any], specs: Sequence[TensorSpec]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """What a source holds, entry by entry, and where each comes from.
 
     Args:
-        names: Of the inputs, in order, for what holds arrays without names.
+        specs: The model's inputs, in order, for what holds arrays without names.
 
     Raises:
         DataError: It does not exist, cannot be read, or holds something else.
     """
+    names = [spec.name for spec in specs]
     if isinstance(source, Mapping):
         yield "the data", source
     elif isinstance(source, str | Path):

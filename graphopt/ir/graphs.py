@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -272,3 +272,29 @@ def op_counts(model: ir.Model) -> dict[str, int]:
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes()
     )
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def leading_to(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of ``model`` whose outputs are the tensors of these names, without what does not lead to them."""
+    from onnx_ir.passes import common
+
+    copy = clone(model)
+    values = _values(copy)
+    copy.graph.outputs[:] = [values[name] for name in names]
+    common.RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of ``model`` whose outputs also include the tensors of these names."""
+    copy = clone(model)
+    values = _values(copy)
+    shown = {output.name for output in copy.graph.outputs}
+    copy.graph.outputs.extend(values[name] for name in names if name not in shown)
+    return copy
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    values = {value.name or "": value for node in model.graph for value in node.outputs}
+    values.update({value.name or "": value for value in model.graph.inputs})
+    return values

@@ -10,11 +10,13 @@ from graphopt.ir.graphs import (
     external_tensors,
     hold_small,
     is_shareable,
+    leading_to,
     nbytes,
     op_counts,
     paused_collection,
     scopes,
     subgraphs_of,
+    tapped,
     with_subgraphs,
 )
 from graphopt.ir.load import check_external, from_proto, load
@@ -32,6 +34,7 @@ __all__ = [
     "from_proto",
     "hold_small",
     "is_shareable",
+    "leading_to",
     "load",
     "nbytes",
     "op_counts",
@@ -40,5 +43,6 @@ __all__ = [
     "scopes",
     "skeleton",
     "subgraphs_of",
+    "tapped",
     "with_subgraphs",
 ]

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.errors import GraphoptError
 from graphopt.ir import facts
+from graphopt.ir.model import leading_to
 from graphopt.lossy import Context
 from graphopt.prune.structure import Layer
 from graphopt.quant.attribution import attribute, is_activation
-from graphopt.quant.observe import leading_to
 from graphopt.quant.units import Unit
 from graphopt.verify.budget import noise_share
 from graphopt.verify.session import Session

@@ -10,9 +10,9 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts, windows
 from graphopt.ir.facts import Array
+from graphopt.ir.model import leading_to
 from graphopt.prune.structure import Layer
 from graphopt.quant import rounding
-from graphopt.quant.observe import leading_to
 from graphopt.quant.positions import Positions
 from graphopt.verify.padding import Padding
 from graphopt.verify.session import Session

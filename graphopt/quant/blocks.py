@@ -21,8 +21,9 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
+from graphopt.ir.model import tapped
 from graphopt.quant.layers import Beside
-from graphopt.quant.observe import in_turns, tapped
+from graphopt.quant.observe import in_turns
 from graphopt.quant.ranges import TINY
 from graphopt.verify.session import Session
 

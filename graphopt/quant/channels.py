@@ -13,7 +13,7 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
-from graphopt.quant.observe import tapped
+from graphopt.ir.model import tapped
 from graphopt.verify.session import Session
 
 _LEAST_SAMPLES = 4

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
+from graphopt.ir.model import tapped
 from graphopt.quant.channels import channel_dim, input_axis, is_depthwise
 from graphopt.quant.kernels import IntegerKernels, channel_axis, weight_of
-from graphopt.quant.observe import tapped
 from graphopt.quant.ranges import Range, affine, along, quantize_weight, weight_scales
 from graphopt.quant.units import Unit
 from graphopt.verify.session import Session

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from graphopt.data.interface import Feeds
 from graphopt.errors import DataError, UsageError
@@ -471,7 +470,7 @@ class Taps:
         self._names = [name for name in names if name not in inputs]
         self._session: Session | None = None
         if self._names:
-            self._session = Session(leading_to(model, self._names), optimize="all", threads=threads)
+            self._session = Session(ir_model.leading_to(model, self._names), optimize="all", threads=threads)
 
     def run(self, feeds: Feeds) -> Iterator[tuple[str, Array]]:
         """The tensors of one sample by name, one after the other; they are views that may not be kept.
@@ -489,7 +488,7 @@ def activation_bytes(
     model: ir.Model, names: Sequence[str], feeds: Feeds, *, threads: int = 0
 ) -> dict[str, int]:
     """Size of each tensor on one sample, without holding them: the graph counts their elements itself."""
-    copy = leading_to(model, names)
+    copy = ir_model.leading_to(model, names)
     graph = copy.graph
     counters: dict[str, str] = {}
     for index, value in enumerate(list(graph.outputs)):
@@ -504,30 +503,6 @@ def activation_bytes(
     return {name: 4 * int(found[counters[name]]) for name in names}
 
 
-def leading_to(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of ``model`` whose outputs are the tensors of these names, without what does not lead to them."""
-    copy = ir_model.clone(model)
-    values = _values(copy)
-    copy.graph.outputs[:] = [values[name] for name in names]
-    common.RemoveUnusedNodesPass()(copy)
-    return copy
-
-
-def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of ``model`` whose outputs also include the tensors of these names."""
-    copy = ir_model.clone(model)
-    values = _values(copy)
-    shown = {output.name for output in copy.graph.outputs}
-    copy.graph.outputs.extend(values[name] for name in names if name not in shown)
-    return copy
-
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    values = {value.name or "": value for node in model.graph for value in node.outputs}
-    values.update({value.name or "": value for value in model.graph.inputs})
-    return values
-
-
 __all__ = [
     "MEMORY",
     "Calibration",
@@ -538,9 +513,7 @@ __all__ = [
     "data_key",
     "graph_key",
     "in_turns",
-    "leading_to",
     "observe",
     "parse_memory",
     "suspicions",
-    "tapped",
 ]

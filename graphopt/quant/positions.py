@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Array, Feeds
 from graphopt.errors import TargetError
-from graphopt.quant.observe import leading_to
+from graphopt.ir.model import leading_to
 from graphopt.verify.padding import Padding
 from graphopt.verify.session import Session
 

@@ -21,12 +21,13 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import model as ir_model
+from graphopt.ir.model import tapped
 from graphopt.quant.channels import Channels
 from graphopt.quant.clipping import Rule
 from graphopt.quant.correct import bias_shifts
 from graphopt.quant.equalize import Equalized, equalize
 from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels
-from graphopt.quant.observe import Calibration, Observed, tapped
+from graphopt.quant.observe import Calibration, Observed
 from graphopt.quant.place import Weights, place
 from graphopt.quant.ranges import Range
 from graphopt.quant.rounding import round_weight, rounded_weights

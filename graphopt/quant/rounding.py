@@ -20,9 +20,10 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts, windows
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
+from graphopt.ir.model import tapped
 from graphopt.quant.blocks import Scheme, gptq
 from graphopt.quant.kernels import IntegerKernels, channel_axis, weight_of
-from graphopt.quant.observe import in_turns, tapped
+from graphopt.quant.observe import in_turns
 from graphopt.quant.ranges import along, quantize_weight, weight_scales
 from graphopt.quant.units import Unit
 from graphopt.verify.session import Session

@@ -15,8 +15,8 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
+from graphopt.ir.model import tapped
 from graphopt.quant.kernels import IntegerKernels, activation_slots, channel_axis, weight_of
-from graphopt.quant.observe import tapped
 from graphopt.quant.place import Weights
 from graphopt.quant.ranges import Range, affine, along, quantize_weight, weight_scales
 from graphopt.quant.units import Unit, units_of

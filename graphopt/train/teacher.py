@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
-from graphopt.quant.observe import leading_to
+from graphopt.ir.model import leading_to
 from graphopt.quant.positions import Positions
 from graphopt.train.module import to_module
 from graphopt.verify.session import Session

@@ -42,7 +42,7 @@ class ApartSession:
     def __init__(
         self, model: ir.Model, *, optimize: Literal["off", "all"], seed: int = 0, memory: int | None = None
     ) -> None:
-        from graphopt.verify.session import MANY_NODES, seed_of, skeleton_file
+        from graphopt.verify.session import reuses_buffers, seed_of, skeleton_file
 
         self._count = 0
         self._pending: list[Path] = []
@@ -54,7 +54,7 @@ class ApartSession:
             stack.callback(self._child.close)
             self._cleanup = stack.pop_all()
         request = {"model": str(path), "optimize": optimize, "seed": seed_of(seed), "memory": memory}
-        self._child.send({**request, "reuse": len(model.graph) <= MANY_NODES})
+        self._child.send({**request, "reuse": reuses_buffers(model)})
 
     def __enter__(self) -> ApartSession:
         return self

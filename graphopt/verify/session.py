@@ -20,9 +20,7 @@ from graphopt.errors import MissingExtraError, TargetError, shorten
 from graphopt.ir import model as ir_model
 
 _ALIGN = 4096
-MANY_NODES = 2000
-"""From which on no buffers are reused: the search for one compares each tensor with all that are free, 20 s at 10,000
-nodes."""
+_MANY_NODES = 2000
 
 
 def onnxruntime() -> Any:
@@ -43,6 +41,11 @@ def onnxruntime() -> Any:
 def seed_of(seed: int) -> int:
     """The seed to give ONNX Runtime: with 0 all its random nodes draw the same numbers, one beside the other."""
     return seed + 1
+
+
+def reuses_buffers(model: ir.Model) -> bool:
+    """Whether ONNX Runtime is to: its search compares each tensor with all that are free, 20 s at 10,000 nodes."""
+    return len(model.graph) <= _MANY_NODES
 
 
 @contextlib.contextmanager
@@ -128,7 +131,7 @@ class Session:
         options.intra_op_num_threads = threads
         # Runs of the reference wait for one another; spinning would only take the cores from what comes next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_mem_reuse = len(model.graph) <= MANY_NODES
+        options.enable_mem_reuse = reuses_buffers(model)
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         self._weights: list[Any] = []

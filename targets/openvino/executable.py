@@ -197,7 +197,7 @@ class OpenVinoExecutable:
             results = self._infer(arrays)
         return {name: np.asarray(results[index]) for index, name in enumerate(self.output_names)}
 
-    def _infer(self, arrays: Mapping[int, npt.NDArray[Any]]) -> Any:
+    def _infer(self, arrays: dict[int, npt.NDArray[Any]]) -> Any:
         """Outputs by index; one thread at a time."""
         if self._failed:
             # A compiled model in which a kernel refused its sizes goes on failing, whatever it is given.
@@ -205,7 +205,7 @@ class OpenVinoExecutable:
         try:
             # Outputs are copied: the next run writes into the same memory.
             with self._mode():
-                return self.request.infer(dict(arrays), share_inputs=True, share_outputs=False)
+                return self.request.infer(arrays, share_inputs=True, share_outputs=False)
         except Exception as error:  # as above
             self._failed = True
             raise TargetError(

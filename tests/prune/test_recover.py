@@ -139,7 +139,7 @@ def test_walking_gives_what_running_does() -> None:
     model = capture(proto).model
     samples = [{"x": RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(3)]
     walk = Walk(model, samples)
-    from graphopt.quant.observe import tapped
+    from graphopt.ir.model import tapped
 
     inner = [node.outputs[0].name or "" for node in model.graph]
     for name in inner[1::3]:
