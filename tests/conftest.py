@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAPHOPT_CACHE", str(folder))
         yield folder
+
+
+_DRAWN_SO_FAR: dict[str, Any] = {}
+"""Where each module's generator stood before its first test."""
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> None:
+    """A test draws the same numbers from its module's ``RNG`` whichever tests ran before it in this process."""
+    generator = getattr(request.module, "RNG", None)
+    if generator is not None:
+        state = _DRAWN_SO_FAR.setdefault(request.module.__name__, generator.bit_generator.state)
+        generator.bit_generator.state = state
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
