@@ -81,6 +81,15 @@ class _Attempt:
         return "" if self.comparison is None else self.comparison.describe()
 
 
+@dataclass(frozen=True)
+class _Spare:
+    """A clone that a pass left as it was, as good as new for the next one."""
+
+    of: ir.Model
+    clone: ir.Model
+    fingerprint: int
+
+
 @dataclass
 class PassManager:
     """Runs passes over a model, each one a transaction.
@@ -100,7 +109,7 @@ class PassManager:
     limits: Limits = field(default_factory=Limits)
     allow_domains: frozenset[str] = frozenset()
     repro_dir: Path | None = None
-    _spare: tuple[ir.Model, ir.Model] | None = field(default=None, init=False, repr=False)
+    _spare: _Spare | None = field(default=None, init=False, repr=False)
     _accepted: list[Feeds] | None = field(default=None, init=False, repr=False)
 
     def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
@@ -108,17 +117,19 @@ class PassManager:
         records: list[PassRecord] = []
         with ir_model.paused_collection():
             changed: set[int] = set()
+            nodes = count_nodes(model)
             for pass_ in self.passes:
                 if pass_.after is not None and id(pass_.after) not in changed:
                     continue
                 for listener in self.listeners:
                     listener.pass_started(pass_.name)
-                record = PassRecord(pass_.name, pass_.numerics, nodes_before=count_nodes(model))
+                record = PassRecord(pass_.name, pass_.numerics, nodes_before=nodes)
                 before = model
                 model = self._transaction(pass_, model, record)
                 if model is not before:
                     changed.add(id(pass_))
-                record.nodes_after = count_nodes(model)
+                    nodes = count_nodes(model)
+                record.nodes_after = nodes
                 records.append(record)
                 for listener in self.listeners:
                     listener.pass_ended(record, model)
@@ -186,11 +197,11 @@ class PassManager:
 
     def _attempt(self, pass_: Pass, model: ir.Model, record: PassRecord, gate: Gate) -> _Attempt:
         started = time.monotonic()
-        # A pass that did nothing leaves its clone as good as new.
         spare, self._spare = self._spare, None
-        clone = spare[1] if spare is not None and spare[0] is model else ir_model.clone(model)
-        attempt = _Attempt(clone, RewriteLog())
-        before = fingerprint(clone)
+        if spare is None or spare.of is not model:
+            clone = ir_model.clone(model)
+            spare = _Spare(model, clone, fingerprint(clone))
+        attempt = _Attempt(spare.clone, RewriteLog())
         try:
             if pass_.native:
                 attempt.modified = run_isolated(pass_, attempt.model, attempt.log, self.limits.pass_seconds)
@@ -202,12 +213,12 @@ class PassManager:
         record.seconds += time.monotonic() - started
         started = time.monotonic()
         if not attempt.failure:
-            untouched = fingerprint(attempt.model) == before
+            untouched = fingerprint(attempt.model) == spare.fingerprint
             attempt.modified = attempt.modified or not untouched
             if attempt.modified:
                 self._verify(pass_, model, attempt)
             elif untouched:
-                self._spare = (model, attempt.model)
+                self._spare = spare
         record.verify_seconds += time.monotonic() - started
         return attempt
 
@@ -281,13 +292,16 @@ def _only(first: frozenset[Application], still_allowed: Gate) -> Gate:
 def fingerprint(model: ir.Model) -> int:
     """Changes whenever a node, an operand, an attribute or a constant of this very object is changed."""
     parts: list[int] = []
-    for graph in ir_model.all_graphs(model):
+    pending = [model.graph, *(function.graph for function in model.functions.values())]
+    while pending:
+        graph = pending.pop()
         for node in graph:
             parts.append(id(node))
             parts.append(hash(node.op_type))
             parts.extend(map(id, node.inputs))
             if node.attributes:
                 parts.extend(map(id, node.attributes.values()))
+                pending.extend(ir_model.subgraphs_of(node))
         parts.extend(map(id, graph.outputs))
         parts.extend(id(value.const_value) for value in graph.initializers.values())
     return hash(tuple(parts))

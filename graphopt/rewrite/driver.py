@@ -20,7 +20,7 @@ import onnx_ir as ir
 from graphopt.errors import PassFailedError
 from graphopt.ir import check, kernels, provenance
 from graphopt.ir.graphs import free_name
-from graphopt.rewrite.rewrite import Builder, Refuse, Rewrite
+from graphopt.rewrite.rewrite import Builder, Refuse, Rewrite, site_of
 
 _MOST_SWEEPS = 12
 _WIDE = 64
@@ -144,15 +144,16 @@ class Driver:
                     again.extend(self._try(candidate, graph))
 
     def _try(self, node: ir.Node, graph: ir.Graph) -> Iterable[ir.Node]:
+        site = site_of(node)
         for rewrite in self._by_root.get(_key(node), ()):
             if rewrite.name in self._broken:
                 continue
-            site = node.outputs[0].name or node.name or node.op_type
             occurrence = self._occurrences[rewrite.name, site]
             build = Builder(node, rewrite.name, occurrence)
             try:
                 result = rewrite.apply(node, build)
-                _require_kernels(build.nodes, self._imports.get(""))
+                if result is not None:
+                    _require_kernels(build.nodes, self._imports.get(""))
             except Refuse as refusal:
                 build.discard()
                 if (rewrite.name, site) not in self._refused:

@@ -88,6 +88,11 @@ class Match(Mapping[str, "ir.Value | None"]):
         return Refuse(reason)
 
 
+def site_of(node: ir.Node) -> str:
+    """The name by which people find ``node``: that of its first output, where it has one."""
+    return node.outputs[0].name or node.name or node.op_type
+
+
 class Builder:
     """Collects the nodes and constants that a rewrite wants, off the graph.
 
@@ -103,13 +108,13 @@ class Builder:
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self.extra_replacements: list[tuple[ir.Value, ir.Value]] = []
-        self._stem = f"{root.outputs[0].name or root.name or root.op_type}/{rewrite}"
+        self._rewrite = rewrite
         self._serial = serial
         self._count = 0
 
     def _name(self) -> str:
         self._count += 1
-        return f"{self._stem}_{self._serial}_{self._count}"
+        return f"{site_of(self.root)}/{self._rewrite}_{self._serial}_{self._count}"
 
     def op(
         self,
