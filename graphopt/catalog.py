@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.data.functions import load_object
 from graphopt.errors import GraphoptError, UnknownNameError, UsageError
 from graphopt.pipeline.spec import PassSpec, make_options
 from graphopt.pipelines import GROUPS, PASSES, PIPELINES, GroupOptions
@@ -82,14 +83,17 @@ def _load(path: str) -> Any:
 
 
 def pass_class(name: str) -> Any:
-    """The class of a built-in pass or rewrite, or of a plugin's.
+    """The class of a built-in pass or rewrite, of a plugin's, or of one in ``FILE.py:NAME`` or ``MODULE:NAME``.
 
     Raises:
         UnknownNameError: No such pass; suggests the nearest.
+        UsageError: No such file or name in it.
         GraphoptError: The plugin that offers it cannot be imported.
     """
     if name in PASSES:
         return _load(PASSES[name])
+    if ":" in name:
+        return load_object(name, "passes", "pass")
     plugins = _plugins("graphopt.passes")
     if name in plugins:
         try:
@@ -137,7 +141,15 @@ def _single(spec: PassSpec) -> Pass:
     if isinstance(found, type) and issubclass(found, Pass):
         return found(make_options(found.Options, spec.options, f"pass {spec.name!r}"))
     make_options(NoOptions, spec.options, f"pass {spec.name!r}")
-    return as_pass(found() if isinstance(found, type) else found)
+    try:
+        return as_pass(found() if isinstance(found, type) else found)
+    except TypeError as error:
+        if ":" not in spec.name:
+            raise
+        raise UsageError(
+            f"{spec.name} cannot stand in a pass list: {error}",
+            hint="name a Pass, a Rewrite or an onnx_ir.passes.PassBase: an object, or a class without arguments",
+        ) from error
 
 
 def _group(name: str, spec: PassSpec, done: set[str]) -> list[Pass]:

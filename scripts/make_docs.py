@@ -37,7 +37,7 @@ What breaks this is undone, down to the single rewrite, and reported with a repr
 
 A group takes the option `disable`, as `fuse{disable=[gelu,silu]}`, and a pass those of its table, as
 `quantize{ops=[Conv],smooth=false}`. `graphopt passes` shows the same list, with the passes of installed plugins, and
-`graphopt passes NAME` one of them.
+`graphopt passes NAME` one of them. A pass of your own is named by its file or module, as `my_passes.py:MyPass`.
 """
 
 LEGALIZATION_HEAD = """

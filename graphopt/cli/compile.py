@@ -114,7 +114,8 @@ def _value(name: str, value: Any, path: Path) -> Any:
 )  # fmt: skip
 @click.option(
     "--passes", default="fuse", show_default=True, metavar="P,...",
-    help="Passes, groups or pipelines with options, as 'fold,fuse{disable=[gelu]}'; `graphopt passes` lists them.",
+    help="Passes, groups or pipelines with options, as 'fold,fuse{disable=[gelu]}'; `graphopt passes` lists them. "
+    "FILE.py:PASS is one of your own.",
 )  # fmt: skip
 @input_shape_option
 @data_option

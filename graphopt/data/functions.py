@@ -1,4 +1,4 @@
-"""Functions of the user's own, named on the command line: ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
+"""What is the user's own, named on the command line: ``FILE.py:NAME`` or ``MODULE:NAME``."""
 
 from __future__ import annotations
 
@@ -28,27 +28,39 @@ def transform_of(given: str | Callable[..., Any] | None, data: object) -> Callab
 
 
 def load_function(given: str, what: str) -> Callable[..., Any]:
-    """The function.
+    """The function; as :func:`load_object`.
+
+    Raises:
+        UsageError: As there, or it is no function.
+    """
+    function = load_object(given, what, "function")
+    if not callable(function):
+        raise UsageError(f"{given} is no function", hint=_takes(what, "function"))
+    found: Callable[..., Any] = function
+    return found
+
+
+def load_object(given: str, what: str, kind: str) -> Any:
+    """What a file or a module has under a name.
 
     Args:
         what: What it is for, as the option is called without its hyphens ("metric", "transform").
+        kind: What it should be, in a word.
 
     Raises:
-        UsageError: There is no such file or function, or the file cannot be loaded.
+        UsageError: There is no such file or name, or the file cannot be loaded.
     """
     place, _, name = given.rpartition(":")
     if not place:
-        raise UsageError(
-            f"the {what} {given!r} names no function",
-            hint=f"--{what} takes FILE.py:FUNCTION or MODULE:FUNCTION",
-        )
-    function = getattr(_module(place, given, what), name, None)
-    if not callable(function):
-        raise UsageError(
-            f"{place} has no function {name!r}", hint=f"--{what} takes FILE.py:FUNCTION or MODULE:FUNCTION"
-        )
-    found: Callable[..., Any] = function
-    return found
+        raise UsageError(f"the {what} {given!r} names no {kind}", hint=_takes(what, kind))
+    try:
+        return getattr(_module(place, given, what), name)
+    except AttributeError:
+        raise UsageError(f"{place} has no {kind} {name!r}", hint=_takes(what, kind)) from None
+
+
+def _takes(what: str, kind: str) -> str:
+    return f"--{what} takes FILE.py:{kind.upper()} or MODULE:{kind.upper()}"
 
 
 def _module(place: str, given: str, what: str) -> Any:

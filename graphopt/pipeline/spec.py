@@ -3,8 +3,9 @@
 Grammar::
 
     list    = item {"," item}
-    item    = name ["{" [option {"," option}] "}"]
+    item    = (name | place ":" name) ["{" [option {"," option}] "}"]
     option  = key "=" value
+    place   = FILE.py | MODULE
     value   = "[" [value {"," value}] "]" | JSON number, string, true, false, null | bare word
 """
 
@@ -22,12 +23,13 @@ from typing import Any
 from graphopt.errors import SpecError, UnknownNameError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+_OWN = re.compile(r"[^,{}\[\]=\s\"]+:[A-Za-z_]\w*")
 _BARE = re.compile(r"[^,\[\]{}=\s\"]+")
 
 
 @dataclass(frozen=True)
 class PassSpec:
-    """A name and its options, as written."""
+    """A name and its options, as written. A name with a colon is that of a pass in a file or a module."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +69,8 @@ class _Parser:
         return tuple(items)
 
     def _item(self) -> PassSpec:
-        name = self._match(_NAME, "a pass name")
+        own = _OWN.match(self.text, self.at)
+        name = self._match(_OWN if own else _NAME, "a pass name")
         options: dict[str, Any] = {}
         if self._peek() == "{":
             self._take("{")

@@ -53,6 +53,52 @@ def test_compile_prints_the_report_and_writes_a_bundle(cli: Any, model: Path, tm
     assert not list(tmp_path.glob("graphopt-repro-*")) and not list(tmp_path.glob(".*"))
 
 
+def test_a_pass_of_a_file_stands_in_a_pass_list(cli: Any, model: Path, tmp_path: Path) -> None:
+    """A rewrite that fires, in a file that nothing has installed, and a pass with an option of its own."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from graphopt.pipeline.base import Numerics, Pass\n"
+        "from graphopt.rewrite import PatternRewrite, op, var\n"
+        "class Twice(PatternRewrite):\n"
+        "    'relu(x)  ==>  relu(relu(x))'\n"
+        "    name = 'twice'\n"
+        "    patterns = (op('Relu', var('x')),)\n"
+        "    def build(self, match, build):\n"
+        "        x = match['x']\n"
+        "        if x.producer() is not None and x.producer().op_type == 'Relu' or self.of(match.root):\n"
+        "            return None\n"
+        "        y = match.root.outputs[0]\n"
+        "        return build.op('Relu', build.op('Relu', x, like=y), like=y)\n"
+        "    def of(self, node):\n"
+        "        return any(use.op_type == 'Relu' for use in node.outputs[0].consumers())\n"
+        "class Named(Pass):\n"
+        "    name = 'named'\n"
+        "    numerics = Numerics.EXACT\n"
+        "    @dataclass(frozen=True)\n"
+        "    class Options:\n"
+        "        producer: str = ''\n"
+        "    def run(self, model, log, gate):\n"
+        "        model.producer_name = self.options.producer\n"
+        "        return True\n"
+    )
+    from .conftest import build
+
+    build([onnx.helper.make_node("Relu", ["x"], ["y"])], tmp_path / "relu.onnx")
+    done = cli(
+        "compile",
+        "relu.onnx",
+        "--passes",
+        "mine.py:Twice,mine.py:Named{producer=me}",
+        "--tune",
+        "0.1s",
+        "--json",
+    )
+    assert done.code == 0, done.err
+    first, second = done.json["passes"][:2]
+    assert (first["name"], first["rewrites"], second["name"]) == ("twice", {"twice": 1}, "named")
+    assert (first["status"], second["status"]) == ("applied", "applied")
+
+
 def test_compile_json_has_the_promised_keys(cli: Any, model: Path) -> None:
     done = cli("compile", "model.onnx", *FAST, "--json")
     report = done.json

@@ -22,6 +22,9 @@ from graphopt.pipeline.spec import PassSpec, make_options, parse
         ("p{a=1,b=0.5,c=true,d=word,e=\"two words\"},q", [PassSpec("p", {"a": 1, "b": 0.5, "c": True, "d": "word", "e": "two words"}), PassSpec("q")]),
         ("p{}", [PassSpec("p")]),
         ("p{a=[]}", [PassSpec("p", {"a": []})]),
+        ("fold,../mine.py:Strip{a=1}", [PassSpec("fold"), PassSpec("../mine.py:Strip", {"a": 1})]),
+        ("C:\\p\\mine.py:Strip", [PassSpec("C:\\p\\mine.py:Strip")]),
+        ("a.b:Strip,fuse", [PassSpec("a.b:Strip"), PassSpec("fuse")]),
     ],
 )  # fmt: skip
 def test_reads(text: str, specs: list[PassSpec]) -> None:
