@@ -123,12 +123,8 @@ def _slice(node: ir.Node, lookup: Lookup) -> Elements | None:
         if elements is None or elements.numbers is None or len(elements.items) != 1:
             return None
         bounds.append(elements.numbers[0])
-    start, end, step = bounds
-    if step == 0 or (step < 0 and end >= 2**31 - 1):
-        return None  # Backwards to "the end" means nothing to NumPy, everything to ONNX Runtime.
-    # Below the front, going backwards, is "all the way" in Python only when written as None.
-    stop = None if step < 0 and end < -len(found.items) else end
-    return Elements(1, found.items[start:stop:step])
+    places = facts.sliced(len(found.items), *bounds)
+    return None if places is None else Elements(1, tuple(found.items[place] for place in places))
 
 
 def _concat(node: ir.Node, lookup: Lookup) -> Elements | None:

@@ -154,8 +154,8 @@ def _part(shapes: Shapes, value: ir.Value | None, covered: list[ir.Node]) -> _Pa
     if start[0].known is None or stop[0].known is None or step[0] < 1:
         return None
     covered.append(node)
-    begin, end, _ = slice(start[0].known, stop[0].known).indices(size)
-    return _Part(source, begin, end, step[0])
+    places = facts.sliced(size, start[0].known, stop[0].known)
+    return None if places is None else _Part(source, places.start, places.stop, step[0])
 
 
 def _is_last_axis(node: ir.Node, value: ir.Value) -> bool:

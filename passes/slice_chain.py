@@ -20,7 +20,6 @@ from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 _LAST = 2**63 - 1
 _FIRST = -(2**63)
-_UNBOUNDED = 2**31 - 1
 Bounds = tuple[int, int, int]
 
 
@@ -40,22 +39,17 @@ def bounds_by_axis(node: ir.Node, rank: int | None) -> dict[int, Bounds] | None:
         axes = tuple(axis % rank for axis in axes)
     if len(set(axes)) != len(axes) or 0 in steps:
         return None
-    # Going backwards to "the end": NumPy takes nothing, ONNX Runtime everything.
-    if any(step < 0 and end >= _UNBOUNDED for end, step in zip(ends, steps, strict=True)):
-        return None
     return dict(zip(axes, zip(starts, ends, steps, strict=True), strict=True))
-
-
-def _python(bounds: Bounds) -> slice:
-    start, end, step = bounds
-    # Below the front, going backwards, is "all the way" in Python only when written as None.
-    return slice(start, None if step < 0 and end <= -(2**31) else end, step)
 
 
 def compose(first: Bounds, second: Bounds, size: int | None) -> Bounds | None:
     """``x[first][second]`` as one slice of a dimension of ``size``; None where that needs an unknown size."""
     if size is not None:
-        picked = range(size)[_python(first)][_python(second)]
+        inner = facts.sliced(size, *first)
+        outer = None if inner is None else facts.sliced(len(inner), *second)
+        if inner is None or outer is None:
+            return None
+        picked = inner[outer.start : outer.stop if outer.stop >= 0 else None : outer.step]
         if not picked:
             return (0, 0, 1)
         if picked.step > 0:
@@ -94,7 +88,7 @@ class SliceChain(Rewrite):
             if axis in first:
                 joined = compose(first[axis], bounds, None if shape is None else shape[axis])
                 if joined is None:
-                    raise Refuse("the bounds depend on a dynamic dimension")
+                    raise Refuse("the bounds depend on a dynamic dimension, or are not clear")
                 bounds = joined
             merged[axis] = bounds
         axes = sorted(merged)

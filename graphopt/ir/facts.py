@@ -11,6 +11,9 @@ import onnx_ir as ir
 Array = npt.NDArray[Any]
 Dim = int | str | None
 
+_UNBOUNDED = 2**31 - 1
+"""From here on, the end of a Slice is that of the axis."""
+
 SPARSITY = "graphopt.sparsity"
 """Key in the ``metadata_props`` of an initializer whose zeros are to stay: "2:4", another pattern, "unstructured"."""
 
@@ -122,6 +125,19 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     if len(consumers) != 1:
         return None
     return next(iter(consumers.values()))
+
+
+def sliced(size: int, start: int, end: int, step: int = 1) -> range | None:
+    """The places that Slice takes of an axis, as the ONNX specification clamps them (Slice, from version 10 on).
+
+    Python's slices agree going forwards. Going backwards, a start before the first place means the first one here,
+    and nothing there. None where ``step`` is 0, or leads backwards to "the end", which runtimes read in two ways.
+    """
+    if step == 0 or (step < 0 and end >= _UNBOUNDED):
+        return None
+    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
+    first, last = (0, size) if step > 0 else (-1, size - 1)
+    return range(min(max(start, 0), last), min(max(end, first), last), step)
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:

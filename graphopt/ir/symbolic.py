@@ -249,7 +249,8 @@ class Shapes:
                 return None
             start, stop, *rest = (bound[0] for bound in bounds if bound)
             step = rest[1] if len(rest) > 1 else 1
-            return inner[start:stop:step] if step > 0 else None
+            places = facts.sliced(len(inner), start, stop, step)
+            return None if places is None else tuple(inner[place] for place in places)
         return None
 
     def _along_axes(self, node: ir.Node, source: Dims) -> Dims | None:
@@ -314,10 +315,12 @@ class Shapes:
 
     def _slice_size(self, node: ir.Node, size: Dim) -> Dim | None:
         bounds = [self.elements(operand) for operand in (*node.inputs[1:3], *node.inputs[4:5])]
-        numbers = [bound[0].known for bound in bounds if bound is not None and len(bound) == 1]
-        if len(numbers) != len(bounds) or None in numbers or size.known is None:
+        sizes = [bound[0].known for bound in bounds if bound is not None and len(bound) == 1]
+        numbers = [number for number in sizes if number is not None]
+        if len(numbers) != len(bounds) or size.known is None:
             return None
-        return Dim(len(range(*slice(*numbers).indices(size.known))))
+        places = facts.sliced(size.known, *numbers)
+        return None if places is None else Dim(len(places))
 
     def _elementwise(self, node: ir.Node) -> Dims | None:
         """Arithmetic on dimensions; ``Where(Equal(target, -1), 1, target)`` is what PyTorch's expand becomes."""

@@ -106,7 +106,8 @@ def _handed(
         return None if chosen is None else [origins[place] for place in chosen]
     if kind == "Slice" and slot == 0:
         part = (slices_of(node, 1) or {}).get(0)
-        return None if part is None else origins[part]
+        places = None if part is None else facts.sliced(len(origins), part.start, part.stop, part.step)
+        return None if places is None else [origins[place] for place in places]
     dims = facts.dims(node.outputs[0])
     if kind in _ARITHMETIC and dims is not None and len(dims) < 2 and None not in dims:
         return [frozenset[int]().union(*origins)] * (dims[0] or 0 if dims else 1)

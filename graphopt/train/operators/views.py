@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphopt.ir import facts
+
 TYPES: Mapping[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool,
     10: torch.float16, 11: torch.float64, 16: torch.bfloat16,
@@ -113,7 +115,9 @@ def slice_(
     places = range(starts.numel()) if axes is None else [int(axis) for axis in axes]
     strides = [1] * starts.numel() if steps is None else [int(step) for step in steps]
     for axis, start, end, step in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
-        found = range(*slice(start, end, step).indices(x.shape[axis]))
+        found = facts.sliced(x.shape[axis], start, end, step)
+        if found is None:
+            raise NotImplementedError("a Slice that goes backwards to the end")
         if step > 0:
             x = torch.narrow(x, axis, found.start, max(found.stop - found.start, 0))
             x = x if step == 1 else x[(slice(None),) * (axis % x.ndim) + (slice(None, None, step),)]
