@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt._version import __version__
-from graphopt.cache import cache_folder
+from graphopt.cache import cache_folder, read_archive, write_archive
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.clipping import Rule
@@ -29,7 +29,6 @@ from graphopt.quant.observe import Calibration
 from graphopt.quant.place import Weights
 from graphopt.quant.prepare import Prepared, Step
 from graphopt.quant.ranges import Range
-from graphopt.quant.store import read_archive, write_archive
 
 FORMAT = 1
 """Raised when the same preparation would be written, or done, in another way."""

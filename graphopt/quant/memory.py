@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt._version import __version__
-from graphopt.cache import cache_folder
+from graphopt.cache import cache_folder, write_file
 from graphopt.ir.hash import content_hash
 from graphopt.quant.cut import Costs
 from graphopt.quant.kernels import IntegerKernels
@@ -29,7 +28,6 @@ from graphopt.quant.sweep import Noise
 from graphopt.verify.budget import Evaluation, Judgement
 
 _FORMAT = 4
-_MOST_FILES = 200
 
 
 def default_folder() -> Path:
@@ -155,16 +153,9 @@ class Memory:
     def _write(self) -> None:
         if self._path is None:
             return
+        content = json.dumps(self._content).encode()
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(self._content), encoding="utf-8")
-            os.replace(part, self._path)
-            files = sorted(
-                self._path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True
-            )
-            for file in files[_MOST_FILES:]:
-                file.unlink(missing_ok=True)
+            write_file(self._path, lambda file: file.write(content))
         except OSError:
             # A cache that cannot be written costs time later and nothing now.
             self._path = None

@@ -8,27 +8,20 @@ ranges are not in it, since every rule for them reads the same histograms. The o
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from graphopt.cache import cache_folder
+from graphopt.cache import cache_folder, read_archive, write_archive
 from graphopt.ir.facts import Array
 from graphopt.quant.histogram import Histogram
 
 FORMAT = 2
 """Raised when the same data would be counted in another way."""
 
-_MOST_BYTES = 500_000_000
 _NUMBERS = ("low", "high", "elements", "zeros", "is_finite", "largest", "exponent")
-
-T = TypeVar("T")
 
 Seen = dict[str, tuple[Histogram, int]]
 """Histogram and number of samples in it, by tensor name."""
@@ -65,41 +58,6 @@ class Store:
         return ""
 
 
-def read_archive(path: Path | None, unpack: Callable[[Mapping[str, Any]], T]) -> T | None:
-    """What a file of the cache holds, which is the last used then; None where there is none, or a damaged one."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        # Opened here: numpy leaves the file open where it is no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = unpack(archive)
-        path.touch()
-        return found
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError):
-        # Cut off by a full disk or a power failure: made again, and overwritten.
-        return None
-
-
-def write_archive(path: Path, arrays: Mapping[str, Array], *, compressed: bool) -> None:
-    """Put a file into the cache, whole or not at all; the files used longest ago make room.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    save = np.savez_compressed if compressed else np.savez
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-        try:
-            save(file, allow_pickle=False, **arrays)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    _prune(folder)
-
-
 def _pack(seen: Mapping[str, tuple[Histogram, int]]) -> dict[str, Array]:
     packed: dict[str, Array] = {
         "names": np.array(json.dumps([FORMAT, list(seen)])),
@@ -131,14 +89,4 @@ def _unpack(archive: Mapping[str, Any]) -> Seen:
     return found
 
 
-def _prune(folder: Path) -> None:
-    """Leave the files of a folder that were used last, as far as they take 500 MB together; the very last one stays."""
-    files = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
-    total = 0
-    for place, file in enumerate(files):
-        total += file.stat().st_size
-        if place and total > _MOST_BYTES:
-            file.unlink(missing_ok=True)
-
-
-__all__ = ["Seen", "Store", "default_folder", "read_archive", "write_archive"]
+__all__ = ["Seen", "Store", "default_folder"]

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.cache import cache_folder
+from graphopt.cache import cache_folder, read_archive, write_archive
 from graphopt.ir.facts import Array
-from graphopt.quant.store import read_archive, write_archive
 from graphopt.train.module import Module
 
 if TYPE_CHECKING:
