@@ -321,7 +321,10 @@ class Compilation:
     def _not_reached(self, optimized: ir.Model, reference: Reference) -> list[str]:
         """Warnings of branches in which nothing was compared."""
         trials = [trial.feeds for trial in reference.trials]
-        branches = unreached(optimized, trials, threads=self.request.threads)
+        try:
+            branches = unreached(optimized, trials, threads=self.request.threads)
+        except TargetError as error:
+            return [f"which branches the inputs that were verified take is not known: {error.message}"]
         if not branches:
             return []
         return [

@@ -27,9 +27,9 @@ Runtime 1.27 and older, whose Attention makes NaN of a row of -inf, a guard wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -44,16 +44,24 @@ from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
+@dataclass(frozen=True)
+class _Fill:
+    """Where puts a low number in place of scores: where ``condition`` holds (``closed``), or where it does not."""
+
+    condition: ir.Value
+    number: float
+    closed: bool
+
+
 @dataclass
 class _Scores:
-    """What was found between the softmax and the product of queries and keys."""
+    """What was found between the softmax and the product of queries and keys; masks from the inside to the outside."""
 
     query: ir.Value
     key_transposed: ir.Value
     scale: float
     softcap: float = 0.0
-    masks: list[ir.Value] = field(default_factory=list)
-    conditions: list[tuple[ir.Value, ir.Value, bool]] = field(default_factory=list)
+    masks: list[ir.Value | _Fill] = field(default_factory=list)
     covered: list[ir.Node] = field(default_factory=list)
 
 
@@ -175,13 +183,13 @@ def _scores(shapes: Shapes, value: ir.Value, depth: int = 4) -> Iterator[_Scores
                 yield found
     elif depth and node.op_type == "Where" and left is not None:
         for index, inner_value in ((1, node.inputs[2]), (2, node.inputs[1])):
-            low, fill = facts.scalar(node.inputs[index]), node.inputs[index]
-            # A finite fill must swallow any score, so that a wholly masked row stays uniform.
+            low = facts.scalar(node.inputs[index])
+            # A wholly masked row of float16 would be rounded to uniform weights.
             limit = -np.inf if value.dtype == ir.DataType.FLOAT16 else _masks.CLOSED
-            if low is None or low > limit or inner_value is None or fill is None:
+            if low is None or low > limit or inner_value is None:
                 continue
             for found in _scores(shapes, inner_value, depth - 1):
-                found.conditions.append((left, fill, index == 1))
+                found.masks.append(_Fill(left, low, index == 1))
                 found.covered.append(node)
                 yield found
     else:
@@ -270,17 +278,15 @@ def _mask(
     build: Builder, shapes: Shapes, scores: _Scores, guarded: bool, q: Operand, k: Operand
 ) -> tuple[ir.Value | None, int | None]:
     """The additive mask at [..., query length, key length], or the attribute ``is_causal``."""
-    if len(scores.masks) == 1 and not scores.conditions and _masks.is_causal(scores.masks[0]):
-        _check_fits(shapes.of(scores.masks[0]), q, k)
+    only = scores.masks[0] if len(scores.masks) == 1 else None
+    if isinstance(only, ir.Value) and _masks.is_causal(only):
+        _check_fits(shapes.of(only), q, k)
         if q.dims[-2] == k.dims[-2] and q.dims[-2] != ONE:
             return None, 1
     terms = _terms(build, shapes, scores, q, k)
     if not terms:
         return None, None
-    total, dims, _ = terms[0]
-    for mask, more, _ in terms[1:]:
-        dims = _join(dims, more)
-        total = build.op("Add", total, mask, shape=ir.Shape([dim.known for dim in dims]))
+    total, dims = _sum(build, terms)
     bounds = [bound for _, _, bound in terms]
     heads = q.dims[1] if len(q.dims) == 4 else ONE
     if not _masks.stays_open([mask for mask, _, _ in terms], bounds):
@@ -303,26 +309,62 @@ def _mask(
     return total, None
 
 
-def _terms(
-    build: Builder, shapes: Shapes, scores: _Scores, q: Operand, k: Operand
-) -> list[tuple[ir.Value, Dims, float]]:
-    """(mask, its dimensions, a bound from below) of each additive mask and each Where."""
-    terms = []
-    for mask in scores.masks:
-        dims = shapes.of(mask)
-        _check_fits(dims, q, k)
-        terms.append((mask, dims or (), _masks.lowest(mask)))
+_Term: TypeAlias = tuple[ir.Value, Dims, float]
+"""A mask to be added, its dimensions, a bound from below."""
+
+
+def _terms(build: Builder, shapes: Shapes, scores: _Scores, q: Operand, k: Operand) -> list[_Term]:
+    """What is to be added to the scores for its masks."""
     dtype = scores.query.dtype
-    for condition, fill, closed in scores.conditions:
-        dims = shapes.of(condition)
+    _check_fills(scores.masks, _masks.limit(dtype))
+    terms: list[_Term] = []
+    for mask in scores.masks:
+        dims = shapes.of(mask.condition if isinstance(mask, _Fill) else mask)
         _check_fits(dims, q, k)
-        low = facts.scalar(fill) or 0.0
-        low = max(low, _masks.above_limit(dtype)) if np.isfinite(low) else low
-        numbers = [np.array(number, dtype=facts.numpy_dtype(scores.query)) for number in (0.0, low)]
-        arms = reversed(numbers) if closed else numbers
-        shape = condition.shape.copy() if condition.shape is not None else None
-        terms.append((build.op("Where", condition, *arms, dtype=dtype, shape=shape), dims or (), low))
+        assert dims is not None
+        if isinstance(mask, ir.Value):
+            terms.append((mask, dims, _masks.lowest(mask)))
+            continue
+        # Added to scores, whose place it took, it must swallow any of them: the spacing of floats at -1e9 is 64.
+        low = _masks.above_limit(dtype) if np.isfinite(mask.number) else -np.inf
+        inner: ir.Value | facts.Array = np.array(0.0, dtype=facts.numpy_dtype(scores.query))
+        bound = low
+        if np.isfinite(low) and terms:
+            # What is beneath it does not count, so that entries masked twice are like those masked once.
+            inner, more = _sum(build, terms)
+            dims, bound = _join(dims, more), min(low, sum(bound for _, _, bound in terms))
+            terms.clear()
+        number = np.array(low, dtype=facts.numpy_dtype(scores.query))
+        arms = (number, inner) if mask.closed else (inner, number)
+        filled = build.op("Where", mask.condition, *arms, dtype=dtype, shape=[dim.known for dim in dims])
+        terms.append((filled, dims, bound))
     return terms
+
+
+def _check_fills(masks: Sequence[ir.Value | _Fill], limit: float) -> None:
+    """Refuse finite fills for which the lowest number cannot stand: beside masks that may be about as low as they are.
+
+    Between two entries of a row that is masked wholly, it counts which one is lower.
+    """
+    finite = [mask.number for mask in masks if isinstance(mask, _Fill) and np.isfinite(mask.number)]
+    if all(number <= limit for number in finite):
+        return
+    if len(set(finite)) > 1:
+        raise Refuse("masks put in different numbers")
+    below = True
+    for mask in masks:
+        if isinstance(mask, _Fill):
+            below = below and not np.isfinite(mask.number)
+        elif not below or _masks.lowest(mask) < finite[0] / 2:
+            raise Refuse("a mask that is added may be as low as the number that another puts in")
+
+
+def _sum(build: Builder, terms: Sequence[_Term]) -> tuple[ir.Value, Dims]:
+    total, dims, _ = terms[0]
+    for mask, more, _ in terms[1:]:
+        dims = _join(dims, more)
+        total = build.op("Add", total, mask, shape=ir.Shape([dim.known for dim in dims]))
+    return total, dims
 
 
 def _check_fits(dims: Dims | None, q: Operand, k: Operand) -> None:

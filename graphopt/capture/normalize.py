@@ -11,10 +11,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphopt.errors import InvalidGraphError, listed
-from graphopt.ir import names, opset
+from graphopt.ir import names, opset, shapes
 from graphopt.ir.describe import all_reads, describe_cycle, find_cycle, neighbourhood
 from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
-from graphopt.ir.shapes import size_or_name
 
 _OVERRIDABLE = 4
 """From this IR version on, an initializer that is an input too is its default."""
@@ -54,7 +53,7 @@ def _forget_placeholder_dims(graph: ir.Graph) -> None:
     values += [value for node in graph for value in node.outputs]
     for value in values:
         if value.shape is not None:
-            dims = [size_or_name(dim) for dim in value.shape]
+            dims = [shapes.size_or_name(dim) for dim in value.shape]
             if dims != [dim if isinstance(dim, int) else dim.value for dim in value.shape]:
                 value.shape = ir.Shape(dims)
 
@@ -210,6 +209,8 @@ def normalize(model: ir.Model) -> None:
 
 def _inline_functions(model: ir.Model) -> None:
     for function in model.functions.values():
+        # A dimension named in it is another one in each call.
+        shapes.forget_names(function.graph)
         for graph in with_subgraphs(function.graph):
             for node in graph:
                 version = function.opset_imports.get(node.domain)

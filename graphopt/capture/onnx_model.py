@@ -125,7 +125,7 @@ def _capture(
     model = ir_model.clone(given)
     inlined = bool(model.functions)
     normalize.normalize(model)
-    shapes.infer(model)
+    shapes.infer_anew(model)
     rewritten = upgrade.upgrade(model)
     for domain in {node.domain for node in model.graph.all_nodes()}:
         model.graph.opset_imports.setdefault(domain, upgrade.INTERNAL_OPSET if domain == "" else 1)

@@ -282,6 +282,9 @@ def size_candidates(model: ir.Model) -> Iterator[dict[str, int]]:
     kinds = {key: kind(key) for key in dynamic}
     tables: tuple[dict[str, tuple[int, ...]], ...] = (
         {"batch": (1,), "channel": (3,), "space": _stated_space(model) or (224, 224), "length": (32,)},
+        # What has a name of its own may have a size of its own, and something may hold only while sizes are equal.
+        {"batch": (2, 3, 5), "channel": (3,), "space": (160, 96, 128, 192), "length": (19, 23, 13, 29, 17)},
+        {"batch": (3,), "channel": (3,), "space": (64, 256), "length": (64, 48, 80, 40, 56)},
         {"batch": (2,), "channel": (3,), "space": (160, 96), "length": (19,)},
         {"batch": (3,), "channel": (3,), "space": (64, 256), "length": (64,)},
         {"batch": (1,), "channel": (1,), "space": (48, 320), "length": (128,)},
@@ -295,8 +298,12 @@ def size_candidates(model: ir.Model) -> Iterator[dict[str, int]]:
     )
     # The middle of three dimensions is a sequence's length, or the batch of a recurrent state [layers, batch, hidden].
     readings = ("length", "batch") if "middle" in kinds.values() else ("length",)
+    tried: list[dict[str, int]] = []
     for table in tables:
         for reading in readings:
             turn = {name: itertools.cycle(values) for name, values in table.items()}
-            turn["middle"] = itertools.cycle(table[reading])
-            yield {key: next(turn[kinds[key]]) for key in dynamic}
+            turn["middle"] = turn["length"] if reading == "length" else itertools.cycle(table["batch"])
+            sizes = {key: next(turn[kinds[key]]) for key in dynamic}
+            if sizes not in tried:
+                tried.append(sizes)
+                yield sizes

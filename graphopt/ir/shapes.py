@@ -63,6 +63,30 @@ def infer(model: ir.Model) -> bool:
     return True
 
 
+def infer_anew(model: ir.Model) -> bool:
+    """As :func:`infer`, from inputs and constants alone: what is declared within stands only where that says less.
+
+    Exporters declare what an example had, so a size within may contradict the inputs, whose sizes are open.
+    """
+    symbols = {name for value in model.graph.inputs for name in map(size_or_name, value.shape or ()) if name}
+    declared = _drop_inner_shapes(model)
+    inferred = infer(model)
+    restored = False
+    for value, shape in declared:
+        known = value.shape
+        if known is None:
+            value.shape = shape
+        elif len(known) == len(shape):
+            value.shape = ir.Shape(
+                [
+                    new if isinstance(new, int) or new.value in symbols or size_or_name(old) is None else old
+                    for old, new in zip(shape, known, strict=True)
+                ]
+            )
+        restored |= value.shape != known
+    return infer(model) if restored else inferred
+
+
 class _Merge:
     """Takes over what was inferred. Nodes are in the same order on both sides, so subgraphs pair up."""
 
@@ -274,6 +298,13 @@ def _inner_values(graph: ir.Graph) -> Iterator[ir.Value]:
     for inner in graph.subgraphs():
         if inner is not graph:
             yield from inner.inputs
+
+
+def forget_names(graph: ir.Graph) -> None:
+    """Make dimensions within that have a name, and no size, unknown."""
+    for value in _inner_values(graph):
+        if value.shape is not None and not value.shape.is_static():
+            value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in value.shape])
 
 
 def _drop_inner_shapes(model: ir.Model) -> list[tuple[ir.Value, ir.Shape]]:

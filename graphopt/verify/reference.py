@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -307,26 +307,44 @@ def _resized_trials(
 ) -> list[Trial]:
     """Real inputs with other sizes of the dynamic dimensions of which the data know one size only.
 
-    All of these at once; where the model does not take that, one after the other.
+    All of these at once; where the model does not take that, one after the other. Those that have the size of another
+    everywhere get one of their own besides.
     """
     single = _single_sizes(real, specs)
+
+    usual = sizes_of(real[0].feeds, specs) if real else {}
 
     def resized_trial(keys: Iterable[str]) -> Trial | None:
         """With half, double or one more of these sizes, whatever the model takes first."""
         for other in _OTHER_SIZES:
-            sizes = {**single, **{key: other(single[key]) for key in keys}}
+            sizes = {**single, **{key: other(usual[key]) for key in keys}}
             feeds = resized(real[0].feeds, specs, sizes)
             with contextlib.suppress(TargetError):
                 rehearsal.check(feeds)
                 return Trial(feeds, session.run(feeds), sizes=sizes)
         return None
 
-    if not single:
-        return []
-    whole = resized_trial(single)
-    if whole is not None or len(single) == 1:
-        return [] if whole is None else [whole]
-    return [trial for key in single if (trial := resized_trial([key])) is not None]
+    def resized_trials(keys: Collection[str]) -> list[Trial]:
+        """With all of these at once, or else one after the other."""
+        whole = resized_trial(keys) if keys else None
+        if whole is not None or len(keys) < 2:
+            return [] if whole is None else [whole]
+        return [trial for key in keys if (trial := resized_trial([key])) is not None]
+
+    found = resized_trials(single)
+    return found + resized_trials(_equal_sizes([*real, *found], specs))
+
+
+def _equal_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> list[str]:
+    """Dynamic dimensions that have the size of one before them in all trials."""
+    seen = [sizes_of(trial.feeds, specs) for trial in trials] or [{}]
+    keys = list(seen[0])
+    return [
+        key
+        for index, key in enumerate(keys)
+        if seen[0][key]
+        and any(all(sizes.get(key) == sizes.get(other) for sizes in seen) for other in keys[:index])
+    ]
 
 
 def _single_sizes(trials: Sequence[Trial], specs: Sequence[TensorSpec]) -> dict[str, int]:

@@ -378,6 +378,71 @@ def test_numbers_agree(
     assert any(node.op_type == "Transpose" for node in result.graph) != join
 
 
+STEPS = {
+    "fill": "Where(c{i}, {number}, {scores})",
+    "keep": "Where(c{i}, {scores}, {number})",
+    "add": "Add({scores}, m{i})",
+}
+LOWEST = float(np.finfo(np.float32).min)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["fill", "keep", "add"]), st.sampled_from([-1e4, -1e9, -1e30, LOWEST, -np.inf])
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    size=st.sampled_from([1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_masks_one_on_the_other_keep_the_meaning_of_each_row(
+    steps: list[tuple[str, float]], size: float, seed: int
+) -> None:
+    """Whatever is masked, by one or several, and however large the scores are beneath."""
+    scores, body = "d", ""
+    inputs, constants = QKV, CONSTANTS
+    rng = np.random.default_rng(seed)
+    feeds = {name: (rng.standard_normal((2, 6, 16)) * size).astype(np.float32) for name in "qk"}
+    feeds["v"] = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    for i, (kind, number) in enumerate(steps):
+        closed = rng.random((2, 1, 6, 6)) < rng.choice([0.5, 0.9])
+        closed[0, 0, 0] = rng.random() < 0.5
+        inputs += f", bool[2,1,6,6] c{i}"
+        feeds[f"c{i}"] = closed if kind != "keep" else ~closed
+        constants += (
+            f", float low{i} = {{{number!r}}}, float none = {{0}}"
+            if i == 0
+            else f", float low{i} = {{{number!r}}}"
+        )
+        if kind == "add":
+            body += f" m{i} = Where(c{i}, low{i}, none)"
+        body += f" e{i} = {STEPS[kind].format(i=i, number=f'low{i}', scores=scores)}"
+        scores = f"e{i}"
+    before = graph(
+        f"{SPLIT} s = MatMul(q4, kt) d = Mul(s, half) {body} p = Softmax<axis=-1>({scores}) o = MatMul(p, v4) {JOIN}",
+        inputs=inputs,
+        constants=constants,
+    )
+    model, _ = apply(Attention(), before)
+    assert_same_numbers(model_from_text(before), model, feeds)
+
+
+def test_a_wholly_masked_row_is_uniform_beneath_large_scores() -> None:
+    """At -1e9 floats are 64 apart: added there, scores above 32 would still tell."""
+    before = graph(
+        MASKED.format("e = Where(drop, low, d)"),
+        inputs=f"{QKV}, bool[2,1,1,6] drop",
+        constants=f"{CONSTANTS}, float low = {{-1e9}}",
+    )
+    rng = np.random.default_rng(0)
+    feeds = {name: (30 * rng.standard_normal((2, 6, 16))).astype(np.float32) for name in "qk"}
+    feeds |= {"v": rng.standard_normal((2, 6, 16)).astype(np.float32), "drop": np.ones((2, 1, 1, 6), bool)}
+    check(Attention(), before, feeds=feeds)
+
+
 def test_refuses_values_of_a_dynamic_size() -> None:
     """ONNX's shape inference takes the size of such a value for 0, and what reads the result no longer loads."""
     before = """g (float[2,3,N] x) => (float[2,3,N] y) <float half={0.5}> {
