@@ -55,7 +55,9 @@ def _shape(node: ir.Node, lookup: Lookup) -> Elements | None:
     if dims is None:
         return None
     start, end = facts.attribute(node, "start", 0), facts.attribute(node, "end")
-    return Elements(1, tuple(dims[start:end]))
+    # A name that looks like an expression of this module is none.
+    items = [None if isinstance(dim, str) and dim.startswith("(") else dim for dim in dims]
+    return Elements(1, tuple(items[start:end]))
 
 
 def _size(node: ir.Node, lookup: Lookup) -> Elements | None:
@@ -256,7 +258,8 @@ def is_dim(item: Element) -> bool:
 def _expression(symbol: str, left: Element, right: Element, *, commutes: bool) -> Element:
     if left is None or right is None:
         return None
-    parts = [str(left), str(right)]
+    # Names may hold spaces and signs.
+    parts = [repr(part) if is_dim(part) else str(part) for part in (left, right)]
     if commutes:
         parts.sort()
     text = f"({parts[0]} {symbol} {parts[1]})"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.facts import Dim
 from graphopt.ir.graphs import free_name, subgraphs_of
 from graphopt.ir.operators import BROADCAST, SOFTMAX, UNARY, is_random
 from graphopt.ir.views import is_made_of
 
 _LOOPS = frozenset(("Loop", "Scan"))
+_DIVISIONS = frozenset(("Div", "Mod"))
 _ALWAYS_DEFINED = (
-    UNARY | SOFTMAX | (BROADCAST - {"Div", "Mod"}) | {"MatMul", "Gemm", "Transpose", "Shape", "Size"}
+    UNARY | SOFTMAX | (BROADCAST - _DIVISIONS) | {"MatMul", "Gemm", "Transpose", "Shape", "Size"}
 )
-"""Operators that fail on no number: they may run where the loop would not have come to them."""
+"""Operators that fail on no number."""
+_MADE_UP = "unk__"
+"""How the names begin that ONNX's shape inference gives to dimensions of which it knows nothing."""
 STATES, CARRIED = 2, 1
 """Where the states begin among a Loop's inputs (as among its body's), and among its body's outputs."""
 
@@ -27,6 +32,43 @@ def loops(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node, ir.Graph]]:
             yield from loops(inner)
         if not node.domain and node.op_type in _LOOPS:
             yield graph, node, node.attributes["body"].as_graph()
+
+
+def may_fail(node: ir.Node) -> bool:
+    """Whether a node may fail where a loop would not have come to it: by dividing integers by zero, or by its shapes.
+
+    A loop may run only where shapes are equal, as a comparison before it tells.
+    """
+    if node.op_type in _DIVISIONS and not facts.is_float(node.outputs[0]):
+        return True
+    shapes = [facts.known_dims(value) for value in node.inputs if value is not None]
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < 2:
+        return False
+    if node.op_type in BROADCAST:
+        return any(_may_differ(a, b, broadcast=True) for a, b in itertools.combinations(known, 2))
+    if node.op_type == "Gemm":
+        left, right = (
+            shape[:: -1 if facts.attribute(node, trans, 0) else 1]
+            for shape, trans in zip(known[:2], ("transA", "transB"), strict=True)
+        )
+        return _may_differ(left[-1:], right[:1])
+    if node.op_type == "MatMul":
+        left, right = known
+        return _may_differ(left[-1:], right[-2:][:1]) or _may_differ(left[:-2], right[:-2], broadcast=True)
+    return False
+
+
+def _may_differ(left: Sequence[Dim], right: Sequence[Dim], *, broadcast: bool = False) -> bool:
+    """Whether sizes are told apart by what is known of them; ones fit all where they broadcast."""
+
+    def says(dim: Dim) -> bool:
+        return dim is not None and not (isinstance(dim, str) and dim.startswith(_MADE_UP))
+
+    return any(
+        a != b and says(a) and says(b) and not (broadcast and 1 in (a, b))
+        for a, b in zip(reversed(left), reversed(right), strict=False)
+    )
 
 
 class Body:
@@ -51,7 +93,8 @@ class Body:
         """Whether a node may run before the loop, however often that runs."""
         return (
             not node.domain
-            and node.op_type in _ALWAYS_DEFINED
+            and (node.op_type in _ALWAYS_DEFINED or node.op_type in _DIVISIONS)
+            and not may_fail(node)
             and not is_random(node)
             and not any(output.is_graph_output() for output in node.outputs)
         )

@@ -45,10 +45,13 @@ ROOT_MEAN_SQUARE: tuple[Op, ...] = (op("Div", X, _RMS), op("Mul", X, _INVERSE_RM
 
 
 def axes(match: Match) -> tuple[int, ...] | None:
-    """The axes that all the reductions of the match share, ascending; None where they do not fit together."""
+    """The axes that all the reductions of the match share, ascending; None where they do not fit together.
+
+    None of an empty tensor either, on which ONNX Runtime's kernels of normalisations may crash.
+    """
     x = match.value("x")
     rank, shape = facts.rank(x), x.shape
-    if rank is None or shape is None or x.dtype not in SINGLE_OR_HALF:
+    if rank is None or shape is None or 0 in shape.dims or x.dtype not in SINGLE_OR_HALF:
         return None
     if x.dtype != match.root.outputs[0].dtype or not _keeps_rank(match, rank):
         return None

@@ -5,8 +5,9 @@ body hands on as it came is read from outside. Forms: weights, lengths and masks
 tf2onnx carries as states; casts and transposes of a weight in the body of a recurrent cell. Bodies inside bodies are
 looked at first, so that what they give up may move on.
 
-Refuses: nothing. Random operators, nodes with subgraphs, and nodes that may fail on some numbers (integer division,
-Gather, Reshape), which a loop that does not run would not have come to, stay.
+Refuses: nothing. Random operators, nodes with subgraphs, and nodes that may fail on some numbers or shapes (integer
+division, Gather, Reshape, a sum of tensors whose sizes have different names), which a loop that does not run would not
+have come to, stay.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ projection, bias and mask of a recurrent cell in a TensorFlow ``while`` loop, as
 Refuses:
 - a sequence that is a constant (a table of embeddings): more rows than are looked up would be computed.
 
-A loop that ends by what it computes (a decoder), an index that does not count iterations, and rows of unknown rank do
-not match.
+A loop that ends by what it computes (a decoder), an index that does not count iterations, rows of unknown rank, and
+what may fail on a row that the loop does not reach (integer division) do not match.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from graphopt.ir import facts, provenance
 from graphopt.ir.operators import BROADCAST, UNARY
-from graphopt.passes._loops import Body, loops
+from graphopt.passes._loops import Body, loops, may_fail
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Builder, Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import Refusal, commit
@@ -114,7 +114,7 @@ def _readers(row: ir.Node, body: Body) -> list[ir.Node]:
 
 def _is_of_row(node: ir.Node, row: ir.Value, rank: int, body: Body) -> bool:
     """Whether a node computes of each row what it would of all: then rows may become an axis in front."""
-    if node.domain or node.graph is not body.graph:
+    if node.domain or node.graph is not body.graph or may_fail(node):
         return False
     others = [value for value in node.inputs if value is not row]
     if not all(map(body.is_outside, others)) or len(others) == len(node.inputs):

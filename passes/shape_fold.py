@@ -12,8 +12,9 @@ dimensions, which is the partial data propagation of ONNX's shape inference take
 - an Expand or Slice that is found to change nothing goes;
 - a dynamic dimension that is one of an input is taken from there, so that nothing is computed for its shape alone.
 
-Refuses: nothing; what is not known stays as it is. Elements are followed for up to 64 of them, subgraphs
-included.
+Refuses: nothing; what is not known stays as it is. So does the computed size of a tensor that may be empty because the
+model found nothing: beside a dimension of 0, a Reshape takes no -1. Elements are followed for up to 64 of them,
+subgraphs included.
 """
 
 from __future__ import annotations
@@ -214,6 +215,9 @@ def _reshape(node: ir.Node, known: _Known, build: Builder) -> ir.Value | None:
             target.append(item)
         else:
             target.append(0 if item is not None and item == dim else -1)
+    if -1 in target and -1 not in elements.items and not _never_empty(given, target, known):
+        # A size that is computed may be left out beside a size of zero, which the one computed here would not be.
+        return None
     if target.count(-1) > 1:
         # The inferred shape of the result may know what the operand does not say.
         wanted = known_dims(node.outputs[0])
@@ -222,6 +226,12 @@ def _reshape(node: ir.Node, known: _Known, build: Builder) -> ir.Value | None:
             return None
         target = better
     return build.op("Reshape", x, np.array(target, dtype=np.int64), like=node.outputs[0])
+
+
+def _never_empty(shape: tuple[Dim, ...] | None, target: Sequence[int], known: _Known) -> bool:
+    """Whether the dimensions that a Reshape copies are those of inputs: what a model finds may be nothing at all."""
+    copied = [shape[index] for index, size in enumerate(target) if size == 0] if shape is not None else []
+    return all(isinstance(dim, int) or known.place([dim]) is not None for dim in copied)
 
 
 def _agree(shape: tuple[Dim, ...], elements: Elements) -> bool:

@@ -467,3 +467,49 @@ def test_a_cycle_is_named() -> None:
         InvalidGraphError, match=r"the graph has a cycle: (one \(Add\) -> two|two \(Relu\) -> one)"
     ):
         capture(proto)
+
+
+def test_names_of_dimensions_in_a_function_are_of_one_call() -> None:
+    """Of two calls with different lengths, what is within has one name in the file."""
+    function = helper.make_function(
+        "own",
+        "Front",
+        ["a"],
+        ["b"],
+        [
+            helper.make_node("Constant", [], ["s"], value_ints=[0]),
+            helper.make_node("Constant", [], ["e"], value_ints=[-1]),
+            helper.make_node("Slice", ["a", "s", "e"], ["h"]),
+            helper.make_node("Relu", ["h"], ["b"]),
+        ],
+        [helper.make_opsetid("", 18)],
+        value_info=[helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N"])],
+    )
+    nodes = [helper.make_node("Front", [x], [y], domain="own") for x, y in (("x", "p"), ("z", "q"))]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [dim])
+            for name, dim in (("x", "S"), ("z", "T"))
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("p", "q")],
+    )
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    model = capture(
+        helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=10)
+    ).model
+    first, second = (node.outputs[0] for node in model.graph if node.op_type == "Slice")
+    assert not facts.same_shape(first, second)
+
+
+def test_a_declared_size_that_the_inputs_contradict() -> None:
+    """As exporters leave the length of their example within; what inference cannot tell stays."""
+    text = (
+        HEAD
+        + """g (float[L] x, int64[1] k) => (float[m] y) <float[10] h, float[7] r> {
+        h = Relu(x) r = Reshape(h, k) y = Abs(r) }"""
+    )
+    model = capture(proto_of(text)).model
+    shapes = {node.op_type: str(node.outputs[0].shape) for node in model.graph}
+    assert shapes == {"Relu": "[L]", "Reshape": "[7]", "Abs": "[7]"}

@@ -227,3 +227,12 @@ def test_several_sizes_of_each_dynamic_dimension() -> None:
     assert feeds_for(model, {"x[0]": 2, "x[2]": 5}, seed=0)["x"].shape == (2, 3, 5, 8)
     static = model_from_text("g (float[2,3] x) => (float[2,3] y) { y = Relu(x) }")
     assert list(size_candidates(static)) == [{}]
+
+
+def test_each_name_gets_a_size_of_its_own() -> None:
+    model = model_from_text("g (float[a,s] x, float[b,t] z) => (float[a,s] y) { y = Relu(x) }")
+    tried = list(size_candidates(model))
+    assert any(sizes["s"] != sizes["t"] and sizes["a"] == sizes["b"] for sizes in tried[:3])
+    assert any(len(set(sizes.values())) == 4 for sizes in tried[:3])
+    assert all(sizes not in tried[:index] for index, sizes in enumerate(tried))
+    assert len([sizes for sizes in tried if sizes["s"] == sizes["t"] and sizes["a"] == sizes["b"]]) > 5

@@ -125,3 +125,8 @@ def test_agrees_for_any_shape(shape: list[int], gamma: str, beta_first: bool) ->
     model = check(InstanceNorm(), f"g ({type_} x) => ({type_} y) {constants} {{ {PLAIN} {affine} }}")
     alone = [node.op_type for node in model.graph] == ["InstanceNormalization"]
     assert alone == (gamma != "within")
+
+
+def test_leaves_an_empty_tensor() -> None:
+    text = graph(PLAIN.replace("n = Div", "y = Div"), x="float[N,2,0,4] x", outputs="float[N,2,0,4] y")
+    check_ignores(InstanceNorm(), text)

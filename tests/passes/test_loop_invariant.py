@@ -148,3 +148,35 @@ def test_any_body_computes_the_same(text: str) -> None:
         feeds = {"n": np.array(trips), **arrays}
         assert_same_numbers(before, after, feeds, exact=True)
         assert_same_numbers(before, moved, feeds)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "moves"),
+    [
+        ("Add", ("n", "n"), True),
+        ("Add", ("n", "m"), False),
+        ("Add", ("n", "1"), True),
+        ("MatMul", ("n", "m"), False),
+        ("MatMul", ("n", "n"), True),
+    ],
+)
+def test_what_may_fail_on_its_shapes_stays(op: str, shapes: tuple[str, str], moves: bool) -> None:
+    """The loop runs only where it does not fail: its first condition may be a comparison of the shapes."""
+    after, _ = apply(
+        LoopInvariant(),
+        f"""g (int64 n, float[{shapes[0]}] a, float[{shapes[1]}] b, float start) => (float y) <bool yes={{1}}> {{
+        y = Loop(n, yes, start) <body = l (int64 i, bool c, float s) => (bool c1, float t) {{
+            c1 = Identity(c) p = {op}(a, b) q = ReduceSum<keepdims=0>(p) t = Add(s, q) }}> }}""",
+    )
+    assert (after.graph[0].op_type == op) == moves
+
+
+@pytest.mark.parametrize(("kind", "moves"), [("float", True), ("int64", False)])
+def test_a_division_of_integers_stays(kind: str, moves: bool) -> None:
+    after, _ = apply(
+        LoopInvariant(),
+        f"""g (int64 n, {kind}[2] a, {kind}[2] b, {kind}[2] start) => ({kind}[2] y) <bool yes={{1}}> {{
+        y = Loop(n, yes, start) <body = l (int64 i, bool c, {kind}[2] s) => (bool c1, {kind}[2] t) {{
+            c1 = Identity(c) p = Div(a, b) t = Add(s, p) }}> }}""",
+    )
+    assert (after.graph[0].op_type == "Div") == moves

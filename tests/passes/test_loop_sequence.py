@@ -81,3 +81,14 @@ def test_fewer_and_no_rows() -> None:
         assert_same_numbers(
             model_from_text(text), after, {**feeds, "n": np.array(trips), "ids": np.arange(3)}
         )
+
+
+def test_a_division_of_integers_stays() -> None:
+    """A row that the loop does not reach may hold a zero."""
+    text = """g (int64 n, int64[k] x) => (int64 y) <bool yes={1}, int64 zero={0}, int64 hundred={100}> {
+        y = Loop(n, yes, zero) <body = l (int64 i, bool c, int64 s) => (bool c1, int64 t) {
+            c1 = Identity(c) r = Gather(x, i) p = Div(hundred, r) t = Add(s, p) }> }"""
+    after, log = apply(LoopSequence(), text)
+    assert not log.applied
+    feeds = {"n": np.array(2), "x": np.array([2, 5, 0, 0])}
+    assert_same_numbers(model_from_text(text), after, feeds, exact=True)

@@ -6,6 +6,8 @@ import onnx_ir as ir
 import pytest
 from hypothesis import strategies as st
 
+from graphopt.ir import model as ir_model
+from graphopt.ir.shapes import infer
 from graphopt.passes.shape_fold import ShapeFold
 from graphopt.rewrite import RewriteLog
 from graphopt.testing import apply, assert_same_numbers, check, check_ignores, model_from_text, random_feeds
@@ -304,3 +306,41 @@ def test_a_false_declaration_of_an_output_is_not_believed() -> None:
     model.graph.outputs[0].shape = ir.Shape([1, "S"])
     log = RewriteLog()
     assert not ShapeFold().run(model, log), log.applied
+
+
+def test_names_that_look_like_expressions_are_names() -> None:
+    """With s0 = 8, s1 + s2 = 4, s0 - s1 = 5 and s2 = 1, the sum of one and the difference of the other differ."""
+    text = """g (float["s0"] u, float["s1 + s2"] v, float["s0 - s1"] p, float["s2"] c) => (int64[1] y) {
+        U = Shape(u) V = Shape(v) P = Shape(p) C = Shape(c) a = Sub(U, V) b = Add(P, C) y = Sub(b, a) }"""
+    model = named_dimensions(text, {"u": "s0", "v": "s1 + s2", "p": "s0 - s1", "c": "s2"})
+    before = ir_model.clone(model)
+    apply(ShapeFold(), model)
+    feeds = {name: np.ones(size, np.float32) for name, size in zip("uvpc", (8, 4, 5, 1), strict=True)}
+    assert_same_numbers(before, model, feeds, exact=True)
+
+
+def named_dimensions(text: str, names: dict[str, str]) -> ir.Model:
+    """A model of vectors whose lengths have any names, which ONNX text has not."""
+    for name in names.values():
+        text = text.replace(f'"{name}"', "n")
+    model = model_from_text(text)
+    for value in model.graph.inputs:
+        value.shape = ir.Shape([names[value.name or ""]])
+    return model
+
+
+def test_what_may_be_empty_keeps_its_computed_size() -> None:
+    """Beside no rows at all a size cannot be left out: the original takes them, Reshape to [0, -1] does not."""
+    text = """g (float[n,3,4] x) => (float[p,q] y) <int64[1] first={0}, int64[2] rest={1,2}, float zero={0}> {
+        r = ReduceSum<keepdims=0>(x, rest) up = Greater(r, zero) found = NonZero(up) at = Squeeze(found, first)
+        k = Gather(x, at) s = Shape(k) a, b, c = Split<axis=0, num_outputs=3>(s) bc = Mul(b, c)
+        t = Concat<axis=0>(a, bc) y = Reshape(k, t) }"""
+    model = model_from_text(text)
+    infer(model)
+    for node in model.graph:
+        if node.op_type == "Gather":
+            node.outputs[0].shape = ir.Shape(["found", "b", "c"])
+    before = ir_model.clone(model)
+    apply(ShapeFold(), model)
+    for sign in (1, -1):
+        assert_same_numbers(before, model, {"x": np.full((2, 3, 4), sign, np.float32)}, exact=True)

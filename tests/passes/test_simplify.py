@@ -94,7 +94,6 @@ ALLOWED = {
     "eliminate_sequence_length_construct",
     "eliminate_shape_gather",
     "eliminate_shape_op",
-    "eliminate_slice_after_shape",
     "eliminate_unused_initializer",
     "extract_constant_to_initializer",
     "fuse_concat_into_reshape",

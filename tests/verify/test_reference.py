@@ -46,3 +46,13 @@ def test_outputs_of_zeros_are_told() -> None:
         "nothing but zeros" in warning and "'z'" in warning and "'y'" not in warning and "'i'" not in warning
     )
     assert not build_reference(model_from_text(text.replace("z = Relu(n)", "z = Sigmoid(n)"))).warnings
+
+
+def test_real_inputs_get_sizes_of_their_own() -> None:
+    """Where two dimensions have one size in all the data, what holds only then would not be seen."""
+    model = model_from_text(
+        "g (float[s] x, float[t] z) => (float[s] y, float[t] w) { y = Relu(x) w = Abs(z) }"
+    )
+    data = [{"x": np.ones(size, np.float32), "z": np.ones(size, np.float32)} for size in (4, 6)]
+    reference = build_reference(model, data=data)
+    assert any(len(trial.feeds["x"]) != len(trial.feeds["z"]) for trial in reference.trials)
