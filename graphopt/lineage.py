@@ -14,10 +14,9 @@ import onnx_ir as ir
 from graphopt.artifact import Made, Origin, Step
 from graphopt.capture import Captured
 from graphopt.ir import provenance
-from graphopt.pipeline.record import PassRecord, PassStatus
+from graphopt.pipeline.record import CHANGED, PassRecord
 
 CAPTURE = "capture"
-_CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
 class Lineage:
@@ -32,7 +31,11 @@ class Lineage:
         self._steps: dict[str, list[Step]] = {}
         self._values: dict[str, dict[str, None]] = {}
         self._standing: dict[str, tuple[str, ...]] = {}
-        for node in captured.model.graph.all_nodes():
+        self.run_started()
+
+    def run_started(self) -> None:
+        """Each node stands for itself."""
+        for node in self._captured.model.graph.all_nodes():
             name = node.name or ""
             self._steps[name], self._standing[name] = [], (name,)
             self._values[name] = dict.fromkeys([_site(node)])
@@ -42,7 +45,7 @@ class Lineage:
 
     def pass_ended(self, record: PassRecord, model: ir.Model) -> None:
         """Write down what stands for each node now."""
-        if record.status in _CHANGED:
+        if record.status in CHANGED:
             self._advance(record.name, model, record.replaced)
 
     def _advance(self, stage: str, model: ir.Model, replaced: Mapping[str, str]) -> None:

@@ -134,11 +134,10 @@ def _error(value: float | None) -> str:
 
 
 def _numbers(record: PassRecord) -> str:
-    if record.identical:
-        return "bit-identical"
     if record.error is None:
         return record.numerics.value
-    return f"{_error(record.error)}, floor {_error(record.noise_floor)}"
+    error = f"{_error(record.error)}, floor {_error(record.noise_floor)}"
+    return ("bit-identical" if record.identical else error) + (", all passes" if record.together else "")
 
 
 def _change(pair: tuple[int, int]) -> str:

@@ -23,6 +23,9 @@ class Progress(Protocol):
     def stage(self, name: str, detail: str = "") -> None:
         """A stage begins."""
 
+    def run_started(self) -> None:
+        """The passes begin, or begin again."""
+
     def pass_started(self, name: str) -> None:
         """A pass begins."""
 
@@ -34,6 +37,9 @@ class Silent:
     """Progress that nobody sees."""
 
     def stage(self, name: str, detail: str = "") -> None:
+        """Ignored."""
+
+    def run_started(self) -> None:
         """Ignored."""
 
     def pass_started(self, name: str) -> None:

@@ -150,6 +150,9 @@ class Progress(AbstractContextManager["Progress"]):
         """A stage of the compilation begins."""
         self.say(f"{name}: {detail}" if detail else name)
 
+    def run_started(self) -> None:
+        """The first pass follows."""
+
     def pass_started(self, name: str) -> None:
         """A pass begins."""
         self.say(f"pass {name}")

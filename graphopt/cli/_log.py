@@ -59,8 +59,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _numbers(record: Mapping[str, Any]) -> str:
-    if record["identical"]:
-        return "bit-identical"
-    if record["error"] is not None:
-        return f"{record['error']:.1e}, noise floor {record['noise_floor'] or 0:.1e}"
-    return str(record["numerics"])
+    if record["error"] is None:
+        return str(record["numerics"])
+    error = f"{record['error']:.1e}, noise floor {record['noise_floor'] or 0:.1e}"
+    together = ", all passes" if record["together"] else ""
+    return ("bit-identical" if record["identical"] else error) + together

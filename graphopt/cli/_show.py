@@ -130,11 +130,10 @@ def pass_lines(record: PassRecord, report: Report) -> list[str]:
 
 def numbers(record: PassRecord) -> str:
     """What a pass did to the numbers."""
-    if record.identical:
-        return "bit-identical"
     if record.error is None:
         return record.numerics.value
-    return f"{record.error:.1e}, noise floor {record.noise_floor or 0:.1e}"
+    error = f"{record.error:.1e}, noise floor {record.noise_floor or 0:.1e}"
+    return ("bit-identical" if record.identical else error) + (", all passes" if record.together else "")
 
 
 def _wrap(text: str) -> list[str]:

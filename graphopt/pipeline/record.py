@@ -20,6 +20,10 @@ class PassStatus(enum.Enum):
     """A lossy pass whose result was over the budget, or no better than what it began with."""
 
 
+CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
+"""Of a pass whose result took the place of what it began with."""
+
+
 @dataclass
 class Undone:
     """Something a pass did that was taken back.
@@ -54,6 +58,7 @@ class PassRecord:
         error: Relative error of the worst output after the pass; None where nothing was run.
         noise_floor: The model's noise floor on the same scale.
         identical: Whether all outputs were equal bit for bit.
+        together: Whether these three are of the result of all passes: a large graph is compared once.
         details: What else a pass has to say about what it decided; plain JSON.
         replaced: The rewrite that took the place of a node, by the node's name; not part of the log.
     """
@@ -73,6 +78,7 @@ class PassRecord:
     error: float | None = None
     noise_floor: float | None = None
     identical: bool | None = None
+    together: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -93,5 +99,6 @@ class PassRecord:
             "error": self.error,
             "noise_floor": self.noise_floor,
             "identical": self.identical,
+            "together": self.together,
             "details": self.details,
         }

@@ -53,6 +53,20 @@ class SigmoidToTanh(Rewrite):
         return build.op("Tanh", node.inputs[0], like=node.outputs[0])
 
 
+class HalfOfTanh(Rewrite):
+    """Right: tanh(x) = 2 sigmoid(2 x) - 1."""
+
+    name = "half-of-tanh"
+    roots = ("Tanh",)
+    numerics = Numerics.REASSOCIATES
+
+    def apply(self, node: ir.Node, build: Builder) -> ir.Value | None:
+        one, two = (np.array(number, np.float32) for number in (1, 2))
+        like = node.outputs[0]
+        half = build.op("Sigmoid", build.op("Mul", node.inputs[0], two, like=like), like=like)
+        return build.op("Sub", build.op("Mul", half, two, like=like), one, like=like)
+
+
 class Raises(Rewrite):
     """Raises at each Tanh."""
 
@@ -258,12 +272,61 @@ def test_our_passes_run_in_their_pass_manager(model: ir.Model) -> None:
 def test_listeners_see_every_pass(model: ir.Model) -> None:
     seen: list[str] = []
 
-    class Listener:
-        def pass_started(self, name: str) -> None:
-            seen.append(f"start {name}")
+    PassManager([RewritePass("p", [DropRelu()])], listeners=[Log(seen)]).run(model)
+    assert seen == ["run", "start p", "end p 3"]
 
-        def pass_ended(self, record: Any, model: ir.Model) -> None:
-            seen.append(f"end {record.name} {record.nodes_after}")
 
-    PassManager([RewritePass("p", [DropRelu()])], listeners=[Listener()]).run(model)
-    assert seen == ["start p", "end p 3"]
+class Log:
+    """A listener that writes down what it is told."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def run_started(self) -> None:
+        self.seen.append("run")
+
+    def pass_started(self, name: str) -> None:
+        self.seen.append(f"start {name}")
+
+    def pass_ended(self, record: Any, model: ir.Model) -> None:
+        self.seen.append(f"end {record.name} {record.nodes_after}")
+
+
+AT_ONCE = Limits(nodes_apart=3)
+
+
+def test_a_large_graph_is_compared_once(model: ir.Model, reference: Reference) -> None:
+    passes = [as_pass(onnx_ir.passes.common.IdentityEliminationPass()), RewritePass("p", [HalfOfTanh()])]
+    seen: list[str] = []
+    manager = PassManager(passes, reference, [Log(seen)], AT_ONCE)
+    result, records = manager.run(model)
+    assert text_of(result) == text_of(PassManager(passes, reference).run(model)[0]) != text_of(model)
+    assert [record.together for record in records] == [False, True]
+    assert records[1].error is not None and records[1].verify_seconds
+    assert seen.count("run") == 1
+
+
+@pytest.mark.parametrize("breaks", [DropRelu(), SigmoidToTanh()])
+def test_a_large_graph_that_does_not_hold_is_done_pass_by_pass(
+    model: ir.Model, reference: Reference, breaks: Rewrite
+) -> None:
+    passes = [RewritePass("p", [HalfOfTanh()]), RewritePass("q", [breaks])]
+    seen: list[str] = []
+    result, records = PassManager(passes, reference, [Log(seen)], AT_ONCE).run(model)
+    apart, expected = PassManager(passes, reference).run(model)
+    assert text_of(result) == text_of(apart)
+    assert [record.status for record in records] == [record.status for record in expected]
+    assert records[1].undone and not any(record.together for record in records)
+    assert seen[:3] == seen[5:8] == ["run", "start p", "end p 9"] and len(seen) == 10
+
+
+def test_a_large_graph_that_a_pass_leaves_broken(model: ir.Model, reference: Reference) -> None:
+    """What ONNX Runtime rejects is found pass by pass as well."""
+
+    def action(model: ir.Model) -> None:
+        for node in model.graph:
+            if node.op_type == "Tanh":
+                node.op_type = "Det"
+
+    result, (record,) = PassManager([Custom(action)], reference, limits=AT_ONCE).run(model)
+    assert record.status is PassStatus.UNDONE and text_of(result) == text_of(model)
