@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import mmap
 from collections.abc import Callable, Container, Iterator, Sequence
 
 import numpy as np
@@ -143,6 +144,13 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     for tensor in all_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             yield tensor
+
+
+def release_pages(model: ir.Model) -> None:
+    """Take what has been read of mapped weights out of memory; whoever reads them again gets them from the file."""
+    for tensor in external_tensors(model):
+        if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
+            tensor.raw.madvise(mmap.MADV_DONTNEED)
 
 
 def subgraphs_of_attribute(attribute: ir.Attr) -> tuple[ir.Graph, ...]:

@@ -379,3 +379,22 @@ def test_attributes_without_a_type_as_files_of_version_1_have_them() -> None:
     proto.graph.node[0].attribute[0].ClearField("type")
     (node,) = ir_model.from_proto(proto).graph
     assert node.attributes["alpha"].as_float() == 0.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_mapped_weights_are_released(tmp_path: Path) -> None:
+    path = builders.write_large(tmp_path / "large.onnx", gigabytes=0.1)
+    model = ir_model.load(path)
+    (before, *_) = sums = [
+        int(tensor.numpy().view(np.uint8).sum()) for tensor in ir_model.external_tensors(model)
+    ]
+    mapped = file_pages()
+    ir_model.release_pages(model)
+    assert before and file_pages() < mapped - 0.9 * ir_model.nbytes(model)
+    assert [int(tensor.numpy().view(np.uint8).sum()) for tensor in ir_model.external_tensors(model)] == sums
+
+
+def file_pages() -> int:
+    """Bytes of files that are mapped and in memory."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssFile"))
