@@ -318,14 +318,14 @@ class Compilation:
                 captured = self._capture(None)
                 held = self._verify_capture(captured, reference, report)
                 optimized, report.passes = self._optimize(captured, passes, reference, held)
-            report.warnings += self._not_reached(optimized, reference)
+            report.warnings += self._not_reached(captured, optimized, reference)
         return captured, optimized, held
 
-    def _not_reached(self, optimized: ir.Model, reference: Reference) -> list[str]:
-        """Warnings of branches in which nothing was compared."""
+    def _not_reached(self, captured: Captured, optimized: ir.Model, reference: Reference) -> list[str]:
+        """Warnings of branches in which passes did something that nothing compared."""
         trials = [trial.feeds for trial in reference.trials]
         try:
-            branches = unreached(optimized, trials, threads=self.request.threads)
+            branches = unreached(optimized, trials, before=captured.model, threads=self.request.threads)
         except TargetError as error:
             return [f"which branches the inputs that were verified take is not known: {error.message}"]
         if not branches:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
 from graphopt.ir import facts
-from graphopt.ir.graphs import add_constant, free_name, subgraphs_of
+from graphopt.ir.graphs import add_constant, free_name, subgraphs_of, subgraphs_of_attribute, with_subgraphs
+from graphopt.ir.hash import tensor_hash
 from graphopt.ir.model import clone, leading_to
 from graphopt.verify.session import Session
 
@@ -18,19 +19,24 @@ _ONE_EACH = ("scan_output_axes", "scan_output_directions")
 """Attributes of Scan that have an entry for each stacked output."""
 
 
-def unreached(model: ir.Model, samples: Sequence[Feeds], *, threads: int = 0) -> list[str]:
+def unreached(
+    model: ir.Model, samples: Sequence[Feeds], *, before: ir.Model | None = None, threads: int = 0
+) -> list[str]:
     """Names of the branches of If nodes that none of these inputs takes, as ``node/else_branch``.
 
-    Those in branches and in the bodies of loops too; a node whose condition is a constant is not looked at.
+    Those in branches and in the bodies of loops too, but none within a branch that is not taken itself; a node whose
+    condition is a constant is not looked at.
 
     Args:
         model: Left as it was.
         samples: Each is run once more, as far as the conditions.
+        before: What the model was made from: branches that are in it as they are here are left out.
 
     Raises:
         TargetError: The conditions cannot be computed.
     """
-    if not samples or not any(True for _ in _choices(model.graph)):
+    branches = _branches(model)
+    if not samples or not branches:
         return []
     counting = clone(model)
     counts = _Counter(counting).of(counting.graph)
@@ -41,14 +47,53 @@ def unreached(model: ir.Model, samples: Sequence[Feeds], *, threads: int = 0) ->
         found = session.run(feeds)
         for branch, value in counts.items():
             taken[branch] += int(found[value.name or ""])
-    return [branch for branch, times in taken.items() if not times]
+    missing = {name: branches[name] for name, times in taken.items() if not times}
+    within = {id(inner) for branch in missing.values() for inner in with_subgraphs(branch)[1:]}
+    known = {} if before is None else {name: _content(branch) for name, branch in _branches(before).items()}
+    return [
+        name
+        for name, branch in missing.items()
+        if id(branch) not in within and _content(branch) != known.get(name)
+    ]
 
 
-def _choices(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The If nodes whose condition depends on something."""
-    for node in graph.all_nodes():
-        if node.op_type == "If" and node.domain == "" and not facts.is_constant(node.inputs[0]):
-            yield node
+def _branches(model: ir.Model) -> dict[str, ir.Graph]:
+    """The branches of which a condition chooses that depends on something, by name."""
+    return {
+        f"{_name(node)}/{side}": node.attributes[side].as_graph()
+        for node in model.graph.all_nodes()
+        if node.op_type == "If" and node.domain == "" and not facts.is_constant(node.inputs[0])
+        for side in (_THEN, _ELSE)
+    }
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or "If"
+
+
+def _content(graph: ir.Graph) -> list[object]:
+    """What a branch computes, and of what: equal for equal branches."""
+    names = [[value.name for value in values] for values in (graph.inputs, graph.outputs)]
+    nodes = [
+        (
+            node.domain,
+            node.op_type,
+            [None if value is None else value.name for value in node.inputs],
+            [value.name for value in node.outputs],
+            {name: _meaning(attribute) for name, attribute in node.attributes.items()},
+        )
+        for node in graph
+    ]
+    return [names, nodes]
+
+
+def _meaning(attribute: ir.Attr) -> object:
+    graphs = subgraphs_of_attribute(attribute)
+    if graphs:
+        return [_content(graph) for graph in graphs]
+    return (
+        tensor_hash(attribute.as_tensor()) if attribute.type == ir.AttributeType.TENSOR else attribute.value
+    )
 
 
 class _Counter:
@@ -96,9 +141,8 @@ class _Counter:
         condition = node.inputs[0]
         if condition is not None and not facts.is_constant(condition):
             truth = self._add(graph, node, "Cast", condition, to=ir.DataType.INT32)
-            name = node.name or node.outputs[0].name or "If"
-            found[f"{name}/{_THEN}"] = then = self._add(graph, node, "ReduceSum", truth, keepdims=0)
-            found[f"{name}/{_ELSE}"] = self._add(graph, node, "Sub", self._one, then)
+            found[f"{_name(node)}/{_THEN}"] = then = self._add(graph, node, "ReduceSum", truth, keepdims=0)
+            found[f"{_name(node)}/{_ELSE}"] = self._add(graph, node, "Sub", self._one, then)
         return found
 
     def _of_body(self, graph: ir.Graph, node: ir.Node) -> dict[str, ir.Value]:
