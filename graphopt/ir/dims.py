@@ -60,16 +60,13 @@ def product(dims: Dims) -> Dim:
 
 
 def broadcast(shapes: list[Dims | None]) -> Dims | None:
-    """The common shape; None where two dynamic dimensions meet of which either may be 1."""
-    rank = max((len(shape) for shape in shapes if shape is not None), default=0)
+    """The common shape; None where one is unknown, or two dynamic dimensions meet of which either may be 1."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
     result: list[Dim] = []
-    for axis in range(-rank, 0):
-        candidates: set[Dim] = set()
-        for shape in shapes:
-            if shape is None:
-                return None
-            if len(shape) >= -axis:
-                candidates.add(shape[axis])
+    for axis in range(-max(map(len, known), default=0), 0):
+        candidates = {shape[axis] for shape in known if len(shape) >= -axis}
         candidates.discard(ONE)
         if len(candidates) > 1:
             candidates = _without_least(candidates)

@@ -101,6 +101,11 @@ def test_unequal_dynamic_sizes_stay_unknown() -> None:
     assert broadcast([(B,), (Dim(4),)]) == (Dim(4),)
 
 
+def test_beside_a_scalar_an_unknown_shape_stays_unknown() -> None:
+    assert broadcast([None, ()]) is None and broadcast([(), None, (S,)]) is None
+    assert broadcast([(), ()]) == ()
+
+
 def test_quotients() -> None:
     assert product((B, Dim(6), S)).over(B.times(Dim(2))) == Dim(3, ("S",))
     assert B.over(S) is None
