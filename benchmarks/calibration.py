@@ -45,7 +45,7 @@ from graphopt.quant.observe import Calibration, observe, parse_memory
 from graphopt.quant.place import place, tensors_to_observe
 from graphopt.quant.units import units_of
 from graphopt.targets.ort.integers import kernels
-from graphopt.verify.budget import noise_share
+from graphopt.verify.agreement import noise_share
 from graphopt.verify.session import Session
 
 MODEL = "ppocrv4-det"

@@ -109,7 +109,7 @@ def _judge_bundle(form: Form, evaluation: Evaluation, outcome: Outcome, threads:
     judgement = judge_form(form, evaluation, threads)
     found = outcome.report.verification
     was_over = found.budget is not None and found.status != "verified"
-    found.judge(judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out)
+    found.judge(judgement, evaluation)
     if not judgement.ok and not was_over:
         raise GraphoptError(
             f"the bundle as written breaks its budget: {judgement.describe()}", hint="please report this"

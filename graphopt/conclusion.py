@@ -43,9 +43,7 @@ def judge(
     evaluation = proposals.evaluation
     judgement = selection.judgements.get(chosen.label)
     if judgement is not None:
-        report.verification.judge(
-            judgement, evaluation.metric.name, len(evaluation.feeds), evaluation.held_out
-        )
+        report.verification.judge(judgement, evaluation)
     if computed.label in selection.judgements:
         if selection.targets[chosen.target][1].runnable:
             _read_back(report, selection, proposals, chosen)

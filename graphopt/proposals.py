@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +48,8 @@ _WHOLE_BYTES = 2 << 30
 _EVALUATED_SECONDS = 2.0
 _SECONDS_TO_COUNT = 4.0
 _LEAST_EVALUATED = 12
+_OVERRUN = 1.5
+"""Of the room, where samples are larger than those by which it was counted how many fit."""
 _SYNTHETIC = 16
 _LEAST_TURN = 0.25
 """Of the longest turn of a target so far: with less time left another one would come to nothing, or be late."""
@@ -532,8 +533,8 @@ def dataset_for(
 def evaluate(
     original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0, whole: bool = False
 ) -> Evaluation:
-    """The held-out samples, with what the original makes of them; as many as fit into memory with their outputs
-    and run in a few seconds.
+    """Held-out samples from all over the data, with what the original makes of them; as many as fit into memory with
+    their outputs and run in a few seconds.
 
     Args:
         whole: Take all that fit into memory, however long they run.
@@ -543,25 +544,23 @@ def evaluate(
         TargetError: The original does not run on one.
     """
     if whole:
-        most, seconds, room = sys.maxsize, math.inf, _WHOLE_BYTES
-    elif budget.metric.counts:
+        most, seconds, room = 0, math.inf, _WHOLE_BYTES
+    elif budget.metric.counts or holds_categories(original):
         most, seconds, room = EVALUATED_TO_COUNT, _SECONDS_TO_COUNT, _EVALUATED_BYTES
     else:
         most, seconds, room = EVALUATED, _EVALUATED_SECONDS, _EVALUATED_BYTES
-    samples, held_out = dataset.evaluation(most)
-    is_cut = False
     session = Session(original, optimize="all", threads=threads)
+    fitting = _fitting(session, dataset, seconds, room)
+    is_cut = fitting < dataset.number(judging=True) if whole else False
+    samples, held_out = dataset.evaluation(min(most or fitting, fitting))
     kept: list[Sample] = []
     references: list[Feeds] = []
     total = 0
-    started = time.monotonic()
     for sample in samples:
-        if len(kept) >= _LEAST_EVALUATED and time.monotonic() - started > seconds:
-            break
         outputs = session.run(sample.feeds)
-        total += sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))
-        is_cut = bool(kept) and total > room
-        if is_cut:
+        total += _bytes(sample, outputs)
+        if kept and total > _OVERRUN * room:
+            is_cut = True
             break
         kept.append(sample)
         references.append(outputs)
@@ -573,14 +572,38 @@ def evaluate(
         budget.max_drop,
         held_out,
         is_cut=is_cut,
+        available=dataset.number(judging=True),
     )
-    if budget.metric.agreement is not None and evaluation.is_silent:
+    if budget.metric.task is None and evaluation.is_silent:
         raise DataError(
             "the original's outputs hold nothing but zeros on the samples to judge on: what is lost cannot be told",
             hint="give other inputs with --data",
         )
     evaluation.padding = find_padding(session, evaluation)
     return evaluation
+
+
+def _fitting(session: Session, dataset: Dataset, seconds: float, room: int) -> int:
+    """How many samples run in so many seconds, and fit into memory with their outputs, by two of them."""
+    taken, each = math.inf, 1
+    for sample in dataset.evaluation(2)[0]:
+        started = time.monotonic()
+        outputs = session.run(sample.feeds)
+        taken = min(taken, time.monotonic() - started)
+        each = max(each, _bytes(sample, outputs))
+    in_time = seconds / max(taken, 1e-6) if math.isfinite(seconds) else math.inf
+    return int(min(max(in_time, _LEAST_EVALUATED), max(room // each, 1)))
+
+
+def _bytes(sample: Sample, outputs: Feeds) -> int:
+    return sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))
+
+
+def holds_categories(model: ir.Model) -> bool:
+    """Whether an output of a model holds what is equal or not (:mod:`graphopt.verify.agreement`)."""
+    wide = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT32, ir.DataType.UINT64)
+    others = (ir.DataType.BOOL, ir.DataType.STRING)
+    return any(value.dtype in (*wide, *others) for value in model.graph.outputs)
 
 
 def lossy_and_others(passes: Sequence[Any]) -> tuple[list[Any], list[LossyPass]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from graphopt.pipeline.record import PassRecord
 from graphopt.target import Tuning
-from graphopt.verify.budget import Judgement, percent
+from graphopt.verify.budget import Evaluation, Judgement, percent
 from graphopt.verify.compare import Comparison
 from graphopt.words import size
 
@@ -97,12 +97,13 @@ class Verification:
     budget: dict[str, Any] | None = None
     """Of a lossy result: the metric, its value, the original's, the drop, what is allowed, and decibels."""
 
-    def judge(self, judgement: Judgement, metric: str, samples: int, held_out: bool | None) -> None:
+    def judge(self, judgement: Judgement, evaluation: Evaluation, *, calibrated: bool = True) -> None:
         """Take over what a lossy form scores against its budget.
 
         Args:
-            held_out: Whether calibration saw none of the samples; None where nothing was calibrated.
+            calibrated: Whether some of the samples may have been seen by calibration.
         """
+        metric = evaluation.metric.name
         self.status = "verified" if judgement.ok else "over the budget"
         self.metric, self.value, self.noise_floor = metric, judgement.value, None
         self.describe = judgement.describe()
@@ -113,8 +114,9 @@ class Verification:
             "drop": judgement.drop,
             "allowed": judgement.allowed,
             "decibels": judgement.decibels,
-            "samples": samples,
-            "held_out": held_out,
+            "samples": len(evaluation.feeds),
+            "available": evaluation.available or len(evaluation.feeds),
+            "held_out": evaluation.held_out if calibrated else None,
         }
 
     def enter(self, comparison: Comparison | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt.data.interface import spread
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
 from graphopt.lossy import Candidate, Context, Proposal
@@ -153,9 +153,8 @@ def dynamic_int8(model: ir.Model, context: Context, allowed: Allowed) -> Proposa
     assert kernels is not None
     smoothed = ir_model.clone(model)
     context.progress("smoothing channels")
-    samples = itertools.islice(context.dataset.calibration(), _SMOOTHED_SAMPLES)
     scaled = equalize(
-        smoothed, kernels, samples,
+        smoothed, kernels, context.dataset.calibration(_SMOOTHED_SAMPLES),
         operators=PRODUCTS & kernels.dynamic, least_gain=_SMOOTHING_GAIN, seconds=_SMOOTHING_SECONDS,
         threads=context.threads,
     )  # fmt: skip
@@ -177,11 +176,7 @@ def without_integers(model: ir.Model, context: Context, allowed: Allowed) -> Pro
     details: dict[str, Any] = {
         "kernels": f"{why}; it has kernels for float16 and for products with weights of 4 or 8 bits"
     }
-    data = [
-        feeds
-        for source in (context.dataset.calibration(), context.evaluation.feeds)
-        for feeds in itertools.islice(source, _SAMPLES)
-    ]
+    data = [*context.dataset.calibration(_SAMPLES), *spread(context.evaluation.feeds, _SAMPLES)]
     plain = half.find(model, context, operators, data, allowed=allowed)
     details.update(plain.details)
     first = proposal_of(plain)

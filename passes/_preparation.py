@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -74,9 +74,9 @@ class CalibrationOptions:
         """Where something is kept that lies in ``default`` where nothing else is said; None where nothing is."""
         return None if self.cache == "none" else Path(self.cache or default)
 
-    def data(self, context: Context) -> Iterator[Feeds]:
-        """Calibration samples, from the start."""
-        return iter(context.dataset.calibration(self.samples))
+    def data(self, context: Context, most: int) -> Iterable[Feeds]:
+        """Calibration samples, at most so many."""
+        return context.dataset.calibration(min(most, self.samples or most))
 
     def observe(
         self, model: ir.Model, kernels: IntegerKernels, context: Context, known: Observed | None = None, *,
@@ -140,7 +140,7 @@ class CalibrationOptions:
             return self.observe(graph, kernels, context, known, quick=quick)
 
         prepared = prepare(
-            model, kernels, observe, lambda: self.data(context),
+            model, kernels, observe, lambda most: self.data(context, most),
             steps=steps, rules=rules, weights=context.weights, threads=context.threads,
             deadline=deadline, progress=context.progress,
         )  # fmt: skip

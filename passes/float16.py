@@ -21,6 +21,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from graphopt.data.interface import spread
 from graphopt.errors import UsageError
 from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.passes._precisions import kept_by, proposal_of
@@ -65,10 +66,8 @@ class Float16(LossyPass):
             return Proposal(
                 reason=f"{context.target} has no {options.dtype} kernels that are faster than float32"
             )
-        data = (
-            feeds
-            for source in (context.dataset.calibration(), context.evaluation.feeds)
-            for feeds in itertools.islice(source, options.samples)
+        data = itertools.chain(
+            context.dataset.calibration(options.samples), spread(context.evaluation.feeds, options.samples)
         )
         found = half.find(
             model, context, operators, data, dtype=half.TYPES[options.dtype], keep_io=options.keep_io,

@@ -19,7 +19,6 @@ Refuses (in the report, layer by layer):
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -120,7 +119,7 @@ class LowRank(LossyPass):
         before: tuple[ir.Model, Factorizer] | None = context.shared.get(key)
         if before is not None:
             return before[1].for_target(context)
-        samples = list(itertools.islice(context.dataset.calibration(), options.samples))
+        samples = list(context.dataset.calibration(options.samples))
         made = Factorizer(
             model,
             samples,

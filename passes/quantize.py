@@ -131,7 +131,9 @@ class Quantize(LossyPass):
         """Dynamic int8 without static int8 beside it, which would have looked at the data."""
         options: QuantizeOptions = self.options
         details = {**quick.details, "static": why}
-        return replace(quick, details=details, warnings=suspicions(options.data(context)))
+        return replace(
+            quick, details=details, warnings=suspicions(context.dataset.calibration(options.samples))
+        )
 
     def _static(self, model: ir.Model, context: Context, kernels: IntegerKernels) -> Proposal:
         units, refused = units_of(model, kernels)

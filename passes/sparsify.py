@@ -17,7 +17,6 @@ Refuses (in the report, layer by layer):
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,7 +119,7 @@ class Sparsify(LossyPass):
         before: tuple[ir.Model, Sparsifier] | None = context.shared.get(key)
         if before is not None:
             return before[1].for_target(context)
-        samples = list(itertools.islice(context.dataset.calibration(), options.samples))
+        samples = list(context.dataset.calibration(options.samples))
         made = Sparsifier(
             model, samples, context,
             pattern=Pattern.parse(options.pattern), criterion=options.criterion, kept=self._keeps,

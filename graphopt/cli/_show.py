@@ -27,7 +27,8 @@ def lines(report: Report) -> list[str]:
     if report.tuning is not None:
         shown.append(_line("tune", _tuned(report.tuning)))
     shown.append(_line("target", _target(report)))
-    shown.append(_line("verified", _verified(report)))
+    within = report.verification.budget is None or report.verification.status == "verified"
+    shown.append(_line("verified" if within else "judged", _verified(report)))
     shown.append(_line("speed", _speed(report)))
     if report.timed_on and report.baseline is not None and report.baseline.milliseconds is not None:
         shown += [_continued(dim(part)) for part in _wrap("on " + timed_on(report.timed_on))]
@@ -194,10 +195,18 @@ def _within_budget(found: Verification) -> str:
 
 def within_budget(budget: Mapping[str, Any]) -> str:
     """What a metric was and is, how much of its budget that takes, and on what."""
-    held = {True: "held-out samples", False: "calibration samples"}.get(budget["held_out"], "samples")
+    held = {True: "held-out ", False: "calibration "}.get(budget["held_out"], "")
+    held += "sample" if budget.get("available", budget["samples"]) == 1 else "samples"
     scores = f"{budget['metric']} {budget['original']:.4g} -> {budget['value']:.4g}"
     drop = f"drop {percent(budget['drop'])} of {percent(budget['allowed'])}"
-    return f"{scores}, {drop}, {budget['decibels']:.1f} dB on {budget['samples']} {held}"
+    return f"{scores}, {drop}, {budget['decibels']:.1f} dB on {_of(budget)} {held}"
+
+
+def _of(budget: Mapping[str, Any]) -> str:
+    """The number of samples, and of how many it is."""
+    samples = budget["samples"]
+    available = budget.get("available", samples)
+    return str(samples) if samples == available else f"{samples} of {available}"
 
 
 def speed(baseline: FormTiming | None, optimized: FormTiming | None) -> str | None:

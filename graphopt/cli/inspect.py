@@ -246,7 +246,8 @@ def _show_evidence(facts: dict[str, Any], line: Any) -> None:
         error = ""
         if not judged and found.get("value") is not None:
             error = f": {found['metric']} {found['value']:.1e}, noise floor {found['noise_floor'] or 0:.1e}"
-        line("verified", f"{status}{error}")
+        within = not judged or found.get("status") == "verified"
+        line("verified" if within else "judged", f"{status}{error}")
     report = facts["report"]
     before = report.get("baseline", {}).get("latency_ms")
     after = report.get("optimized", {}).get("latency_ms")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @inputs_options
-@click.option("--metric", metavar="M", help="Of a lossy bundle, instead of the one that it was compiled by.")
+@click.option(
+    "--metric",
+    metavar="M",
+    help="Of a lossy bundle, instead of the one that it was compiled by; needed where that is a function.",
+)
 @click.option("--max-drop", metavar="D", help="What it may lose, instead of what it was compiled with.")
 @threads_option
 @seed_option
@@ -91,7 +96,7 @@ def command(
         if budget or metric is not None or max_drop is not None:
             kept = budget or {}
             wanted = Budget(
-                find_metric(kept.get("metric") if metric is None else metric),
+                find_metric(_metric_of(bundle, kept) if metric is None else metric),
                 parse_drop(kept.get("allowed") if max_drop is None else max_drop),
             )
             interface = with_inputs(captured.model, specs)
@@ -108,18 +113,13 @@ def command(
             evaluation = evaluate(captured.original_model, dataset, wanted, threads=threads, whole=True)
             if evaluation.is_cut:
                 warnings.append(
-                    f"the first {len(evaluation.feeds)} samples alone are judged on: more do not fit into memory with "
-                    "what both make of them"
+                    f"{len(evaluation.feeds)} of {evaluation.available} samples are judged on: more do not fit into "
+                    "memory with what both make of them"
                 )
             if not evaluation.tells:
                 warnings.append(TELLS_NOTHING)
             judged = Verification()
-            judged.judge(
-                judge_form(subject.form, evaluation, threads),
-                evaluation.metric.name,
-                len(evaluation.feeds),
-                None,
-            )
+            judged.judge(judge_form(subject.form, evaluation, threads), evaluation, calibrated=False)
         else:
             comparison = compare_form(subject.form, reference, threads, FORM_MULTIPLE)
     if not same:
@@ -159,6 +159,25 @@ def command(
     raise VerificationError(
         f"{bundle} does not compute what {model} does: {comparison.describe()}",
         hint="compile the model again" if same else "compare it with the model that it was compiled from",
+    )
+
+
+def _metric_of(bundle: Path, budget: Mapping[str, Any]) -> str | None:
+    """The metric by which a bundle was judged; None where it was not.
+
+    Raises:
+        UsageError: It is a function of the user's own, which a bundle may name and not have run.
+    """
+    from graphopt.errors import UsageError
+    from graphopt.verify.agreement import METRICS
+
+    name: str | None = budget.get("metric")
+    if name is None or name in METRICS:
+        return name
+    given = name if ":" in name else "FILE.py:FUNCTION"
+    raise UsageError(
+        f"{bundle} was judged by {name}, a function of the user's own, which is run only where it is given",
+        hint=f"give it: --metric {given}; or judge by another: --metric sqnr",
     )
 
 

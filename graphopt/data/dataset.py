@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
+import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.data import files, load
+from graphopt.data.functions import user_code
 from graphopt.data.interface import Array, Feeds, TensorSpec, check_feeds, load_feeds, save_feeds
 from graphopt.data.rows import Rows
 from graphopt.errors import DataError, GraphoptError
@@ -33,6 +36,8 @@ HELD_OUT = 4
 """One sample in so many is held out for judging, the others calibrate."""
 HELD_OUT_TO_COUNT = 2
 """The same for a metric that counts: each sample held out makes it finer, while ranges settle on a few dozen."""
+_COUNTING_SECONDS = 10.0
+"""For finding out how many samples there are; of those beyond it none is picked."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Dataset:
         self._transform = transform
         self._spool: Path | None = None
         self._few: bool | None = None
+        self._count: int | None = None
         self.cuts_batches = False
 
     def __iter__(self) -> Iterator[Sample]:
@@ -102,15 +108,56 @@ class Dataset:
         """Inputs that calibrate: all that are not held out, or all where there are too few.
 
         Args:
-            most: How many at most; 0 for all.
+            most: How many at most, picked from all over the data; 0 for all.
         """
         return Calibrating(self, most)
 
     def evaluation(self, most: int) -> tuple[Iterator[Sample], bool]:
-        """Samples to judge on, at most ``most``, read as they are asked for, and whether they are held out."""
-        few = self.are_few
-        held = (sample for index, sample in enumerate(self) if few or self.is_held_out(index))
-        return itertools.islice(held, most), not few
+        """Samples to judge on, read as they are asked for, and whether they are held out.
+
+        Args:
+            most: How many at most, picked from all over the data.
+        """
+        return self.chosen(most, judging=True), not self.are_few
+
+    def chosen(self, most: int, *, judging: bool) -> Iterator[Sample]:
+        """Samples that judge, or that calibrate: those of a random choice where there are more than ``most``.
+
+        Data often come class by class, or recording by recording: the first of them would stand for one alone.
+        """
+        picked = self._picked(most, judging=judging) if most else None
+        for index, sample in enumerate(self):
+            if picked is None:
+                if self._is_for(index, judging=judging):
+                    yield sample
+            elif index in picked:
+                yield sample
+            elif index > max(picked, default=-1):
+                return
+
+    def number(self, *, judging: bool) -> int:
+        """How many samples judge, or calibrate, as far as they are read in ten seconds."""
+        return sum(self._is_for(index, judging=judging) for index in range(self._size))
+
+    def _picked(self, most: int, *, judging: bool) -> frozenset[int]:
+        found = [index for index in range(self._size) if self._is_for(index, judging=judging)]
+        if len(found) <= most:
+            return frozenset(found)
+        return frozenset(np.random.default_rng(0).choice(found, most, replace=False).tolist())
+
+    def _is_for(self, index: int, *, judging: bool) -> bool:
+        return self.are_few or self.is_held_out(index) == judging
+
+    @property
+    def _size(self) -> int:
+        """Number of samples, as far as they are read in ten seconds."""
+        if self._count is None:
+            started = time.monotonic()
+            for count, _ in enumerate(self, 1):
+                self._count = count
+                if time.monotonic() - started > _COUNTING_SECONDS:
+                    break
+        return self._count or 0
 
     @property
     def are_few(self) -> bool:
@@ -120,8 +167,12 @@ class Dataset:
         return self._few
 
     def is_held_out(self, index: int) -> bool:
-        """Whether the sample of this number judges, where there are enough."""
-        return index % self.held_out == self.held_out - 1
+        """Whether the sample of this number judges, where there are enough: any one of each ``held_out`` in a row.
+
+        Always the last of them would be always of one class, where classes take turns.
+        """
+        turn, place = divmod(index, self.held_out)
+        return place == zlib.crc32(turn.to_bytes(8, "little")) % self.held_out
 
     def _read(self) -> Iterator[Sample]:
         if self._spool is not None:
@@ -150,10 +201,11 @@ class Dataset:
                 name: np.asarray(array) if isinstance(array, Rows) else array for name, array in raw.items()
             }
         try:
-            made = self._transform(raw)
+            with user_code():
+                made = self._transform(raw)
         except GraphoptError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{origin}: the transform of the data fails: {type(error).__name__}: {error}",
                 hint="correct that function",
@@ -223,17 +275,11 @@ class Calibrating:
 
     Attributes:
         dataset: Where they come from.
-        most: How many at most; 0 for all.
+        most: How many at most, picked from all over the data; 0 for all.
     """
 
     dataset: Dataset
     most: int = 0
 
     def __iter__(self) -> Iterator[Feeds]:
-        few = self.dataset.are_few
-        chosen = (
-            sample.feeds
-            for index, sample in enumerate(self.dataset)
-            if few or not self.dataset.is_held_out(index)
-        )
-        return itertools.islice(chosen, self.most) if self.most else chosen
+        return (sample.feeds for sample in self.dataset.chosen(self.most, judging=False))

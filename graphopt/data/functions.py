@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import UsageError
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """What a function of the user's own prints goes to stderr while this lasts: stdout may be read by a program."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def transform_of(given: str | Callable[..., Any] | None, data: object) -> Callable[..., Any] | None:
@@ -54,7 +63,8 @@ def load_object(given: str, what: str, kind: str) -> Any:
     if not place:
         raise UsageError(f"the {what} {given!r} names no {kind}", hint=_takes(what, kind))
     try:
-        return getattr(_module(place, given, what), name)
+        with user_code():
+            return getattr(_module(place, given, what), name)
     except AttributeError:
         raise UsageError(f"{place} has no {kind} {name!r}", hint=_takes(what, kind)) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,3 +266,10 @@ def _from_outline(outline: dict[str, Any], arrays: Mapping[str, Array]) -> Any:
     if kind == "map":
         return {key: _from_outline(element, arrays) for key, element in content}
     return content
+
+
+def spread(samples: Sequence[Feeds], most: int) -> list[Feeds]:
+    """At most so many of these samples, evenly from the first to the last."""
+    if len(samples) <= most:
+        return list(samples)
+    return [samples[index * len(samples) // most] for index in range(most)]

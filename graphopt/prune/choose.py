@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.prune.labels import Indices
-from graphopt.prune.structure import Group, Mask, Structure
+from graphopt.prune.structure import RECURRENT_AXIS, Group, Mask, R, Structure, W, name_of
 
 _LEAST_KEPT = 0.1
 """Of a group, however little it seems to matter."""
@@ -185,23 +186,43 @@ def _balanced(
 
 
 def macs(structure: Structure, places: Mapping[str, int], removed: Iterable[int] = ()) -> dict[str, float]:
-    """Multiplications of each layer without some classes.
+    """Multiplications of each layer, recurrent ones too, without some classes.
 
     Args:
         places: How many sums each output channel of a layer has in one sample, by the layer's name.
     """
-    keep = structure.keeper(removed)
-    found = {}
+    return _macs(structure, places, structure.keeper(removed), lambda mask: float(mask.mean()))
+
+
+def _macs(
+    structure: Structure,
+    places: Mapping[str, int],
+    keep: Callable[[ir.Value | None, int], Mask | None],
+    share: Callable[[Mask], float],
+) -> dict[str, float]:
+    """Multiplications of each layer where of each axis this share of it is left."""
+
+    def left(mask: Mask | None) -> float:
+        return 1.0 if mask is None else share(mask)
+
+    found: dict[str, float] = {}
     for layer in structure.layers:
         dims = facts.static_dims(layer.weight)
         if dims is None or layer.name not in places:
             continue
         # An output of a depthwise convolution goes with the one channel that it reads.
-        masks = [
-            keep(layer.weight, layer.out),
-            None if layer.is_depthwise else keep(layer.data, layer.channel),
-        ]
-        found[layer.name] = places[layer.name] * float(np.prod(dims)) * left_of(masks)
+        read = 1.0 if layer.is_depthwise else left(keep(layer.data, layer.channel))
+        found[layer.name] = (
+            places[layer.name] * float(np.prod(dims)) * left(keep(layer.weight, layer.out)) * read
+        )
+    for node in structure.recurrent:
+        weights = node.inputs[W], node.inputs[R]
+        sizes = [facts.static_dims(weight) for weight in weights]
+        if name_of(node) in places and None not in sizes:
+            data, hidden = (left(keep(weight, RECURRENT_AXIS)) for weight in weights)
+            of_data, of_hidden = (float(np.prod(dims or ())) for dims in sizes)
+            sums = of_data * data + of_hidden * hidden
+            found[name_of(node)] = places[name_of(node)] * sums * hidden
     return found
 
 
@@ -211,19 +232,7 @@ def macs_alike(
     """Multiplications of all layers if each group could lose exactly this share, whatever widths kernels like."""
     every = [one for choice in choices_ for unit in choice.units for one in unit.classes]
     keep = structure.keeper(every)
-
-    def left(mask: Mask | None) -> float:
-        return 1.0 if mask is None else 1 - share * (1 - float(mask.mean()))
-
-    found = 0.0
-    for layer in structure.layers:
-        dims = facts.static_dims(layer.weight)
-        if dims is None or layer.name not in places:
-            continue
-        out = left(keep(layer.weight, layer.out))
-        read = 1.0 if layer.is_depthwise else left(keep(layer.data, layer.channel))
-        found += places[layer.name] * float(np.prod(dims)) * out * read
-    return found
+    return sum(_macs(structure, places, keep, lambda mask: 1 - share * (1 - float(mask.mean()))).values())
 
 
 def left_of(masks: Iterable[Mask | None]) -> float:

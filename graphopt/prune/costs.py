@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,10 +14,10 @@ from graphopt.errors import GraphoptError
 from graphopt.ir import facts
 from graphopt.ir.model import leading_to
 from graphopt.lossy import Context
-from graphopt.prune.structure import Layer
+from graphopt.prune.structure import Layer, name_of
 from graphopt.quant.attribution import attribute, is_activation
 from graphopt.quant.units import Unit
-from graphopt.verify.budget import noise_share
+from graphopt.verify.agreement import noise_share
 from graphopt.verify.session import Session
 
 _RUINED = 1e6
@@ -70,19 +71,36 @@ def per_multiplication(measured: Mapping[str, float], macs: Mapping[str, float])
     }
 
 
-def places(model: ir.Model, layers: Sequence[Layer], sample: Feeds, threads: int = 0) -> dict[str, int]:
-    """How many sums each output channel of a layer has in one sample, by the layer's name."""
-    values = {layer.name: layer.node.outputs[0].name or "" for layer in layers}
-    names = list(values.values())
-    session = Session(leading_to(model, names), threads=threads)
-    seen = session.run(sample, names)
-    found = {}
+def places(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    sample: Feeds,
+    threads: int = 0,
+    recurrent: Sequence[ir.Node] = (),
+) -> dict[str, int]:
+    """How many sums each output channel of a layer has in one sample, by the layer's name.
+
+    Args:
+        recurrent: LSTM, GRU and RNN, which have as many as their data have rows.
+    """
+    made = {layer.name: layer.node.outputs[0].name or "" for layer in layers}
+    read = {
+        name_of(node): value.name or ""
+        for node in recurrent
+        for value in node.inputs[:1]
+        if value is not None
+    }
+    names = [name for name in dict.fromkeys([*made.values(), *read.values()]) if name not in sample]
+    seen = dict(sample)
+    if names:
+        seen |= Session(leading_to(model, names), threads=threads).run(sample, names)
+    found = {name: math.prod(np.shape(seen[value])[:-1]) for name, value in read.items()}
     for layer in layers:
         dims = facts.static_dims(layer.weight)
         channels = (dims[layer.out] if dims else 1) * (
             layer.groups if layer.node.op_type == "ConvTranspose" else 1
         )
-        found[layer.name] = int(seen[values[layer.name]].size // max(channels, 1))
+        found[layer.name] = int(seen[made[layer.name]].size // max(channels, 1))
     return found
 
 

@@ -77,13 +77,14 @@ class Outcome:
         found = []
         for name, (op, classes) in recurrent_units(self.structure).items():
             left = int((~np.isin(classes, list(self.removed))).sum())
+            before, after = (times.get(name) for times in self.times)
             found.append(
                 {
                     "node": name,
                     "op": op,
                     "channels": [len(classes), left],
-                    "macs": [None, None],
-                    "saved_ms": None,
+                    "macs": [macs.get(name) for macs in self.macs],
+                    "saved_ms": None if before is None or after is None else before - after,
                     "error_before": None,
                     "error_after": None,
                     "reason": "" if left < len(classes) else self._why_these_stay(name, classes.tolist()),

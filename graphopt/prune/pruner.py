@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,8 @@ from graphopt.prune.details import WIDTHS_STAY, Outcome, why_no_more
 from graphopt.prune.recover import Fit, Recovery, kept_apart
 from graphopt.prune.reduced import Reduced, search, tried_of
 from graphopt.prune.score import Criterion, scores
-from graphopt.prune.structure import Structure, analyse, layers_of, separate
-from graphopt.verify.budget import noise_share
+from graphopt.prune.structure import Structure, analyse, layers_of, name_of, recurrent_of, separate
+from graphopt.verify.agreement import noise_share
 from graphopt.verify.session import Session
 
 _SHARE_OF_MEMORY = 0.5
@@ -131,7 +130,9 @@ class Pruner:
         )  # fmt: skip
         self.notes += self._ranking.notes
         ranking = time.monotonic() - started
-        self.places = costs.places(self.model, self.structure.layers, samples[0], context.threads)
+        self.places = costs.places(
+            self.model, self.structure.layers, samples[0], context.threads, self.structure.recurrent
+        )
         self._macs = choose.macs(self.structure, self.places)
         self._whole = sum(self._macs.values()) or 1.0
         self._measure()
@@ -383,6 +384,7 @@ class Pruner:
 
     def _times(self, model: ir.Model) -> tuple[dict[str, float], list[tuple[ir.Node, float]]]:
         nodes = {layer.name: (layer.node,) for layer in layers_of(model.graph)}
+        nodes |= {name_of(node): (node,) for node in recurrent_of(model.graph)}
         return costs.all_times(self.context, model, nodes, "pruned")
 
     def details(self, chosen: Pruned | None = None, judged: Sequence[Pruned] = ()) -> dict[str, Any]:
@@ -432,8 +434,7 @@ def samples_for(model: ir.Model, context: Context, wanted: int) -> list[Feeds]:
         wanted: How many at most; 0 for 128, or up to 512 as far as there is time. A layer behind a mean over all places
             sees no more of a sample than one row, and fits to what is peculiar to these where they are few.
     """
-    given = iter(context.dataset.calibration())
-    found = list(itertools.islice(given, wanted or _LEAST_SAMPLES))
+    found = list(context.dataset.calibration(wanted or _LEAST_SAMPLES))
     if wanted or len(found) < _LEAST_SAMPLES:
         return found
     session = Session(model, optimize="all", threads=context.threads)
@@ -442,7 +443,8 @@ def samples_for(model: ir.Model, context: Context, wanted: int) -> list[Feeds]:
     session.run(found[0])
     now = time.monotonic()
     affordable = _SHARE_FOR_SAMPLES * max(context.deadline - now, 0.0) / (_RUNS * max(now - started, 1e-6))
-    return found + list(itertools.islice(given, max(int(min(affordable, _MOST_SAMPLES)) - len(found), 0)))
+    most = int(min(affordable, _MOST_SAMPLES))
+    return list(context.dataset.calibration(most)) if most > len(found) else found
 
 
 __all__ = ["Pruned", "Pruner", "samples_for"]

@@ -30,7 +30,8 @@ from graphopt.prune.walk import Walk, most_kept
 from graphopt.quant import layers as lossy_layers
 from graphopt.quant.observe import activation_bytes, in_turns
 from graphopt.quant.rounding import inputs_of
-from graphopt.verify.budget import Judgement, noise_share
+from graphopt.verify.agreement import noise_share
+from graphopt.verify.budget import Judgement
 from graphopt.verify.session import Session
 
 _SHARE_OF_MEMORY = 0.5

@@ -17,9 +17,9 @@ from graphopt.prune.flow import Flow, follow
 from graphopt.prune.labels import PINNED, Axis, Indices, Labels
 
 Mask = npt.NDArray[np.bool_]
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 RECURRENT_AXIS = 2
-_W, _R = 1, 2
+W, R = 1, 2
 """Operands of these: weights of the data and of the hidden state, whose last axis is summed over."""
 
 
@@ -48,7 +48,7 @@ class Layer:
     @property
     def name(self) -> str:
         """Of the node."""
-        return self.node.name or self.node.op_type
+        return name_of(self.node)
 
     @property
     def is_depthwise(self) -> bool:
@@ -56,9 +56,19 @@ class Layer:
         return self.groups > 1 and facts.dims(self.weight)[self.inner] == 1  # type: ignore[index]
 
 
+def name_of(node: ir.Node) -> str:
+    """What a node is called in reports."""
+    return node.name or node.op_type
+
+
 def layers_of(graph: ir.Graph) -> list[Layer]:
     """The layers of a graph, in order."""
     return [layer for node in graph if (layer := _layer(node)) is not None]
+
+
+def recurrent_of(graph: ir.Graph) -> list[ir.Node]:
+    """LSTM, GRU and RNN of a graph, in order."""
+    return [node for node in graph if node.op_type in RECURRENT and not node.domain]
 
 
 def _layer(node: ir.Node) -> Layer | None:
@@ -114,6 +124,7 @@ class Structure:
         groups: What can be removed, in the order of the graph.
         refused: Layers of which nothing can be removed, by name, each with the node that prevents it and the reason.
         layers: All of them.
+        recurrent: LSTM, GRU and RNN.
     """
 
     flow: Flow
@@ -121,6 +132,7 @@ class Structure:
     groups: list[Group] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
+    recurrent: list[ir.Node] = field(default_factory=list)
 
     @property
     def labels(self) -> Labels:
@@ -161,7 +173,7 @@ class Structure:
             (value, self.classes[labels])
             for value, axis, labels in self.labels.constants()
             if axis == RECURRENT_AXIS
-            and any(use.node.op_type in _RECURRENT and use.idx in (_W, _R) for use in value.uses())
+            and any(use.node.op_type in RECURRENT and use.idx in (W, R) for use in value.uses())
         ]
 
     def keeper(self, removed: Iterable[int]) -> Callable[[ir.Value | None, int], Mask | None]:
@@ -209,7 +221,7 @@ def analyse(model: ir.Model) -> Structure:
     for layer in layers:
         # Asked for here, so that a layer whose outputs nothing may remove has labels as well.
         flow.labels.of(layer.weight, layer.out)
-    structure = Structure(flow, flow.labels.classes(), layers=layers)
+    structure = Structure(flow, flow.labels.classes(), layers=layers, recurrent=recurrent_of(model.graph))
     structure.groups = _groups(structure)
     structure.refused = _refused(structure)
     return structure
@@ -280,8 +292,8 @@ def recurrent_units(structure: Structure) -> dict[str, tuple[str, Indices]]:
     for value, classes in structure.read_by_recurrent():
         for use in value.uses():
             # W reads the data, R the units themselves.
-            if use.idx == _R and (classes != PINNED).any():
-                found[use.node.name or use.node.op_type] = use.node.op_type, classes[classes != PINNED]
+            if use.idx == R and (classes != PINNED).any():
+                found[name_of(use.node)] = use.node.op_type, classes[classes != PINNED]
     return found
 
 

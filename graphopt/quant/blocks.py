@@ -10,7 +10,6 @@ inputs.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -386,7 +385,7 @@ def stored(array: Array, scheme: Scheme) -> ir.TensorProtocol:
 def moments_of(
     model: ir.Model,
     nodes: Sequence[ir.Node],
-    data: Callable[[], Iterable[Feeds]],
+    data: Callable[[int], Iterable[Feeds]],
     *,
     most: int,
     threads: int = 0,
@@ -396,7 +395,7 @@ def moments_of(
 
     Args:
         nodes: MatMul and Gemm with constant weights, of the main graph.
-        data: Gives the samples anew each time it is called.
+        data: Gives so many samples at most, anew each time it is called.
         most: Samples.
     """
     by_input: dict[str, list[ir.Node]] = {}
@@ -408,7 +407,7 @@ def moments_of(
     for group in in_turns(by_input, lambda name: _moment_bytes(by_input[name][0]), _HESSIAN_BYTES):
         sums: dict[str, Array] = {}
         session = Session(tapped(model, group), optimize="all", threads=threads)
-        for index, feeds in enumerate(itertools.islice(data(), most)):
+        for index, feeds in enumerate(data(most)):
             for name, array in session.run(feeds, group).items():
                 rows = array.reshape(-1, array.shape[-1]).astype(np.float32)
                 sums[name] = sums.get(name, 0.0) + (rows.T @ rows).astype(np.float64)

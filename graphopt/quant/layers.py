@@ -26,7 +26,8 @@ from graphopt.ir.facts import Array
 from graphopt.machine import Kernel
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Builder
-from graphopt.verify.budget import Evaluation, Judgement, noise_share
+from graphopt.verify.agreement import noise_share
+from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"

@@ -9,12 +9,11 @@ integers, on calibration samples, by the noise in what goes into the outputs.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +33,7 @@ from graphopt.quant.rounding import round_weight, rounded_weights
 from graphopt.quant.sweep import Noise, SweepTooLongError, noise_of_units, ranges_by_tensor
 from graphopt.quant.switched import smooth_outputs
 from graphopt.quant.units import Unit, units_of
-from graphopt.verify.budget import noise_share
+from graphopt.verify.agreement import noise_share
 from graphopt.verify.session import Session
 
 _LEAST_SAMPLES = 4
@@ -62,6 +61,10 @@ StepName = Literal["equalize", "smooth", "round-weights", "correct-bias"]
 STEPS: tuple[StepName, ...] = ("equalize", "smooth", "round-weights", "correct-bias")
 """In the order in which they run."""
 _EQUALIZED: dict[StepName, frozenset[str]] = {"equalize": CONVOLUTIONS, "smooth": PRODUCTS}
+
+
+Samples: TypeAlias = Callable[[int], Iterable[Feeds]]
+"""Gives at most so many calibration samples."""
 
 
 class Calibrate(Protocol):
@@ -129,7 +132,7 @@ def prepare(
     model: ir.Model,
     kernels: IntegerKernels,
     calibrate: Calibrate,
-    data: Callable[[], Iterator[Feeds]],
+    data: Samples,
     *,
     steps: Sequence[StepName] = STEPS,
     rules: Sequence[Rule] = (),
@@ -143,7 +146,7 @@ def prepare(
     Args:
         model: Left as it was.
         calibrate: Observes all tensors of all units of a graph.
-        data: Calibration samples, from the start.
+        data: Calibration samples.
         steps: Those that may be taken.
         rules: For ranges: the one that ``calibrate`` takes, and those to be tried in its place.
         weights: Found before for ``model``; where there are some, channels are not scaled any more.
@@ -158,7 +161,7 @@ def prepare(
 
 class _Preparation:
     def __init__(
-        self, kernels: IntegerKernels, calibrate: Calibrate, data: Callable[[], Iterator[Feeds]], threads: int,
+        self, kernels: IntegerKernels, calibrate: Calibrate, data: Samples, threads: int,
         deadline: float, progress: Callable[[str], None], prepared: Prepared,
     ) -> None:  # fmt: skip
         self.kernels = kernels
@@ -167,7 +170,7 @@ class _Preparation:
         self.threads = threads
         self.deadline = deadline
         self.progress = progress
-        self.noise = _Noise(prepared.model, kernels, data(), threads)
+        self.noise = _Noise(prepared.model, kernels, data, threads)
         self.samples = self.noise.samples[:_LEAST_SAMPLES]
         self.prepared = prepared
         self.decibels = self.noise.of(prepared)
@@ -296,7 +299,7 @@ class _Preparation:
         self, operators: frozenset[str], only: set[str], *, quick: bool = False
     ) -> tuple[list[Equalized], Prepared]:
         scaled = ir_model.clone(self.prepared.model)
-        samples = itertools.islice(self.data(), _EQUALIZE_SAMPLES)
+        samples = self.data(_EQUALIZE_SAMPLES)
         found = equalize(
             scaled, self.kernels, samples,
             operators=operators, only=only, seen=self.channels, seconds=_EQUALIZE_SECONDS, threads=self.threads,
@@ -320,7 +323,7 @@ class _Preparation:
         if self.noise.of_weights(self.prepared) > self.decibels + _WEIGHTS_COUNT:
             return
         rounded, scales = rounded_weights(
-            self.prepared.model, self._units(), self.kernels, itertools.islice(self.data(), _ROUND_SAMPLES),
+            self.prepared.model, self._units(), self.kernels, self.data(_ROUND_SAMPLES),
             threads=self.threads, deadline=time.monotonic() + _ROUND_SECONDS, progress=self.progress,
         )  # fmt: skip
         if rounded:
@@ -356,7 +359,7 @@ class _Noise:
     """Measures the noise of a graph with every product on integers against the float graph, on samples as many as run
     in a moment: the mean of their decibels, since a single sample that goes wrong would hide all others."""
 
-    def __init__(self, model: ir.Model, kernels: IntegerKernels, data: Iterable[Feeds], threads: int) -> None:
+    def __init__(self, model: ir.Model, kernels: IntegerKernels, data: Samples, threads: int) -> None:
         self.names = smooth_outputs(model)
         self.kernels = kernels
         self.threads = threads
@@ -364,7 +367,7 @@ class _Noise:
         self.references: list[Feeds] = []
         session = Session(tapped(model, self.names), optimize="all", threads=threads)
         started = time.monotonic()
-        for feeds in itertools.islice(data, _MOST_SAMPLES):
+        for feeds in data(_MOST_SAMPLES):
             if len(self.samples) >= _LEAST_SAMPLES and time.monotonic() - started > _SAMPLE_SECONDS:
                 break
             self.samples.append(feeds)

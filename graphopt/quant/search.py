@@ -15,7 +15,6 @@ It can be stopped at any time: what was found to hold so far stands.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -25,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import interrupt
-from graphopt.data.interface import Feeds
+from graphopt.data.interface import Feeds, spread
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.machine import Kernel
@@ -354,7 +353,7 @@ class Search:
         if self.found.noise:
             point.noise = sum(self.found.noise.get(name, 0.0) for name in chosen)
         # A metric of the user's own may have been edited since.
-        lasting = self.evaluation.metric.agreement is not None
+        lasting = self.evaluation.metric.task is None
         point.judgement = (
             self.memory.judgement(chosen, self.evaluation.allowed, counts=self.evaluation.metric.counts)
             if lasting
@@ -382,7 +381,7 @@ class Search:
         if known is not None:
             return known
         names = [unit.name for unit in self.found.units]
-        samples: list[Feeds] = list(itertools.islice(self.evaluation.feeds, _SWEEP_SAMPLES))
+        samples: list[Feeds] = spread(self.evaluation.feeds, _SWEEP_SAMPLES)
         seconds = min(SECONDS, max(_SWEEP_SHARE * (self.deadline - time.monotonic()), _LEAST_SECONDS))
         try:
             noise = noise_of_units(

@@ -20,7 +20,7 @@ from graphopt.quant.kernels import IntegerKernels, activation_slots, channel_axi
 from graphopt.quant.place import Weights
 from graphopt.quant.ranges import Range, affine, along, quantize_weight, weight_scales
 from graphopt.quant.units import Unit, units_of
-from graphopt.verify.budget import noise_share
+from graphopt.verify.agreement import noise_share
 from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"

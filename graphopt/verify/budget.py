@@ -7,6 +7,8 @@ and its drop is relative to what the original scores.
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import math
 import time
@@ -16,14 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.data.functions import load_function
+from graphopt.data.functions import load_function, user_code
 from graphopt.data.interface import Array, Feeds
 from graphopt.errors import DataError, UnknownNameError, UsageError
+from graphopt.verify.agreement import (
+    METRICS,
+    agreement,
+    categories,
+    is_alike,
+    noise_share,
+    numbers,
+    shares_of_categories,
+    signals,
+)
 from graphopt.verify.padding import Padding
-from graphopt.verify.parts import quiet_parts
 
 Labels = Mapping[str, Array]
-Agreement = Callable[[Sequence[Feeds], Sequence[Feeds]], float]
 
 DEFAULT_METRIC = "sqnr"
 DEFAULT_DROP = 0.01
@@ -43,80 +53,8 @@ _CLEAR_DECIBELS = 0.5
 _FIRST = 8
 _GROUPS = 10
 _READABLE = 5e-4
-CONTINUOUS = frozenset({"sqnr", "cosine", "f1"})
-"""Metrics that move with every element of an output."""
-
-
-def signal_share(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """1 minus noise power over signal power, of the worst output or the worst part of one
-    (:mod:`graphopt.verify.parts`): 0.99 is a signal-to-noise ratio of 20 dB."""
-    return min(
-        (
-            1.0 - noise / signal if signal > 0 else float(noise == 0)
-            for noise, signal in _powers(outputs, references)
-        ),
-        default=1.0,
-    )
-
-
-def cosine(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """Mean cosine of the last axis with the original's, of the worst output."""
-    means: dict[str, list[float]] = {}
-    for got, wanted in zip(outputs, references, strict=True):
-        for name in _floats(wanted):
-            a, b = (np.asarray(side[name], np.float64) for side in (got, wanted))
-            a, b = (side.reshape(-1, side.shape[-1] if side.ndim else 1) for side in (a, b))
-            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-            known = norms > 0
-            values = np.where(known, (a * b).sum(axis=1) / np.where(known, norms, 1.0), 1.0)
-            means.setdefault(name, []).extend(values.tolist())
-    return min((float(np.mean(values)) for values in means.values()), default=1.0)
-
-
-def top1(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """Share of rows whose largest element along the last axis is where the original's is, of the worst output."""
-    return _agreement(outputs, references, lambda array: array.argmax(axis=-1))
-
-
-def ctc(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """Share of sequences [N, T, classes] whose greedy CTC decoding (Graves et al. 2006) is the original's.
-
-    Class 0 is the blank.
-    """
-    equal: list[bool] = []
-    for got, wanted in zip(outputs, references, strict=True):
-        for name in _floats(wanted):
-            if wanted[name].ndim != 3:
-                raise UsageError(
-                    f"the metric 'ctc' reads outputs [batch, time, classes]; {name!r} is of rank {wanted[name].ndim}",
-                    hint="choose another --metric",
-                )
-            pairs = zip(got[name].argmax(axis=-1), wanted[name].argmax(axis=-1), strict=True)
-            equal += [_decoded(left) == _decoded(right) for left, right in pairs]
-    return float(np.mean(equal)) if equal else 1.0
-
-
-def f1(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """F1 score of what lies above 0.5 against what does in the original, of the worst output."""
-    counts: dict[str, list[int]] = {}
-    for got, wanted in zip(outputs, references, strict=True):
-        for name in _floats(wanted):
-            ours, theirs = got[name] > 0.5, wanted[name] > 0.5
-            count = counts.setdefault(name, [0, 0])
-            count[0] += int((ours & theirs).sum())
-            count[1] += int((ours ^ theirs).sum())
-    scores = [2 * hit / (2 * hit + miss) if hit + miss else 1.0 for hit, miss in counts.values()]
-    return min(scores, default=1.0)
-
-
-METRICS: Mapping[str, Agreement] = {
-    "sqnr": signal_share,
-    "cosine": cosine,
-    "top1": top1,
-    "ctc": ctc,
-    "f1": f1,
-}
-"""Agreement with the original, by name."""
+CONTINUOUS = frozenset({"sqnr", "cosine"})
+"""Metrics that move with every number in an output."""
 
 
 class TooSlowError(Exception):
@@ -128,33 +66,33 @@ class Metric:
     """What the budget is of.
 
     Attributes:
-        name: In reports.
-        agreement: Of outputs with the original's; None for a metric of the user's own.
+        name: In reports; one of :data:`graphopt.verify.agreement.METRICS` where there is no task.
         task: ``(outputs, labels) -> score`` of the user's own: one mapping of outputs for each sample, and each label
             as an array with one row for each sample.
     """
 
     name: str
-    agreement: Agreement | None = None
     task: Callable[..., float] | None = None
 
     @property
     def counts(self) -> bool:
         """Whether it may move in steps, a sample more or less, as a user's own is taken to do."""
-        return self.agreement is None or self.name not in CONTINUOUS
+        return self.task is not None or self.name not in CONTINUOUS
 
     def score(self, outputs: Sequence[Feeds], references: Sequence[Feeds], labels: Sequence[Labels]) -> float:
         """More is better.
 
         Raises:
-            UsageError: The user's function raises, or gives no number.
+            UsageError: The user's function raises, or gives no number; a metric of ours can read none of the outputs.
         """
-        if self.agreement is not None:
-            return self.agreement(outputs, references)
-        assert self.task is not None
+        if self.task is None:
+            return agreement(self.name, outputs, references)
+        # Copies, for a function may work in place.
+        given = copy.deepcopy([dict(sample) for sample in outputs])
         try:
             takes_labels = len(inspect.signature(self.task).parameters) > 1
-            return float(self.task(outputs, _stacked(labels)) if takes_labels else self.task(outputs))
+            with user_code():
+                return float(self.task(given, _stacked(labels)) if takes_labels else self.task(given))
         except DataError:
             raise
         except (Exception, SystemExit) as error:
@@ -207,13 +145,13 @@ def find_metric(given: str | Callable[..., float] | None) -> Metric:
         UsageError: The file or function cannot be loaded.
     """
     if given is None:
-        return Metric(DEFAULT_METRIC, METRICS[DEFAULT_METRIC])
+        return Metric(DEFAULT_METRIC)
     if callable(given):
         name = getattr(given, "__name__", "metric")
         # The name goes into the bundle, where it must not be taken for one of ours.
         return Metric(f"{name}()" if name in METRICS else name, task=given)
     if given in METRICS:
-        return Metric(given, METRICS[given])
+        return Metric(given)
     if ":" not in given:
         raise UnknownNameError(
             "metric", given, METRICS, hint="or give a function of your own: --metric file.py:function"
@@ -261,7 +199,8 @@ class Judgement:
         original: What the original scores.
         drop: What is lost, relative to the original's score.
         allowed: The budget.
-        decibels: Signal-to-noise ratio of the worst output, whatever the metric.
+        decibels: Signal-to-noise ratio of the worst output of numbers, whatever the metric; where there is none, of
+            what may differ between categories.
         needed: Decibels that are asked for besides, where the samples are too few to show a drop as small as the
             budget: on 24 lines of text a metric moves in steps of 4 %, and a budget of 1 % would hold by luck.
         error: Standard error of the drop over the samples, where the metric counts.
@@ -330,6 +269,7 @@ class Evaluation:
         allowed: The largest drop, as a share.
         held_out: Whether calibration saw none of these samples.
         is_cut: Whether samples were left out for want of memory.
+        available: How many samples there are to judge on, of which these were picked; 0 where that is not known.
         padding: Positions of samples that neither the metric nor the model looks at; None where all count.
     """
 
@@ -341,6 +281,7 @@ class Evaluation:
     held_out: bool = True
     padding: Padding | None = None
     is_cut: bool = False
+    available: int = 0
     original: float = field(init=False)
     _parts: list[float] | None = field(default=None, init=False, repr=False)
     _unresolved: bool | None = field(default=None, init=False, repr=False)
@@ -360,9 +301,9 @@ class Evaluation:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the original's float outputs are zero, or no number, on all samples: then noise has no measure."""
-        signals = [signal for _, signal in _powers(self.references, self.references)]
-        return bool(signals) and not any(signals)
+        """Whether the original's numbers are zero, or none, on all samples: then noise has no measure."""
+        found = signals(self.references)
+        return bool(found) and not any(found)
 
     @property
     def tells(self) -> bool:
@@ -378,19 +319,47 @@ class Evaluation:
         return not seen
 
     @property
+    def counts(self) -> bool:
+        """Whether the score may move in steps: by the metric, or because outputs hold categories."""
+        return self.metric.counts or (self.metric.task is None and bool(self._categories))
+
+    @property
     def is_coarse(self) -> bool:
-        """Whether the metric counts, and its rows are so few that a drop as large as the budget may show in none.
+        """Whether the score counts, and what is counted is so little that a drop as large as the budget may not show.
 
         Where n rows show no difference, the share that differs is below 3/n with 95 % (Hanley & Lippman-Hand, If
         Nothing Goes Wrong, Is Everything All Right?, JAMA 1983).
         """
-        if not self.metric.counts:
-            return False
-        rows = sum(
-            max((array.shape[0] for array in outputs.values() if getattr(array, "ndim", 0)), default=1)
-            for outputs in self.references
-        )
-        return rows * self.allowed < _ROWS_OF_NONE
+        return self.counts and self._counted() * self.allowed < _ROWS_OF_NONE
+
+    def _counted(self) -> int:
+        """Rows, or what else counts, in the output that has least of it."""
+        found = list(self._categories.values()) if self.metric.task is None else []
+        if self.metric.task is None and self.metric.name == "f1":
+            above: dict[str, int] = {}
+            for outputs in self.references:
+                for name, array in numbers(outputs).items():
+                    above[name] = above.get(name, 0) + int((array > 0.5).sum())
+            found += [count for count in above.values() if count]
+        elif self.metric.counts:
+            found.append(
+                sum(
+                    max(
+                        (array.shape[0] for array in outputs.values() if getattr(array, "ndim", 0)), default=1
+                    )
+                    for outputs in self.references
+                )
+            )
+        return min(found, default=0)
+
+    @functools.cached_property
+    def _categories(self) -> dict[str, int]:
+        """How many elements each output has that holds categories."""
+        found: dict[str, int] = {}
+        for outputs in self.references:
+            for name, array in categories(outputs).items():
+                found[name] = found.get(name, 0) + array.size
+        return found
 
     def unusable(self, decibels: float = float("-inf")) -> Judgement:
         """Of outputs that cannot be scored, or of none at all."""
@@ -445,7 +414,7 @@ class Evaluation:
             return replace(judgement, needed=LEAST_DECIBELS, some=len(kept))
         if judgement.drop <= self.allowed:
             return None
-        spread = _SURE * some._error(results) if self.metric.counts else _SURE * self.allowed
+        spread = _SURE * some._error(results) if self.counts else _SURE * self.allowed
         far = judgement.drop - spread > self.allowed
         return replace(judgement, some=len(kept)) if far else None
 
@@ -456,11 +425,11 @@ class Evaluation:
             with_error: Whether the drop's standard error is asked for, which takes many times as long as the metric.
         """
         decibels = self._decibels(range(len(self.feeds)), outputs)
-        if not all(_is_finite(got, wanted) for got, wanted in zip(outputs, self.references, strict=True)):
+        if not all(map(is_alike, outputs, self.references)):
             return self.unusable(decibels)
         value = self.metric.score(outputs, self.references, self.labels)
         drop = float((self.original - value) / (abs(self.original) or 1.0))
-        asked = with_error and self.metric.counts and (drop <= self.allowed or self._unresolved is None)
+        asked = with_error and self.counts and (drop <= self.allowed or self._unresolved is None)
         error = self._error(outputs) if asked else 0.0
         # What a drop as large as the budget would have: an error grows with the root of what is counted.
         near = error if drop <= self.allowed else error * math.sqrt(self.allowed / drop)
@@ -484,7 +453,14 @@ class Evaluation:
             [self.counted(self.feeds[index], one) for index, one in zip(indices, given, strict=True)]
             for given in (outputs, [self.references[index] for index in indices])
         )
-        return _decibels(got, wanted)
+        if any(map(numbers, wanted)):
+            share = noise_share(got, wanted)
+        else:
+            # Where no element differs, as many may as hardly ever leave no trace in so few.
+            fewest = min(self._categories.values(), default=0) * len(got) / len(self.references)
+            differ = 1 - min(shares_of_categories(got, wanted).values(), default=1.0)
+            share = max(differ, min(_ROWS_OF_NONE / fewest, 1.0)) if fewest else 0.0
+        return float("inf") if share == 0 else float(-10 * np.log10(share))
 
     def _error(self, outputs: Sequence[Feeds]) -> float:
         """Standard error of the drop, by the jackknife over groups of samples (Efron & Tibshirani, ch. 11)."""
@@ -510,79 +486,3 @@ class Evaluation:
             [self.references[index] for index in kept],
             [self.labels[index] for index in kept],
         )
-
-
-def noise_share(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """Noise power over signal power of the worst output, or part of one."""
-    return max(
-        (noise / signal if signal > 0 else noise for noise, signal in _powers(outputs, references)),
-        default=0.0,
-    )
-
-
-def _decibels(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    share = noise_share(outputs, references)
-    return float("inf") if share == 0 else float(-10 * np.log10(share))
-
-
-def _powers(outputs: Sequence[Feeds], references: Sequence[Feeds]) -> list[tuple[float, float]]:
-    """Noise and signal power over all samples of each float output, and of what is quiet in it beside the rest."""
-    found: list[tuple[float, float]] = []
-    for name in dict.fromkeys(name for wanted in references for name in _floats(wanted)):
-        pairs = [
-            (got.get(name), np.asarray(wanted[name]))
-            for got, wanted in zip(outputs, references, strict=True)
-            if name in wanted
-        ]
-        # As many boxes as a threshold lets through: another number of them is all noise.
-        if any(got is None or np.shape(got) != wanted.shape for got, wanted in pairs):
-            found.append((float("inf"), 1.0))
-            continue
-        parts = quiet_parts([wanted for _, wanted in pairs])
-        powers = np.zeros((1 + len(parts), 2))
-        for got, wanted in pairs:
-            finite = np.isfinite(wanted)
-            reference = np.where(finite, wanted, 0).astype(np.float64)
-            error = np.where(finite, np.asarray(got), 0).astype(np.float64) - reference
-            powers[0] += _power(error), _power(reference)
-            for place, (axis, indices) in enumerate(parts, 1):
-                powers[place] += _power(error.take(indices, axis)), _power(reference.take(indices, axis))
-        found += [(float(noise), float(signal)) for noise, signal in powers]
-    return found
-
-
-def _power(array: Array) -> float:
-    flat = array.reshape(-1)
-    return float(flat @ flat)
-
-
-def _agreement(
-    outputs: Sequence[Feeds], references: Sequence[Feeds], view: Callable[[Array], Array]
-) -> float:
-    equal: dict[str, list[float]] = {}
-    for got, wanted in zip(outputs, references, strict=True):
-        for name in _floats(wanted):
-            if wanted[name].ndim:
-                equal.setdefault(name, []).append(float((view(got[name]) == view(wanted[name])).mean()))
-    return min((float(np.mean(shares)) for shares in equal.values()), default=1.0)
-
-
-def _decoded(classes: Array) -> list[int]:
-    changes = np.concatenate([[True], classes[1:] != classes[:-1]])
-    return [int(label) for label in classes[changes] if label != 0]
-
-
-def _floats(outputs: Feeds) -> list[str]:
-    return [
-        name for name, array in outputs.items() if isinstance(array, np.ndarray) and array.dtype.kind == "f"
-    ]
-
-
-def _is_finite(got: Feeds, wanted: Feeds) -> bool:
-    """Whether a result is finite wherever the original is."""
-    return all(
-        bool(np.isfinite(got[name][np.isfinite(wanted[name])]).all())
-        if got[name].shape == wanted[name].shape
-        else False
-        for name in _floats(wanted)
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,34 @@ def firsts(dataset: Dataset) -> list[float]:
     return [float(sample.feeds["x"][0, 0]) for sample in dataset]
 
 
+def numbers(samples: Iterable[Mapping[str, Any]]) -> list[int]:
+    return [int(feeds["x"][0, 0]) for feeds in samples]
+
+
 def test_one_in_four_is_held_out() -> None:
-    dataset = Dataset([entry(index) for index in range(10)], SPECS)
-    assert [feeds["x"][0, 0] for feeds in dataset.calibration()] == [0, 1, 2, 4, 5, 6, 8, 9]
-    assert [feeds["x"][0, 0] for feeds in dataset.calibration(3)] == [0, 1, 2]
-    calibration = dataset.calibration(2)
-    assert len(list(calibration)) == len(list(calibration)) == 2
-    judged, held_out = dataset.evaluation(5)
-    assert [sample.feeds["x"][0, 0] for sample in judged] == [3, 7] and held_out
+    dataset = Dataset([entry(index) for index in range(40)], SPECS)
+    calibration = numbers(dataset.calibration())
+    samples, held_out = dataset.evaluation(40)
+    judged = numbers(sample.feeds for sample in samples)
+    assert sorted(calibration + judged) == list(range(40)) and held_out
+    assert [index // 4 for index in judged] == list(range(10))
+    assert len({index % 4 for index in judged}) == 4, "classes that take turns"
+    assert dataset.number(judging=True) == 10 and dataset.number(judging=False) == 30
     few = Dataset([entry(0), entry(1)], SPECS)
     assert len(list(few.calibration())) == 2 and few.are_few and not few.evaluation(5)[1]
+
+
+def test_some_of_many_come_from_all_over_the_data() -> None:
+    """Data are often in the order of classes or recordings."""
+    dataset = Dataset([entry(index) for index in range(400)], SPECS)
+    calibration = dataset.calibration(16)
+    picked = numbers(calibration)
+    assert picked == numbers(calibration) == sorted(picked) and len(picked) == 16
+    assert not set(picked) & set(numbers(sample.feeds for sample in dataset.evaluation(400)[0]))
+    judged = numbers(sample.feeds for sample in dataset.evaluation(16)[0])
+    for found in (picked, judged):
+        assert len(found) == 16 and min(found) < 100 and max(found) >= 300
+        assert all(any(start <= index < start + 100 for index in found) for start in range(0, 400, 100))
 
 
 def test_a_generator_is_read_once_and_iterated_often() -> None:

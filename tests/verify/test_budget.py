@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.data.interface import Feeds
-from graphopt.errors import DataError
+from graphopt.errors import DataError, UsageError
+from graphopt.verify.agreement import METRICS, noise_share
 from graphopt.verify.budget import (
-    METRICS,
     Evaluation,
     Judgement,
     TooSlowError,
     find_metric,
-    noise_share,
     percent,
 )
 
@@ -288,3 +287,114 @@ def test_labels_of_different_shapes_are_no_fault_of_the_metric() -> None:
 def test_what_holds_with_a_margin(drop: float, decibels: float, needed: float, clear: bool) -> None:
     judgement = Judgement(1 - drop, 1.0, drop, 0.01, decibels, needed)
     assert judgement.is_clear == clear and judgement.ok == (drop <= 0.01)
+
+
+def classes(count: int) -> list[Feeds]:
+    return [{"id": RNG.integers(0, 10, 1)} for _ in range(count)]
+
+
+def others(references: list[Feeds], count: int) -> list[Feeds]:
+    """The first so many ids are other ones."""
+    return [{**entry, "id": entry["id"] + (index < count)} for index, entry in enumerate(references)]
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+@pytest.mark.parametrize("wrong", [0, 3, 40, 400])
+def test_integers_count_by_the_share_that_is_equal(metric: str, wrong: int) -> None:
+    references = classes(400)
+    judged = evaluation(references, metric, 0.01).judge(others(references, wrong))
+    assert judged.drop == pytest.approx(wrong / 400) and judged.ok == (wrong <= 3)
+
+
+def test_what_cannot_be_told_of_few_integers_is_not_held() -> None:
+    """Of 48 rows none may differ by luck where one in a hundred does."""
+    references = classes(48)
+    judged = evaluation(references, "sqnr", 0.01).judge(references)
+    assert not judged.ok and judged.needed == 20 and judged.decibels == pytest.approx(12, abs=0.1)
+    assert evaluation(references, "sqnr", 0.1).judge(references).ok
+
+
+def test_integers_beside_floats() -> None:
+    references = [{**left, **right} for left, right in zip(logits(400), classes(400), strict=True)]
+    held = evaluation(references, "sqnr", 0.01)
+    assert held.judge(references).ok and held.judge(references).decibels == float("inf")
+    assert held.judge(others(references, 100)).drop == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.array([True, True]),
+        np.array(["a", "c"], object),
+        np.array([1], np.int64),
+        np.array([1.5, 2.5], np.float32),
+    ],
+)
+def test_outputs_of_every_kind_count(other: np.ndarray[Any, Any]) -> None:
+    original = {
+        "b": np.array([True, False]),
+        "O": np.array(["a", "b"], object),
+        "i": np.array([1, 2]),
+        "f": np.ones(2, np.float32),
+    }
+    references: list[Feeds] = [{"y": original[other.dtype.kind]}] * 400
+    results: list[Feeds] = [{"y": other}] * 400
+    assert evaluation(references, "sqnr", 0.01).judge(references).ok
+    assert not evaluation(references, "sqnr", 0.01).judge(results).ok
+
+
+def test_sequences_and_maps_count_by_their_elements() -> None:
+    numbers = [RNG.standard_normal(8).astype(np.float32) for _ in range(16)]
+    references: list[Any] = [{"s": [array, {"a": float(array[0])}]} for array in numbers]
+    near: list[Any] = [{"s": [array + 1e-3, {"a": float(array[0])}]} for array in numbers]
+    far: list[Any] = [{"s": [array, {"a": float(array[0]) + 0.3}]} for array in numbers]
+    shorter: list[Any] = [{"s": [array]} for array in numbers]
+    held = evaluation(references, "sqnr", 0.01)
+    assert held.judge(references).decibels == float("inf")
+    assert held.judge(near).ok and 40 < held.judge(near).decibels < 70
+    assert not held.judge(far).ok and not held.judge(shorter).ok
+
+
+@pytest.mark.parametrize(
+    ("metric", "needs"), [("cosine", "more than one"), ("top1", "more than one"), ("f1", "above 0.5")]
+)
+def test_a_metric_that_can_read_no_output_is_refused(metric: str, needs: str) -> None:
+    references: list[Feeds] = [{"y": -np.abs(array["y"][:, :1])} for array in logits(400)]
+    with pytest.raises(UsageError, match=needs):
+        evaluation(references, metric, 0.01)
+
+
+def test_what_a_metric_cannot_read_counts_by_its_noise() -> None:
+    """A cosine says nothing of the single number beside the logits."""
+    references: list[Feeds] = [{**entry, "size": entry["y"][:, 0]} for entry in logits(40)]
+    held = evaluation(references, "cosine", 0.01)
+    assert held.judge(references).ok
+    assert held.judge([{**entry, "size": entry["size"] * 1.3} for entry in references]).drop == pytest.approx(
+        0.09
+    )
+
+
+def test_a_metric_that_works_in_place_changes_nothing() -> None:
+    def spoils(outputs: list[dict[str, Any]]) -> float:
+        score = float(np.mean([entry["y"].argmax() for entry in outputs]))
+        for entry in outputs:
+            entry["y"] -= entry["y"]
+            entry["y"] = 0
+        outputs.clear()
+        return score
+
+    references = logits(40)
+    held = evaluation(references, spoils, 0.01)
+    judged = held.judge(swapped(references, range(20)))
+    assert judged.original == held.original > 0 and np.isfinite(judged.decibels)
+    assert all(np.any(entry["y"]) for entry in references)
+
+
+def test_what_a_metric_prints_is_not_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    def says(outputs: Any) -> float:
+        print("hello")
+        return 1.0
+
+    find_metric(says).score([{}], [{}], [{}])
+    captured = capsys.readouterr()
+    assert captured.out == "" and "hello" in captured.err

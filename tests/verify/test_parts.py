@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from graphopt.ir.facts import Array
-from graphopt.verify.budget import find_metric, noise_share, signal_share
+from graphopt.verify.agreement import agreement, noise_share
+from graphopt.verify.budget import find_metric
 from graphopt.verify.parts import quiet_parts
 
 
@@ -59,7 +60,7 @@ def test_noise_in_a_part_counts_by_the_part(broken: str) -> None:
     for got in outputs:
         got["y"][:, slice(0, 4) if broken == "boxes" else slice(4, None)] *= 0.5
     assert noise_share(outputs, references) == pytest.approx(0.25, abs=0.01)
-    assert signal_share(outputs, references) == pytest.approx(0.75, abs=0.01)
+    assert agreement("sqnr", outputs, references) == pytest.approx(0.75, abs=0.01)
     judged = find_metric("sqnr").score(outputs, references, [{}] * 4)
     assert judged == pytest.approx(0.75, abs=0.01)
 
