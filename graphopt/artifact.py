@@ -98,7 +98,6 @@ class Manifest(msgspec.Struct, kw_only=True):
         target: That loads it.
         config: What the target needs to load it.
         inputs, outputs: The model's interface, in order.
-        optional_inputs: Inputs that have a default.
         machine: What the machine must have.
         hashes: Content hashes: ``source`` and ``result`` of the graphs, and ``files`` by relative path.
         options: The options of the compilation.
@@ -118,7 +117,6 @@ class Manifest(msgspec.Struct, kw_only=True):
     config: dict[str, Any]
     inputs: list[Tensor]
     outputs: list[Tensor]
-    optional_inputs: list[str] = []
     machine: dict[str, Any] = {}
     hashes: dict[str, Any] = {}
     options: dict[str, Any] = {}

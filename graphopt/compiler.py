@@ -23,7 +23,7 @@ from graphopt.bundle import Outcome
 from graphopt.capture import Captured, capture
 from graphopt.capture.upgrade import lower
 from graphopt.data.dataset import Dataset
-from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
+from graphopt.data.interface import Feeds, inputs_of
 from graphopt.data.load import samples
 from graphopt.errors import DataError, GraphoptError, TargetError, UnsupportedModelError, UsageError, listed
 from graphopt.forms import Forms
@@ -522,10 +522,7 @@ class Compilation:
         if dataset is not None:
             data = (sample.feeds for sample in dataset)
         elif self.request.data is not None:
-            data = samples(
-                self.request.data, inputs_of(captured.model),
-                optional=optional_inputs_of(captured.model), fixed=captured.fixed,
-            )  # fmt: skip
+            data = samples(self.request.data, inputs_of(captured.model), fixed=captured.fixed)
         return build_reference(
             captured.original_model,
             interface=captured.model,

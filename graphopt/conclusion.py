@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt import artifact
 from graphopt._version import __version__
 from graphopt.capture import Captured
-from graphopt.data.interface import TensorSpec, inputs_of, optional_inputs_of, outputs_of
+from graphopt.data.interface import TensorSpec, inputs_of, outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.ir.hash import content_hash
@@ -152,7 +152,6 @@ def manifest(
         config=dict(chosen.config),
         inputs=artifact.tensors(_as_in(final, inputs_of(captured.model))),
         outputs=artifact.tensors(_as_in(final, outputs_of(captured.model))),
-        optional_inputs=sorted(optional_inputs_of(captured.model)),
         machine=dict(machine),
         hashes={"source": content_hash(captured.original_model), "result": content_hash(final)},
         options=dict(options),

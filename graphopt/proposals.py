@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.dataset import HELD_OUT, HELD_OUT_TO_COUNT, Dataset, Sample, Source, Transform
-from graphopt.data.interface import Feeds, inputs_of, optional_inputs_of
+from graphopt.data.interface import Feeds, inputs_of
 from graphopt.data.synthesize import feeds_for
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError, VerificationError
 from graphopt.ir import model as ir_model
@@ -513,10 +513,10 @@ def dataset_for(
     Raises:
         DataError: There are no data, and made-up ones were not allowed.
     """
-    specs, optional = inputs_of(model), optional_inputs_of(model)
+    specs = inputs_of(model)
     held_out = 1 if whole else HELD_OUT_TO_COUNT if metric.counts else HELD_OUT
     if source is not None:
-        return Dataset(source, specs, optional=optional, fixed=fixed, transform=transform, held_out=held_out)
+        return Dataset(source, specs, fixed=fixed, transform=transform, held_out=held_out)
     if not synthetic:
         raise DataError(
             "lossy passes are calibrated and judged on data, and there are none",
@@ -527,7 +527,7 @@ def dataset_for(
     made: list[Feeds] = [
         feeds_for(model, sizes, seed + 100 + index, grain=grain) for index in range(_SYNTHETIC)
     ]
-    return Dataset(made, specs, optional=optional, held_out=held_out)
+    return Dataset(made, specs, held_out=held_out)
 
 
 def evaluate(

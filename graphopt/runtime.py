@@ -28,7 +28,6 @@ class LoadedModel:
         self.manifest = manifest
         self.inputs: tuple[TensorSpec, ...] = tuple(tensor.spec() for tensor in manifest.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(tensor.spec() for tensor in manifest.outputs)
-        self._optional = frozenset(manifest.optional_inputs)
         self._executable = catalog.runtime(manifest.target).load(path, manifest.config, threads=threads)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, npt.NDArray[np.generic]]:
@@ -47,7 +46,7 @@ class LoadedModel:
                 f"run takes arrays by input name, and this is of type {type(feeds).__name__}",
                 hint=f"model.run({{{first!r}: array}}), or call the model itself for arrays in order: model(array)",
             )
-        checked = check_feeds(feeds, self.inputs, optional=self._optional)
+        checked = check_feeds(feeds, self.inputs)
         results = self._executable.run(checked)
         return {spec.name: results[spec.name] for spec in self.outputs}
 

@@ -21,7 +21,6 @@ def capture(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
-    keep_default_inputs: bool = False,
 ) -> Captured:
     """Bring a model into the internal form.
 
@@ -33,7 +32,6 @@ def capture(
             (dict); tensors or NumPy arrays.
         dynamic_shapes: For a torch module, as for ``torch.export.export``.
         input_shapes: Sizes to specialise inputs to, by name; None leaves a dimension as it is.
-        keep_default_inputs: Let initializers that are also inputs stay inputs that a caller may override.
 
     Raises:
         ModelError: Not a model, damaged, invalid or not supported; the subclass and the message tell which.
@@ -63,15 +61,12 @@ def capture(
                 hint="load it yourself and pass the module with example inputs, or save a graph: "
                 "torch.export.save(torch.export.export(module, args), 'model.pt2')",
             )
-        return onnx_model.capture_file(
-            path, input_shapes=input_shapes, keep_default_inputs=keep_default_inputs
-        )
+        return onnx_model.capture_file(path, input_shapes=input_shapes)
     if isinstance(model, ir.Model):
         return onnx_model.capture_ir(
             normalize.clone_unsorted(model),
             name=model.graph.name or "model",
             input_shapes=input_shapes,
-            keep_default_inputs=keep_default_inputs,
         )
     if torch_model.is_program(model):
         return torch_model.capture_program(model, input_shapes=input_shapes)
@@ -80,9 +75,7 @@ def capture(
             model, example_inputs, dynamic_shapes=dynamic_shapes, input_shapes=input_shapes
         )
     if type(model).__module__.startswith("onnx") and type(model).__name__ == "ModelProto":
-        return onnx_model.capture_proto(
-            model, input_shapes=input_shapes, keep_default_inputs=keep_default_inputs
-        )
+        return onnx_model.capture_proto(model, input_shapes=input_shapes)
     raise UsageError(
         f"cannot capture an object of type {type(model).__module__}.{type(model).__qualname__}",
         hint="pass a path, an onnx.ModelProto, an onnx_ir.Model, or a torch module with example inputs",

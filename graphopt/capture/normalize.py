@@ -23,7 +23,7 @@ _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 """What torch.onnx notes on each node: lines of the exporting program, of a small model as long as its weights."""
 
 
-def repair(model: ir.Model, *, keep_default_inputs: bool = False) -> list[str]:
+def repair(model: ir.Model) -> list[str]:
     """Make a model well formed without changing what it computes; returns warnings for the user.
 
     Raises:
@@ -40,7 +40,7 @@ def repair(model: ir.Model, *, keep_default_inputs: bool = False) -> list[str]:
         _forget_placeholder_dims(graph)
     _sort(model)
     _return_outer_values_by_identity(model)
-    warnings += _fix_default_inputs(model, keep_default_inputs)
+    warnings += _fix_default_inputs(model)
     if _has_duplicate_names(model):
         names.make_unique(model)
     model.ir_version = min(max(model.ir_version or 0, 8), MAX_IR_VERSION)
@@ -140,15 +140,13 @@ def defaults(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     }
 
 
-def _fix_default_inputs(model: ir.Model, keep: bool) -> list[str]:
+def _fix_default_inputs(model: ir.Model) -> list[str]:
     """Inputs that have an initializer are constants from here on.
 
     Up to IR version 3 every initializer had to be listed as an input.
     """
     inputs = model.graph.inputs
     overridable = defaults(model)
-    if keep and overridable:
-        return []
     kept = [value for value in inputs if not value.is_initializer()]
     if len(kept) < len(inputs):
         inputs.clear()

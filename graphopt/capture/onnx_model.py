@@ -24,7 +24,6 @@ def capture_file(
     path: Path,
     *,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
-    keep_default_inputs: bool = False,
 ) -> Captured:
     """Capture an ONNX file.
 
@@ -36,7 +35,6 @@ def capture_file(
         original=path,
         name=path.stem,
         input_shapes=input_shapes,
-        keep_default_inputs=keep_default_inputs,
     )
 
 
@@ -44,7 +42,6 @@ def capture_proto(
     proto: onnx.ModelProto,
     *,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
-    keep_default_inputs: bool = False,
 ) -> Captured:
     """Capture a protobuf message, which stays as it is."""
     import onnx
@@ -60,7 +57,6 @@ def capture_proto(
         model,
         name=proto.graph.name or "model",
         input_shapes=input_shapes,
-        keep_default_inputs=keep_default_inputs,
     )
 
 
@@ -72,7 +68,6 @@ def capture_ir(
     kind: str = "onnx",
     warnings: Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
-    keep_default_inputs: bool = False,
 ) -> Captured:
     """Bring a model, which this takes over, into the internal form.
 
@@ -95,19 +90,18 @@ def capture_ir(
     with ir_model.paused_collection():
         if files:
             ir_model.hold_small(model)
-        return _capture(model, about, input_shapes, keep_default_inputs)
+        return _capture(model, about, input_shapes)
 
 
 def _capture(
     model: ir.Model,
     about: Captured,
     input_shapes: Mapping[str, Sequence[int | None]] | None,
-    keep_default_inputs: bool,
 ) -> Captured:
     noted = about.warnings
     file_runs = (model.ir_version or 0) <= normalize.MAX_IR_VERSION
-    fixed = {} if keep_default_inputs else normalize.defaults(model)
-    noted += normalize.repair(model, keep_default_inputs=keep_default_inputs)
+    fixed = normalize.defaults(model)
+    noted += normalize.repair(model)
     if "" not in model.graph.opset_imports and _uses_onnx(model):
         raise InvalidGraphError(
             "the model imports no opset of ONNX, so the meaning of its operators is not defined",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.artifact import SUFFIX, Manifest, check_files, read_manifest
 from graphopt.cli._options import parse_shapes
-from graphopt.data.interface import Feeds, TensorSpec, check_feeds, inputs_of, optional_inputs_of, outputs_of
+from graphopt.data.interface import Feeds, TensorSpec, check_feeds, inputs_of, outputs_of
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError
 from graphopt.machine import Form
 from graphopt.runtime import check_machine
@@ -65,7 +65,7 @@ class Subject:
         if self.manifest is not None:
             specs = tuple(tensor.spec() for tensor in self.manifest.inputs)
             try:
-                return specialized(specs, self.input_shapes, self.optional)
+                return specialized(specs, self.input_shapes)
             except UsageError as error:
                 raise UsageError(
                     f"{self.path}: {error.message}", hint=f"graphopt inspect {self.path} shows its inputs"
@@ -80,19 +80,6 @@ class Subject:
             return tuple(tensor.spec() for tensor in self.manifest.outputs)
         assert self.graph is not None
         return outputs_of(self.graph)
-
-    @cached_property
-    def optional(self) -> frozenset[str]:
-        """Inputs that may be left out."""
-        if self.manifest is not None:
-            return frozenset(self.manifest.optional_inputs)
-        assert self.graph is not None
-        return optional_inputs_of(self.graph)
-
-    @property
-    def required(self) -> tuple[TensorSpec, ...]:
-        """The inputs that must be given, in order."""
-        return tuple(spec for spec in self.inputs if spec.name not in self.optional)
 
     def samples(
         self, data: Path, specs: tuple[TensorSpec, ...] | None = None, transform: Transform | None = None
@@ -111,8 +98,8 @@ class Subject:
 
         wanted = self.inputs if specs is None else specs
         if transform is None:
-            return samples(data, wanted, optional=self.optional)
-        dataset = Dataset(data, wanted, optional=self.optional, transform=transform)
+            return samples(data, wanted)
+        dataset = Dataset(data, wanted, transform=transform)
         return (sample.feeds for sample in dataset)
 
     def made_up(self, threads: int, seed: int, specs: tuple[TensorSpec, ...] | None = None) -> Feeds:
@@ -138,7 +125,7 @@ class Subject:
                 for sizes in size_candidates(model):
                     feeds = feeds_for(model, sizes, seed, plain=plain)
                     try:
-                        checked = check_feeds(feeds, wanted, optional=self.optional)
+                        checked = check_feeds(feeds, wanted)
                         worker.outputs(checked)
                     except (TargetError, DataError) as error:
                         failure = failure or error
@@ -197,9 +184,7 @@ def with_inputs(model: ir.Model | None, specs: tuple[TensorSpec, ...]) -> ir.Mod
 
 
 def specialized(
-    specs: tuple[TensorSpec, ...],
-    shapes: Mapping[str, tuple[int | None, ...]],
-    optional: frozenset[str] = frozenset(),
+    specs: tuple[TensorSpec, ...], shapes: Mapping[str, tuple[int | None, ...]]
 ) -> tuple[TensorSpec, ...]:
     """The specifications with these sizes.
 
@@ -210,7 +195,7 @@ def specialized(
 
     if not shapes:
         return specs
-    model = _interface_only(tuple(spec for spec in specs if spec.name not in optional))
+    model = _interface_only(specs)
     specialize(model, shapes)
     fixed = {spec.name: spec for spec in inputs_of(model)}
     return tuple(fixed.get(spec.name, spec) for spec in specs)

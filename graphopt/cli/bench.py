@@ -104,16 +104,16 @@ def common_inputs(subjects: Sequence[Subject]) -> tuple[TensorSpec, ...]:
     baseline, *others = subjects
     if not others:
         return baseline.inputs
-    specs = baseline.required
+    specs = baseline.inputs
     for other in others:
         names = (str(baseline.path), str(other.path))
-        found = differences(specs, other.required, names)
+        found = differences(specs, other.inputs, names)
         if found:
             raise UsageError(
                 f"{names[0]} and {names[1]} have different inputs: {'; '.join(found)}",
                 hint="time models with the same inputs against each other",
             )
-        specs = intersection(specs, other.required)
+        specs = intersection(specs, other.inputs)
     return specs
 
 

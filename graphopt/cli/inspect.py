@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.artifact import Manifest
-    from graphopt.data.interface import TensorSpec
 
 _WIDTH = 89
 _OPTIONAL = " (optional)"
@@ -86,13 +85,9 @@ def bundle_facts(manifest: Manifest) -> dict[str, Any]:
         del facts[name]
     return {
         **facts,
-        "inputs": [_input(tensor.spec(), manifest.optional_inputs) for tensor in manifest.inputs],
+        "inputs": [str(tensor.spec()) for tensor in manifest.inputs],
         "outputs": [str(tensor.spec()) for tensor in manifest.outputs],
     }
-
-
-def _input(spec: TensorSpec, optional: Collection[str]) -> str:
-    return f"{spec}{_OPTIONAL if spec.name in optional else ''}"
 
 
 def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def model_facts(model: ir.Model, path: Path) -> dict[str, Any]:
         "metadata": dict(model.metadata_props),
         "graph": {
             "name": model.graph.name or "",
-            "inputs": [_input(spec, optional) for spec in inputs_of(model)],
+            "inputs": [f"{spec}{_OPTIONAL if spec.name in optional else ''}" for spec in inputs_of(model)],
             "outputs": [str(spec) for spec in outputs_of(model)],
             "nodes": len(nodes),
             "subgraphs": sum(1 for _ in model.graph.subgraphs()),

@@ -75,7 +75,7 @@ def command(
         specs = common_inputs(subject, inputs_of(captured.model), outputs_of(captured.model), model)
         if not input_shapes:
             # A bundle may take more than it was compiled with: those sizes are the ones that are known to run.
-            specs = specialized(specs, manifest.options.get("input_shapes", {}), subject.optional)
+            specs = specialized(specs, manifest.options.get("input_shapes", {}))
         same = content_hash(captured.original_model) == manifest.hashes.get("source")
         reference = build_reference(
             captured.original_model,

@@ -59,7 +59,6 @@ class Dataset:
     Args:
         source: As for :func:`graphopt.data.load.samples`. Entries that are no input of the model are labels.
         specs: The model's inputs.
-        optional: Inputs that may be left out.
         fixed: Inputs that are constants now, with their value.
         transform: Applied to each entry before it is checked (an image to an array, a rescaling).
         held_out: One sample in so many is held out for judging.
@@ -76,7 +75,6 @@ class Dataset:
         source: Source,
         specs: tuple[TensorSpec, ...],
         *,
-        optional: frozenset[str] = frozenset(),
         fixed: Mapping[str, ir.TensorProtocol] = MappingProxyType({}),
         transform: Transform | None = None,
         held_out: int = HELD_OUT,
@@ -84,7 +82,6 @@ class Dataset:
         self.held_out = held_out
         self._source = source
         self._specs = specs
-        self._optional = optional
         self._fixed = fixed
         self._transform = transform
         self._spool: Path | None = None
@@ -244,7 +241,7 @@ class Dataset:
         names = {spec.name for spec in self._specs}
         feeds = {name: array for name, array in entry.items() if name in names}
         labels = {name: np.asarray(array) for name, array in entry.items() if name not in names}
-        sample = Sample(check_feeds(feeds, self._specs, optional=self._optional, origin=origin), labels)
+        sample = Sample(check_feeds(feeds, self._specs, origin=origin), labels)
         for name, array in sample.feeds.items():
             if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
                 continue

@@ -122,7 +122,6 @@ def check_feeds(
     feeds: Mapping[str, Any],
     specs: tuple[TensorSpec, ...],
     *,
-    optional: frozenset[str] = frozenset(),
     origin: str = "the inputs",
 ) -> Feeds:
     """``feeds`` as arrays that fit ``specs``.
@@ -139,8 +138,6 @@ def check_feeds(
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
         if spec.name not in feeds:
-            if spec.name in optional:
-                continue
             raise DataError(f"{origin}: no array for input {spec.name!r}", hint=f"the model expects {spec}")
         if spec.dtype in _NOT_TENSORS:
             checked[spec.name] = feeds[spec.name]

@@ -48,7 +48,6 @@ def samples(
     source: str | Path | Mapping[str, Any] | Iterable[Any],
     specs: tuple[TensorSpec, ...],
     *,
-    optional: frozenset[str] = frozenset(),
     fixed: Mapping[str, ir.TensorProtocol] = MappingProxyType({}),
 ) -> Iterator[Feeds]:
     """Samples from ``source``, each checked against the model's inputs ``specs``.
@@ -64,7 +63,7 @@ def samples(
         check_fixed(raw, fixed, origin)
         for feeds in _split(raw, specs, origin):
             count += 1
-            yield check_feeds(feeds, specs, optional=optional, origin=origin)
+            yield check_feeds(feeds, specs, origin=origin)
     if count == 0:
         raise DataError("the data hold no sample", hint="give at least one array for each input of the model")
 

@@ -25,7 +25,6 @@ from graphopt.data.interface import (
     check_feeds,
     inputs_of,
     is_static,
-    optional_inputs_of,
 )
 from graphopt.data.synthesize import GRAINS, feeds_for, resized, size_candidates, sizes_of
 from graphopt.errors import DataError, ProcessLostError, TargetError, UnsupportedModelError
@@ -373,7 +372,7 @@ def _synthetic_trials(
     found = 0
     failure: TargetError | None = None
     hollow: list[Trial] = []
-    specs, optional = inputs_of(model), optional_inputs_of(model)
+    specs = inputs_of(model)
     rounds = list(size_candidates(model))
     static = not rounds[0]
     for plain in (False, True):
@@ -381,7 +380,7 @@ def _synthetic_trials(
             sizes = rounds[0 if static else index]
             feeds = feeds_for(model, sizes, seed + index, plain=plain, edge=found > 0, grain=grain)
             try:
-                check_feeds(feeds, specs, optional=optional)
+                check_feeds(feeds, specs)
                 rehearsal.check(feeds)
                 started = time.monotonic()
                 outputs = session.run(feeds)

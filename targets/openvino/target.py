@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt import denormals
-from graphopt.data.interface import is_static, optional_inputs_of, outputs_of
+from graphopt.data.interface import is_static, outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.machine import floats_of_a_vector
@@ -81,12 +81,6 @@ class OpenVinoTarget(OpenVinoRuntime):
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write ``model.xml.gz`` and ``model.bin``."""
-        optional = optional_inputs_of(model)
-        if optional:
-            raise TargetError(
-                f"OpenVINO makes a constant of the input {min(optional)!r}, which has a default value",
-                hint="compile the model for another target: --target ort-cpu",
-            )
         check(model)
         outputs = [spec.name for spec in outputs_of(model)]
         with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:

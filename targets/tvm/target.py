@@ -17,7 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt import install
-from graphopt.data.interface import optional_inputs_of, outputs_of, save_feeds
+from graphopt.data.interface import outputs_of, save_feeds
 from graphopt.errors import TargetError, UsageError
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
@@ -169,7 +169,7 @@ class TvmTarget(_Compiling, TvmRuntime):
         Raises:
             TargetError: A node cannot be lowered, the processor is another one, or a device is lost.
         """
-        _check(model)
+        check(model)
         if bool(tracker) != bool(self.device):
             raise UsageError(
                 "a device elsewhere is tuned through its tracker",
@@ -342,7 +342,7 @@ def _default_architectures() -> tuple[str, ...]:
 
 
 def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
-    _check(model)
+    check(model)
     with tempfile.TemporaryDirectory(prefix="graphopt-", dir=folder.parent) as temporary:
         source = Path(temporary) / "model.onnx"
         _save(model, source)
@@ -353,16 +353,6 @@ def _built(model: ir.Model, folder: Path, target: Mapping[str, Any]) -> dict[str
                 raise
             hint = "fix the sizes that are open (--input-shape NAME:SIZE,SIZE,...), or compile for --target ort-cpu"
             raise TargetError(error.message, hint=hint) from error
-
-
-def _check(model: ir.Model) -> None:
-    check(model)
-    optional = optional_inputs_of(model)
-    if optional:
-        raise TargetError(
-            f"TVM makes a constant of the input {min(optional)!r}, which has a default value",
-            hint="compile the model for another target: --target ort-cpu",
-        )
 
 
 def _save(model: ir.Model, source: Path) -> None:

@@ -260,17 +260,6 @@ def test_initializers_that_are_also_inputs_become_constants(ir_version: int) -> 
     assert captured.warnings == ([warning] if ir_version >= 4 else [])
 
 
-def test_default_inputs_can_be_kept() -> None:
-    proto = proto_of(HEAD + "g (float[2] x, float[2] w) => (float[2] y) { y = Add(x, w) }")
-    proto.graph.initializer.append(helper.make_tensor("w", 1, [2], [1.0, 2.0]))
-    captured = capture(proto, keep_default_inputs=True)
-    assert [value.name for value in captured.model.graph.inputs] == ["x", "w"]
-    assert not facts.is_constant(captured.model.graph.inputs[1]) and captured.warnings == []
-    x = np.zeros(2, np.float32)
-    assert run(captured.model, {"x": x})["y"].tolist() == [1, 2]
-    assert run(captured.model, {"x": x, "w": np.array([5, 6], np.float32)})["y"].tolist() == [5, 6]
-
-
 def test_unnamed_dimensions_are_not_equal() -> None:
     """Exporters write the name "None", or the size -1, for what they do not know."""
     proto = proto_of(HEAD + "g (float[None, 2] x, float[None, 2] z) => (float[None, 2] y) { y = Add(x, z) }")

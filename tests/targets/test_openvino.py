@@ -390,10 +390,3 @@ def test_refuses_what_it_computes_otherwise(text: str, reason: str) -> None:
         return
     with pytest.raises(TargetError, match=reason):
         check(model)
-
-
-def test_an_input_with_a_default_is_refused(tmp_path: Path) -> None:
-    model = with_weights(MLP, w=weights(16, 16))
-    model.graph.inputs.append(model.graph.initializers["w"])
-    with pytest.raises(TargetError, match="'w', which has a default value"):
-        loaded(model, tmp_path)
