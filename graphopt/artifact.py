@@ -206,7 +206,7 @@ def file_hashes(folder: Path) -> Mapping[str, str]:
 
 
 @contextlib.contextmanager
-def replacing(output: Path, *, force: bool = True) -> Iterator[Path]:
+def replacing(output: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``output`` when the block ends well, and vanishes when not.
 
     Raises:
@@ -220,8 +220,6 @@ def replacing(output: Path, *, force: bool = True) -> Iterator[Path]:
         staging.chmod(0o755)
         old = None
         if output.exists():
-            if not force:
-                raise BundleError(f"{output} exists", hint="remove it, or choose another output with -o")
             old = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
             os.replace(output, old / "bundle")
         try:

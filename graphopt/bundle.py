@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +33,7 @@ class Outcome:
     runnable: bool = True
 
 
-def write_bundle(
-    outcome: Outcome, output: Path, *, threads: int = 0, progress: Callable[[str], None] = lambda text: None
-) -> None:
+def write_bundle(outcome: Outcome, output: Path, *, threads: int = 0) -> None:
     """Write the outcome as a bundle, load it again from disk, verify it, and only then put it in its place.
 
     Raises:
@@ -48,7 +45,6 @@ def write_bundle(
         for file in sorted(outcome.folder.iterdir()):
             _place(file, staging / file.name)
         artifact.write_manifest(staging, manifest)
-        progress("verifying the bundle as written")
         _verify_bundle(staging, outcome, threads)
         report.output = str(output)
         manifest.passes = [record.as_dict() for record in report.passes]

@@ -122,8 +122,6 @@ class MissingExtraError(GraphoptError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed", hint=f"install it: {install.command(extra)}")
-        self.package = package
-        self.extra = extra
 
 
 class PassFailedError(GraphoptError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +41,10 @@ class Simplified:
         nodes = sum(len(graph) for graph in ir_model.with_subgraphs(self.model.graph))
         return f"<Simplified {self.report.name}: {nodes} nodes>"
 
-    def save(
-        self, path: str | Path, *, threads: int = 0, progress: Callable[[str], None] = lambda text: None
-    ) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write the model, load the file in ONNX Runtime, compare it with the original, and only then put it in place.
 
         Weights of more than 1.5 GB lie beside it, in ``<name>.data``.
-
-        Args:
-            threads: Of an operator in that run; 0 leaves it to ONNX Runtime.
 
         Raises:
             UsageError: The place is no ``.onnx`` file.
@@ -65,8 +59,7 @@ class Simplified:
             with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
                 folder = Path(temporary)
                 ir_model.save(self.model, folder / output.name)
-                progress("verifying the file as written")
-                self._verify(folder, output.name, threads)
+                self._verify(folder, output.name)
                 files = sorted(folder.iterdir(), key=lambda file: file.name == output.name)
                 self.report.size_after = sum(file.stat().st_size for file in files)
                 for file in files:
@@ -78,7 +71,7 @@ class Simplified:
         self.report.output = str(output)
         return output
 
-    def _verify(self, folder: Path, name: str, threads: int) -> None:
+    def _verify(self, folder: Path, name: str) -> None:
         """Compare the file with the original in ONNX Runtime, with fewer of its optimisations where these break it.
 
         Raises:
@@ -92,7 +85,7 @@ class Simplified:
         for level in _LEVELS:
             form = Form(name, "ort-cpu", folder, {"file": name, "level": level})
             try:
-                comparison = compare_form(form, self.reference, threads)
+                comparison = compare_form(form, self.reference, threads=0)
             except TargetError as error:
                 why = why or error.message
                 continue

@@ -290,9 +290,9 @@ def has_bias(node: ir.Node) -> bool:
     return follower is not None and follower.op_type == "Add" and linear_at(follower) is not None
 
 
-def all_absorb(value: ir.Value, affine: Affine, budget: int = MOST_READERS) -> bool:
+def all_absorb(value: ir.Value, affine: Affine) -> bool:
     """Whether all that reads ``value`` is a linear op that takes ``affine`` in, ops that it passes through between."""
-    left = [budget]
+    left = [MOST_READERS]
 
     def check(value: ir.Value, affine: Affine) -> bool:
         if value.is_graph_output():

@@ -55,11 +55,6 @@ class TensorSpec:
             return ir.DataType[self.dtype.upper()].numpy()
 
     @property
-    def is_dynamic(self) -> bool:
-        """Whether any dimension may vary."""
-        return self.dims is None or any(not isinstance(dim, int) for dim in self.dims)
-
-    @property
     def type_text(self) -> str:
         """Element type and shape for people: ``float[n,3,?]``; ``[...]`` where the rank is unknown."""
         if self.dims is None:

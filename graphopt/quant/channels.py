@@ -103,13 +103,8 @@ def channel_dim(node: ir.Node) -> int:
     return 1 if node.op_type == "Conv" else -1
 
 
-def by_input(node: ir.Node, weight: Array | None = None) -> Array:
-    """A weight as [input channels, everything else]; of a depthwise convolution [channels, window].
-
-    Args:
-        weight: In place of the node's own, of the same shape.
-    """
-    array = facts.constant(node.inputs[1]) if weight is None else weight
-    axis = input_axis(node)
+def by_input(node: ir.Node) -> Array:
+    """A weight as [input channels, everything else]; of a depthwise convolution [channels, window]."""
+    array, axis = facts.constant(node.inputs[1]), input_axis(node)
     assert array is not None and axis is not None
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)

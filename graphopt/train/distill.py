@@ -137,7 +137,7 @@ class Distillation:
         self._module = to_module(self.student, [*outputs, *hidden])
         inner: list[Kind] = ["mse"] * len(hidden)
         self._kinds = [*kinds_of(self.student, outputs, self.recipe.loss), *inner]
-        self._outputs, self._hidden = outputs, hidden
+        self._outputs = outputs
         # By the teacher's names, which the student's values have.
         self._positions = Positions(
             self.teacher, [*outputs, *hidden], self.padding, self.threads,

@@ -183,20 +183,17 @@ class Module:
             value.const_value = ir.tensor(np.array(array), name=name)
 
 
-def to_module(
-    model: ir.Model, outputs: Sequence[str] = (), *, trained: Callable[[ir.Value], bool] = lambda value: True
-) -> Module:
+def to_module(model: ir.Model, outputs: Sequence[str] = ()) -> Module:
     """A graph as a module.
 
     Args:
         model: Types of its constants are known; left as it was.
         outputs: Names of values to give; those of the graph by default.
-        trained: Which of the weights are parameters.
 
     Raises:
         NotTrainableError: A node has no differentiable form here; says which and why.
     """
-    return _Builder(model, trained).build(outputs or [value.name or "" for value in model.graph.outputs])
+    return _Builder(model).build(outputs or [value.name or "" for value in model.graph.outputs])
 
 
 def zeros_of(value: ir.Value) -> str:
@@ -257,7 +254,7 @@ def _is_by_channel(node: ir.Node, place: int, dims: tuple[int, ...]) -> bool:
 
 
 class _Builder:
-    def __init__(self, model: ir.Model, trained: Callable[[ir.Value], bool]) -> None:
+    def __init__(self, model: ir.Model) -> None:
         import torch
         from torch import fx
 
@@ -268,7 +265,7 @@ class _Builder:
         self._known: dict[ir.Value, Any] = {}
         self._weights: dict[str, Weight] = {}
         # What branches and functions read is not run here.
-        self._trained = frozenset(value for value in weights_of(model.graph) if trained(value))
+        self._trained = frozenset(weights_of(model.graph))
 
     def build(self, outputs: Sequence[str]) -> Module:
         from torch import fx

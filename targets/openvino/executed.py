@@ -33,18 +33,14 @@ class Executed:
             operators), ``Reorder`` (a change of layout or type), ...
         layers: Names of the nodes of the model that were fused into it, in the order of the computation.
         precision: Element type that it computes on (``f32``, ``u8``, ``i8``, ...): that of its first input.
-        outputs: Element types that it writes.
         primitive: Implementation, as ``brgconv_avx512_I8`` or ``jit_avx512_f32``.
-        microseconds: Mean over the runs so far; 0 where times were not taken or nothing ran.
     """
 
     name: str
     type: str
     layers: tuple[str, ...]
     precision: str
-    outputs: tuple[str, ...]
     primitive: str
-    microseconds: float = 0.0
 
     @property
     def integer(self) -> bool:
@@ -58,7 +54,7 @@ def executed(compiled: Any) -> list[Executed]:
     """The nodes that a compiled model executes, in their order; constants, inputs and outputs left out.
 
     Args:
-        compiled: ``openvino.CompiledModel``; with ``PERF_COUNT`` set, times of its runs so far are told.
+        compiled: ``openvino.CompiledModel``.
     """
     found: list[Executed] = []
     for op in compiled.get_runtime_model().get_ordered_ops():
@@ -66,7 +62,6 @@ def executed(compiled: Any) -> list[Executed]:
         facts = {key: info[key].astype(str) for key in info}
         if facts.get("layerType", "") in _NO_WORK:
             continue
-        time = facts.get("execTimeMcs", "")
         found.append(
             Executed(
                 op.get_friendly_name(),
@@ -77,9 +72,7 @@ def executed(compiled: Any) -> list[Executed]:
                     if name
                 ),
                 facts.get("runtimePrecision", ""),
-                tuple(facts.get("outputPrecisions", "").split(",")),
                 facts.get("primitiveType", ""),
-                float(time) if time.isdigit() else 0.0,
             )
         )
     return found
