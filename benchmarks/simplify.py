@@ -32,7 +32,6 @@ from graphopt.capture import capture
 from graphopt.data.interface import Feeds
 from graphopt.errors import GraphoptError
 from graphopt.ir import model as ir_model
-from graphopt.pipeline.manager import count_nodes
 from graphopt.verify.session import Session
 
 PASSES = ("fold", "fold,fuse")
@@ -44,7 +43,11 @@ def figures(path: Path, feeds: Feeds, wanted: Feeds) -> dict[str, Any]:
     opset = next(
         entry.version for entry in onnx.load(path, load_external_data=False).opset_import if not entry.domain
     )
-    return {"nodes": count_nodes(model), "opset": opset, "error": error(outputs(path, feeds), wanted)}
+    return {
+        "nodes": ir_model.count_nodes(model),
+        "opset": opset,
+        "error": error(outputs(path, feeds), wanted),
+    }
 
 
 def outputs(path: Path, feeds: Feeds) -> Feeds:

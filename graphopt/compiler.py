@@ -31,7 +31,7 @@ from graphopt.ir import model as ir_model
 from graphopt.lineage import Lineage
 from graphopt.lossy import LossyPass
 from graphopt.pipeline.base import Pass
-from graphopt.pipeline.manager import Listener, PassManager, count_nodes
+from graphopt.pipeline.manager import Listener, PassManager
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
 from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
@@ -389,8 +389,8 @@ class Compilation:
             prefer=self.request.prefer,
             warnings=list(captured.warnings),
         )
-        report.nodes_before = count_nodes(captured.original_model)
-        report.nodes_captured = count_nodes(captured.model)
+        report.nodes_before = ir_model.count_nodes(captured.original_model)
+        report.nodes_captured = ir_model.count_nodes(captured.model)
         report.ops_before = ir_model.op_counts(captured.original_model)
         return report
 

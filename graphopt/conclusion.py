@@ -16,7 +16,6 @@ from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.ir.hash import content_hash
 from graphopt.lineage import Lineage
-from graphopt.pipeline.manager import count_nodes
 from graphopt.proposals import Proposals
 from graphopt.report import NOT_RUN, Report
 from graphopt.rewrite import Numerics
@@ -102,7 +101,7 @@ def finish(
         final: The graph of the result.
         sizes: Bytes of the original, where it was no file, and of the result.
     """
-    report.nodes_after = count_nodes(final)
+    report.nodes_after = ir_model.count_nodes(final)
     report.ops_after = ir_model.op_counts(final)
     report.opset = final.opset_imports.get("", 0)
     report.size_before, report.size_after = _file_size(captured) or sizes[0], sizes[1]

@@ -15,6 +15,7 @@ from graphopt.artifact import Made, Origin, Step
 from graphopt.capture import Captured
 from graphopt.ir import provenance
 from graphopt.pipeline.record import CHANGED, PassRecord
+from graphopt.rewrite.rewrite import site_of
 
 CAPTURE = "capture"
 
@@ -38,7 +39,7 @@ class Lineage:
         for node in self._captured.model.graph.all_nodes():
             name = node.name or ""
             self._steps[name], self._standing[name] = [], (name,)
-            self._values[name] = dict.fromkeys([_site(node)])
+            self._values[name] = dict.fromkeys([site_of(node)])
 
     def pass_started(self, name: str) -> None:
         """Nothing has happened yet."""
@@ -62,7 +63,7 @@ class Lineage:
             makers += [replaced.get(name) for name in before if name not in now]
             self._standing[origin] = now
             self._steps[origin].append(Step(stage, _named(makers), list(now)))
-            self._values[origin].update(dict.fromkeys(_site(nodes[name]) for name in now))
+            self._values[origin].update(dict.fromkeys(site_of(nodes[name]) for name in now))
 
     def finish(self, final: ir.Model, target: str) -> tuple[list[Origin], list[Made]]:
         """Where the nodes of the original went, in its order, and what the nodes of the result are.
@@ -75,7 +76,7 @@ class Lineage:
         if final is original:
             kept = [(_name(node), node) for node in final.graph.all_nodes()]
             return (
-                [Origin(name, node.op_type, [_site(node)], []) for name, node in kept],
+                [Origin(name, node.op_type, [site_of(node)], []) for name, node in kept],
                 [Made(name, node.op_type, "", [name]) for name, node in kept],
             )
         self._advance(target, final, {})
@@ -84,10 +85,10 @@ class Lineage:
         called: dict[str, str] = {}
         origins = []
         for node in original.graph.all_nodes():
-            inner = node.name if node.name in known else made_by.get(_site(node))
+            inner = node.name if node.name in known else made_by.get(site_of(node))
             if inner is None or inner in called:
                 # A constant that became a weight, a function that was written out, what only passed on a constant.
-                origins.append(Origin(_name(node), node.op_type, [_site(node)], [Step(CAPTURE, [], [])]))
+                origins.append(Origin(_name(node), node.op_type, [site_of(node)], [Step(CAPTURE, [], [])]))
                 continue
             called[inner] = _name(node)
             origins.append(self._origin(called[inner], node.op_type, inner, []))
@@ -110,13 +111,8 @@ class Lineage:
         return Origin(name, op, list(self._values[inner]), [*first, *self._steps[inner]])
 
 
-def _site(node: ir.Node) -> str:
-    """What a rewrite calls the place of a node: its first output."""
-    return node.outputs[0].name or node.name or node.op_type
-
-
 def _name(node: ir.Node) -> str:
-    return node.name or _site(node)
+    return node.name or site_of(node)
 
 
 def _named(makers: Iterable[str | None]) -> list[str]:

@@ -38,8 +38,7 @@ class Simplified:
     changed: bool = True
 
     def __repr__(self) -> str:
-        nodes = sum(len(graph) for graph in ir_model.with_subgraphs(self.model.graph))
-        return f"<Simplified {self.report.name}: {nodes} nodes>"
+        return f"<Simplified {self.report.name}: {ir_model.count_nodes(self.model)} nodes>"
 
     def save(self, path: str | Path) -> Path:
         """Write the model, load the file in ONNX Runtime, compare it with the original, and only then put it in place.

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from graphopt import artifact
 from graphopt.errors import TargetError
-from graphopt.pipeline.manager import count_nodes
+from graphopt.ir import model as ir_model
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.proposals import Proposals
 from graphopt.quant.storage import Storage, Stored, as_many_as_hold, stored
@@ -63,7 +63,7 @@ class Storing:
         started = time.monotonic()
         judged: list[dict[str, Any]] = []
         record = PassRecord(NAME, Numerics.LOSSY, reason="what is left in float would take no less")
-        record.nodes_before = record.nodes_after = count_nodes(self.selection.models[chosen.label])
+        record.nodes_before = record.nodes_after = ir_model.count_nodes(self.selection.models[chosen.label])
         record.details = {"target": target.name, "allowed": self.proposals.budget.max_drop, "judged": judged}
         size = artifact.size_of(chosen.folder)
         taken = chosen
@@ -83,7 +83,7 @@ class Storing:
             if held:
                 taken, record.status, record.reason = form, PassStatus.APPLIED, ""
                 self._tell(record, constants, smaller)
-                record.nodes_after = count_nodes(model)
+                record.nodes_after = ir_model.count_nodes(model)
                 break
             record.status, record.reason = PassStatus.LEFT_OUT, self.selection.report.forms[-1].note
         if taken is chosen and self._halved(chosen):

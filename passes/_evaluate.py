@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.graphs import inner_nodes, subgraphs_of
 
 # Below this a constant travels inside the model, since a few operators want their parameters that way; larger ones
 # are fed, which copies nothing.
@@ -61,25 +62,10 @@ def is_native(value: ir.Value) -> bool:
     return isinstance(value.type, ir.TensorType) and value.dtype in _NATIVE
 
 
-def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
-    """The nodes of the subgraphs of ``node``, at any depth."""
-    for graph in subgraphs(node):
-        yield from graph.all_nodes()
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The subgraphs that ``node`` holds itself."""
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
-            yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
-            yield from attr.as_graphs()
-
-
 def captured(node: ir.Node) -> list[ir.Value]:
     """The values of graphs around ``node`` that its subgraphs read."""
     own: set[ir.Graph] = set()
-    for graph in subgraphs(node):
+    for graph in subgraphs_of(node):
         own.add(graph)
         own.update(graph.subgraphs())
     if not own:
@@ -187,7 +173,7 @@ def infer_outputs(model: ir.Model, node: ir.Node) -> bool:
     """Set types and shapes of the outputs of ``node`` by ONNX's shape inference; False where one stays unknown."""
     import onnx
 
-    if node.domain != "" or any(True for _ in subgraphs(node)):
+    if node.domain != "" or subgraphs_of(node):
         return False
     opset = model.opset_imports.get("", 1)
     types: dict[str, onnx.TypeProto] = {}

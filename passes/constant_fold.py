@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.graphs import inner_nodes
 from graphopt.ir.operators import is_random
 from graphopt.passes._evaluate import (
     TEXT_BYTES,
@@ -33,7 +34,6 @@ from graphopt.passes._evaluate import (
     constant_nbytes,
     evaluate,
     infer_outputs,
-    inner_nodes,
     is_native,
 )
 from graphopt.pipeline.base import Pass

@@ -9,12 +9,13 @@ Refuses: nothing. Inputs and outputs of the model stay, and so do outputs that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.graphs import subgraphs_of
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import is_dead
@@ -53,7 +54,7 @@ class _Sweep:
                 if self._allowed(node.outputs[0].name if node.outputs else node.name):
                     _detach(graph, node)
                 continue
-            for inner in _subgraphs(node):
+            for inner in subgraphs_of(node):
                 self.graph(inner)
             self._outputs(node)
         for name, value in list(graph.initializers.items()):
@@ -109,17 +110,9 @@ class _Sweep:
                 del model.functions[identifier]
 
 
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
-            yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
-            yield from attr.as_graphs()
-
-
 def _detach(graph: ir.Graph, node: ir.Node) -> None:
     """Remove one node; its producers are met later in the sweep, constants at its end."""
-    for subgraph in _subgraphs(node):
+    for subgraph in subgraphs_of(node):
         for inner in subgraph.all_nodes():
             for index in range(len(inner.inputs)):
                 inner.replace_input_with(index, None)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.ir import facts
+from graphopt.ir.graphs import subgraphs_of
 from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
 
 
@@ -50,9 +51,7 @@ def _take_name(node: ir.Node, x: ir.Value, build: Builder) -> ir.Value | None:
     maker = x.producer()
     if maker is None or maker.graph is not node.graph or x.is_graph_output() or len(maker.outputs) != 1:
         return None
-    if maker.overload or any(
-        attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in maker.attributes.values()
-    ):
+    if maker.overload or subgraphs_of(maker):
         return None
     build.place_before(maker)
     attributes: dict[str, Any] = dict(maker.attributes.items())

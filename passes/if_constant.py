@@ -14,7 +14,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ir import facts, provenance
-from graphopt.ir.graphs import free_name
+from graphopt.ir.graphs import free_name, subgraphs_of
 from graphopt.pipeline.base import Pass
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
 from graphopt.rewrite.driver import remove_dead
@@ -43,18 +43,8 @@ class IfConstant(Pass):
                         arrived += reversed(_inline(graph, candidate, branch))
                         changed = True
                     else:
-                        pending += _subgraphs(candidate)
+                        pending += subgraphs_of(candidate)
         return changed
-
-
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
-            found.append(attr.as_graph())
-        elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
-            found += attr.as_graphs()
-    return found
 
 
 def _chosen(node: ir.Node) -> ir.Graph | None:

@@ -25,6 +25,7 @@ from graphopt.ir.describe import (
     find_cycle,
     neighbourhood,
 )
+from graphopt.ir.graphs import subgraphs_of
 
 __all__ = [
     "RUNTIME_DOMAINS",
@@ -198,14 +199,8 @@ class _Checker:
         for node in graph:
             self.inputs_in_scope(node, graph)
             self.operator(node, typed)
-            for attribute in node.attributes.values():
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.GRAPH:
-                    self.graph(attribute.as_graph(), names, is_main=False, typed=typed)
-                elif attribute.type == ir.AttributeType.GRAPHS:
-                    for inner in attribute.as_graphs():
-                        self.graph(inner, names, is_main=False, typed=typed)
+            for inner in subgraphs_of(node):
+                self.graph(inner, names, is_main=False, typed=typed)
             for value in node.outputs:
                 if value.name:
                     define(value, "an output", node)

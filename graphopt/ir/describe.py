@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 
 import onnx_ir as ir
 
-from graphopt.ir.graphs import subgraphs_of
+from graphopt.ir.graphs import inner_nodes
 from graphopt.ir.shapes import shown
 
 _MOST_NEIGHBOURS = 4
@@ -50,9 +50,8 @@ def _predecessors(node: ir.Node, members: set[ir.Node]) -> list[ir.Node]:
 def all_reads(node: ir.Node) -> list[ir.Value]:
     """The values that ``node`` reads, those that its subgraphs read included."""
     reads = [value for value in node.inputs if value is not None]
-    for graph in subgraphs_of(node):
-        for inner in graph.all_nodes():
-            reads += [value for value in inner.inputs if value is not None]
+    for inner in inner_nodes(node):
+        reads += [value for value in inner.inputs if value is not None]
     return reads
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 _SHARED_FROM = 64 * 1024
+_HOLDS_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def all_graphs(model: ir.Model) -> list[ir.Graph]:
@@ -36,11 +37,24 @@ def subgraphs_of(node: ir.Node) -> tuple[ir.Graph, ...]:
         return ()
     found: list[ir.Graph] = []
     for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-            found += attribute.as_graphs()
+        if attribute.type in _HOLDS_GRAPHS:
+            found += subgraphs_of_attribute(attribute)
     return tuple(found)
+
+
+def subgraphs_of_attribute(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    """The graphs that an attribute holds."""
+    if attribute.type not in _HOLDS_GRAPHS or attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return tuple(attribute.as_graphs())
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes of the subgraphs of ``node``, at any depth."""
+    for graph in subgraphs_of(node):
+        yield from graph.all_nodes()
 
 
 def scopes(graph: ir.Graph) -> list[tuple[ir.Graph, ir.Graph | None]]:
@@ -153,15 +167,6 @@ def release_pages(model: ir.Model) -> None:
             tensor.raw.madvise(mmap.MADV_DONTNEED)
 
 
-def subgraphs_of_attribute(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    """The graphs that an attribute holds."""
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
-
-
 def clone(model: ir.Model) -> ir.Model:
     """A copy with nodes and values of its own that shares the weights.
 
@@ -272,6 +277,11 @@ def nbytes(model: ir.Model) -> int:
     """Total size of initializers and constants in bytes; a tensor that several of them share counts once."""
     tensors = {id(tensor): tensor for tensor in all_tensors(model)}
     return sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype != ir.DataType.STRING)
+
+
+def count_nodes(model: ir.Model) -> int:
+    """Nodes in the graph and its subgraphs."""
+    return sum(len(graph) for graph in with_subgraphs(model.graph))
 
 
 def op_counts(model: ir.Model) -> dict[str, int]:

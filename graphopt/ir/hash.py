@@ -12,12 +12,13 @@ bytes of all constants; which nodes and constants are shared.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.check import type_text
+from graphopt.ir.graphs import subgraphs_of_attribute
 
 _CHUNK = 1 << 23
 _CACHED = "graphopt.sha256"
@@ -193,10 +194,8 @@ def _attribute(attribute: ir.Attr, opsets: Mapping[str, int], scope: _Scope, inn
     if kind == ir.AttributeType.TENSORS:
         return [tensor_hash(tensor) for tensor in attribute.as_tensors()]
     if kind in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        graphs: Iterable[ir.Graph]
-        graphs = (attribute.as_graph(),) if kind == ir.AttributeType.GRAPH else attribute.as_graphs()
         hashes = []
-        for graph in graphs:
+        for graph in subgraphs_of_attribute(attribute):
             for node in graph.all_nodes():
                 inner += [value for value in node.inputs if value is not None]
             hashes.append(_graph(graph, opsets, scope, names=False))  # type: ignore[arg-type]

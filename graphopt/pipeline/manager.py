@@ -124,7 +124,7 @@ class PassManager:
     def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
         """The model after all passes that held, and the pass log. ``model`` itself stays as it was."""
         with ir_model.paused_collection():
-            if self.reference is not None and count_nodes(model) > self.limits.nodes_apart:
+            if self.reference is not None and ir_model.count_nodes(model) > self.limits.nodes_apart:
                 result, records = dataclasses.replace(self, reference=None)._run(model)
                 if self._holds(result, records, self.reference):
                     return result, records
@@ -135,7 +135,7 @@ class PassManager:
             listener.run_started()
         records: list[PassRecord] = []
         changed: set[int] = set()
-        nodes = count_nodes(model)
+        nodes = ir_model.count_nodes(model)
         for pass_ in self.passes:
             if pass_.after is not None and id(pass_.after) not in changed:
                 continue
@@ -146,7 +146,7 @@ class PassManager:
             model = self._transaction(pass_, model, record)
             if model is not before:
                 changed.add(id(pass_))
-                nodes = count_nodes(model)
+                nodes = ir_model.count_nodes(model)
             record.nodes_after = nodes
             records.append(record)
             for listener in self.listeners:
@@ -347,11 +347,6 @@ def fingerprint(model: ir.Model) -> int:
     return hash(tuple(parts))
 
 
-def count_nodes(model: ir.Model) -> int:
-    """Nodes in the graph and its subgraphs."""
-    return sum(len(graph) for graph in ir_model.with_subgraphs(model.graph))
-
-
 def peak_megabytes() -> float:
     """Peak resident memory of this process so far; 0 where the system does not tell."""
     if os.name != "posix":
@@ -384,4 +379,4 @@ def _why_nothing(log: RewriteLog, record: PassRecord) -> str:
     return "nothing in the graph matches"
 
 
-__all__ = ["ALLOWED_MULTIPLE", "Limits", "Listener", "PassManager", "count_nodes"]
+__all__ = ["ALLOWED_MULTIPLE", "Limits", "Listener", "PassManager"]

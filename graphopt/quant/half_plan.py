@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graphopt.data.interface import Feeds
 from graphopt.ir import check, facts
 from graphopt.ir import model as ir_model
+from graphopt.ir.graphs import subgraphs_of
 from graphopt.verify.session import Session
 
 LARGEST: Mapping[ir.DataType, float] = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895314e38}
@@ -139,10 +140,7 @@ def _why_not(
     dtype: ir.DataType,
 ) -> str:
     name = dtype.name.lower()
-    if any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    ):
+    if subgraphs_of(node):
         return "it holds a subgraph"
     if node.domain or node.op_type not in operators:
         return f"the target has no kernel of it in {name}"

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from graphopt.errors import PassFailedError
 from graphopt.ir import check, kernels, provenance
-from graphopt.ir.graphs import free_name
+from graphopt.ir.graphs import free_name, inner_nodes
 from graphopt.rewrite.rewrite import Builder, Refuse, Rewrite, site_of
 
 _MOST_SWEEPS = 12
@@ -300,7 +300,7 @@ def remove_dead(graph: ir.Graph, candidates: Iterable[ir.Node]) -> list[ir.Node]
         if node.graph is not graph or not is_dead(node):
             continue
         inputs = list(dict.fromkeys(value for value in _reads(node) if value is not None))
-        for inner in _inner_nodes(node):
+        for inner in inner_nodes(node):
             for index in range(len(inner.inputs)):
                 inner.replace_input_with(index, None)
         graph.remove(node, safe=True)
@@ -332,16 +332,5 @@ def is_dead(node: ir.Node) -> bool:
 
 def _reads(node: ir.Node) -> Iterator[ir.Value | None]:
     yield from node.inputs
-    for inner in _inner_nodes(node):
+    for inner in inner_nodes(node):
         yield from inner.inputs
-
-
-def _inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
-            yield from attr.as_graph().all_nodes()
-        elif attr.type == ir.AttributeType.GRAPHS:
-            for graph in attr.as_graphs():
-                yield from graph.all_nodes()

@@ -7,7 +7,7 @@ before anything is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -218,7 +218,7 @@ def check(model: ir.Model) -> None:
     for value in model.graph.inputs:
         if value.dtype not in _TYPES or not isinstance(value.type, ir.TensorType):
             raise _refused(f"the input {value.name!r}", f"it is {_type_name(value)}")
-    for node in _nodes(model.graph):
+    for node in model.graph.all_nodes():
         reason = why_not(node, model.opset_imports.get("", 0))
         if reason:
             raise _refused(f"{node.op_type} {node.name!r}", reason)
@@ -249,10 +249,6 @@ def _refused(what: str, reason: str) -> TargetError:
         f"OpenVINO cannot take the model: {what}: {reason}",
         hint="compile it for another target: --target ort-cpu",
     )
-
-
-def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    yield from graph.all_nodes()
 
 
 def _type_name(value: ir.Value) -> str:

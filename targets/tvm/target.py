@@ -21,7 +21,7 @@ from graphopt.data.interface import outputs_of, save_feeds
 from graphopt.errors import TargetError, UsageError
 from graphopt.ir import facts
 from graphopt.ir import model as ir_model
-from graphopt.ir.graphs import clone
+from graphopt.ir.graphs import clone, subgraphs_of
 from graphopt.machine import Form, Probe, floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
 from graphopt.quant.kernels import CONVOLUTIONS, PRODUCTS, IntegerKernels
@@ -391,18 +391,10 @@ def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _constants(model: ir.Model) -> list[str]:
     """Names of outputs that may be constants: those that no input leads to, and with branches any."""
-    if any(_graphs(node) for node in model.graph):
+    if any(subgraphs_of(node) for node in model.graph):
         return [value.name or "" for value in model.graph.outputs]
     reached = set(model.graph.inputs)
     for node in model.graph:
         if any(value in reached for value in node.inputs):
             reached.update(node.outputs)
     return [value.name or "" for value in model.graph.outputs if value not in reached]
-
-
-def _graphs(node: ir.Node) -> list[ir.Graph]:
-    return [
-        attribute.as_graph()
-        for attribute in node.attributes.values()
-        if attribute.type == ir.AttributeType.GRAPH
-    ]
