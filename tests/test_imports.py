@@ -186,6 +186,18 @@ def test_targets_import_no_pass_capture_or_command(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "targets").glob("*/**/*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_backend_imports_no_other(path: Path) -> None:
+    own = {path.relative_to(ROOT / "targets").parts[0], "legalize"}
+    names = [entry.name.split(".") for entry in imports_of(path)]
+    wrong = [
+        ".".join(parts) for parts in names if parts[:2] == ["graphopt", "targets"] and parts[2] not in own
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_only_the_process_that_compiles_loads_the_compiler_of_tvm() -> None:
     """Modules that import the adapter at their top are imported by each other and, in a function, by the worker."""
     pure = Path("targets/tvm/lower/tiles.py")  # It knows nothing of TVM.

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from graphopt.rewrite import Rewrite
-from graphopt.targets.openvino.legalize.attention import LegalizeAttention
+from graphopt.targets.legalize.attention import LegalizeAttention
 
 REWRITES: tuple[type[Rewrite], ...] = (LegalizeAttention,)

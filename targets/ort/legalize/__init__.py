@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from graphopt.rewrite import Rewrite
+from graphopt.targets.legalize.convtranspose_to_depth import ConvTransposeToDepth
 from graphopt.targets.ort.legalize.average_pool import PlainAveragePool
 from graphopt.targets.ort.legalize.block_gather import BlockGather
 from graphopt.targets.ort.legalize.block_product import BlockProduct
 from graphopt.targets.ort.legalize.blocked_affine import BlockedAffine
 from graphopt.targets.ort.legalize.conv_sum import ConvSum
-from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeToDepth
 from graphopt.targets.ort.legalize.dynamic_lstm import DynamicLstm
 from graphopt.targets.ort.legalize.elu import LegalizeElu
 from graphopt.targets.ort.legalize.gated_residual import GatedResidual

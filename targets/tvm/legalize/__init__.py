@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graphopt.rewrite import Rewrite
-from graphopt.targets.openvino.legalize.attention import LegalizeAttention
-from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeToDepth
+from graphopt.targets.legalize.attention import LegalizeAttention
+from graphopt.targets.legalize.convtranspose_to_depth import ConvTransposeToDepth
 from graphopt.targets.tvm.legalize.integers import IntegerProduct
 from graphopt.targets.tvm.legalize.recurrent import UnrollGru, UnrollLstm, UnrollRnn
 from graphopt.targets.tvm.legalize.requantize import QuantizeFirst

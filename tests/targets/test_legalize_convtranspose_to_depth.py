@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.targets.ort.legalize.convtranspose_to_depth import ConvTransposeToDepth
+from graphopt.targets.legalize.convtranspose_to_depth import ConvTransposeToDepth
 from graphopt.testing import check, check_ignores, check_refuses
 
 HEAD = "g (float[1,4,3,H] x) => (float[1,1,A,B] y)"

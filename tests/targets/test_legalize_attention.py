@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphopt.targets.openvino.legalize.attention import LegalizeAttention
+from graphopt.targets.legalize.attention import LegalizeAttention
 from graphopt.testing import check, check_refuses
 
 QKV = "float[2,5,12] q, float[2,7,12] k, float[2,7,12] v"
