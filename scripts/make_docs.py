@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ import click
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from graphopt import cli  # noqa: E402
+from graphopt import catalog, cli  # noqa: E402
+from graphopt.pipeline.base import RewritePass  # noqa: E402
 from graphopt.pipeline.options import options_of  # noqa: E402
 from graphopt.pipeline.spec import written  # noqa: E402
 from graphopt.pipelines import GROUPS, PASSES, PIPELINES  # noqa: E402
+from graphopt.target import Target  # noqa: E402
+from graphopt.targets.tvm.executable import LLVM  # noqa: E402
+from graphopt.targets.tvm.legalize import INTEGERS  # noqa: E402
 
 NOTE = "<!-- Written by scripts/make_docs.py (make docs) from the code. Do not edit. -->\n"
 
@@ -41,10 +46,13 @@ A group takes the option `disable`, as `fuse{disable=[gelu,silu]}`, and a pass t
 """
 
 LEGALIZATION_HEAD = """
-## Legalisation for ONNX Runtime
+## Legalisation
 
-What the targets `ort-cpu` and `ort-cuda` do after the passes. The result may hold operators of the domain
-`com.microsoft`. It is one of the forms that are measured, and wins only where it is faster.
+What a target does to the graph after the passes: what its backend lacks, computes otherwise or runs slowly is written
+in other operators. For `ort-cpu` and `ort-cuda` the result may hold operators of the domain `com.microsoft`; the other
+targets keep to ONNX's own. It is one of the forms that are measured; so is the graph without it, but where all that
+changed is exact, or the model is large, and the fastest wins.
+
 """
 
 CLI_HEAD = """# Command line
@@ -61,8 +69,9 @@ error.
 | 2 | wrong usage: an unknown name, option or value |
 | 130, 143 | interrupted, terminated; nothing is left either |
 
-`NO_COLOR` turns colours off, `GRAPHOPT_CACHE` names the folder for fetched models and for what
-calibration has seen.
+`NO_COLOR` turns colours off. `GRAPHOPT_CACHE` names the folder for what is kept for the next time: fetched models, what
+calibration, preparation and the search for a mix of precisions found, checkpoints of distillation, and the kernels
+that TVM was tuned to.
 
 A configuration file for `compile --config` holds the same options in a table; paths in it are relative to the file:
 
@@ -91,28 +100,51 @@ def passes_page() -> str:
         )
         parts.append(f"\n### `{name}`{after}\n\n")
         for number, stage in enumerate(group.stages, 1):
-            members = ", ".join(f"[`{member}`](#{_anchor(_title(member))})" for member in stage.members)
+            members = ", ".join(f"[`{member}`]({_link(member, PASSES)})" for member in stage.members)
             together = ", together until none applies any more" if len(stage.members) > 1 else ""
             again = ", in rounds with its neighbours" if group.is_repeated(stage) else ""
             parts.append(f"{number}. {stage.name}: {members}{together}{again}\n")
             listed |= set(stage.members)
     parts.append("\n## Every pass\n")
     parts += _entries(PASSES)
-    from graphopt.targets.ort.legalize import REWRITES
-
     parts.append(LEGALIZATION_HEAD)
-    parts += _entries({rewrite.name: f"{rewrite.__module__}:{rewrite.__name__}" for rewrite in REWRITES})
+    parts += _legalization()
     return "".join(parts)
 
 
-def _title(name: str) -> str:
-    """The heading under which a pass stands: passes of one file share it."""
-    module = PASSES[name].partition(":")[0]
-    return ", ".join(other for other, path in PASSES.items() if path.partition(":")[0] == module)
+def _legalization() -> Iterator[str]:
+    """What each target does, in its order, and then every rewrite and pass of theirs."""
+    of_targets = {name: _legalizing(catalog.target(name)) for name in catalog.TARGETS}
+    table = {
+        cls.name: f"{cls.__module__}:{cls.__name__}"
+        for cls in dict.fromkeys((*itertools.chain(*of_targets.values()), *INTEGERS))
+    }
+
+    def links(classes: Iterable[Any]) -> str:
+        return ", ".join(f"[`{cls.name}`]({_link(cls.name, table)})" for cls in classes)
+
+    for name, classes in of_targets.items():
+        # Which of these a processor has is no matter of the documentation.
+        always = links(cls for cls in classes if cls not in INTEGERS)
+        bytes_too = f"; where the processor multiplies bytes: {links(INTEGERS)}" if name == LLVM else ""
+        yield f"- `{name}`: {always}{bytes_too}\n"
+    yield from _entries(table)
 
 
-def _anchor(heading: str) -> str:
-    return heading.lower().replace(",", "").replace(" ", "-")
+def _legalizing(target: Target) -> list[Any]:
+    """The classes of a target's rewrites and passes, in order."""
+    return [
+        type(each)
+        for stage in target.legalization()
+        for each in (stage.rewrites if isinstance(stage, RewritePass) else (stage,))
+    ]
+
+
+def _link(name: str, table: Mapping[str, str]) -> str:
+    """Where an entry of a table stands: those of one file share a heading."""
+    module = table[name].partition(":")[0]
+    heading = " ".join(other for other, path in table.items() if path.partition(":")[0] == module)
+    return f"#{heading.lower().replace(' ', '-')}"
 
 
 def _entries(table: Any) -> Iterator[str]:
