@@ -1,4 +1,4 @@
-"""The Python interface: compile, simplify, load, Pipeline."""
+"""The Python interface: compile, simplify, tune, load, Pipeline."""
 
 from __future__ import annotations
 
@@ -393,4 +393,4 @@ class Pipeline:
         return result
 
 
-__all__ = ["CompiledModel", "Pipeline", "Simplified", "compile", "load", "simplify"]
+__all__ = ["CompiledModel", "Pipeline", "Simplified", "compile", "load", "simplify", "tune"]

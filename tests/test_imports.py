@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import time
@@ -48,9 +49,9 @@ HEAVY = {
     *("onnx", "onnxruntime", "onnxsim", "onnxscript"),
 }
 ADAPTER = Path("targets/tvm/adapter.py")
+"""The one module that imports TVM's compiler, at its top; only the process that compiles imports it."""
 TUNER = (Path("targets/tvm/tuning/tuner.py"), Path("targets/tvm/tuning/runners.py"))
 """The process that tunes, which imports it as well."""
-"""The one module that imports TVM's compiler, at its top; only the process that compiles imports it."""
 
 PASSES_MAY_IMPORT = tuple(
     f"graphopt.{name}"
@@ -123,6 +124,15 @@ def owner(path: Path) -> str:
 
 def test_every_part_has_a_layer() -> None:
     assert {owner(path) for path in modules()} <= set(RANK)
+
+
+def test_the_architecture_tells_of_the_layers() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told: dict[int, set[str]] = {}
+    for number, modules in re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.MULTILINE):
+        names = re.findall(r"`(\w+)(?:/|\.py)`", modules)
+        told.setdefault(int(number), set()).update(names)
+    assert told == {number: set(layer) for number, layer in enumerate(LAYERS, 1)}
 
 
 def test_links_are_followed() -> None:
