@@ -113,7 +113,7 @@ def check_place(output: Path) -> None:
             raise UsageError(f"cannot write {output}: it is a folder", hint="choose another output with -o")
     elif output.suffix in (".npy", ".json", ".txt", ".zip"):
         raise UsageError(
-            f"cannot write {output}: several outputs are one .npz file, or a folder of .npy files",
+            f"cannot write {output}: several outputs are one .npz file, or a folder with one .npz for each sample",
             hint=f"-o {output.with_suffix('.npz')}",
         )
     elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
