@@ -14,8 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt import denormals
-from graphopt.data.interface import is_static, outputs_of
+from graphopt.data.interface import outputs_of
 from graphopt.errors import TargetError
 from graphopt.ir import model as ir_model
 from graphopt.machine import floats_of_a_vector
@@ -24,10 +23,9 @@ from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.openvino.convert import convert
 from graphopt.targets.openvino.executable import NAME, PACKED, OpenVinoRuntime
 from graphopt.targets.openvino.operators import check
+from graphopt.targets.variants import of_a_processor
 
 MODEL_FILE = f"model.xml{PACKED}"
-_ONE_THREAD_BELOW = 0.3
-"""Milliseconds, as for ONNX Runtime."""
 
 
 class OpenVinoTarget(OpenVinoRuntime):
@@ -72,12 +70,7 @@ class OpenVinoTarget(OpenVinoRuntime):
 
     def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
         """The default first; one thread for models of fixed sizes and a few hundred microseconds; flushed denormals."""
-        found: list[Mapping[str, Any]] = [{"label": "default"}]
-        if is_static(model) and (milliseconds is None or milliseconds < _ONE_THREAD_BELOW):
-            found.append({"label": "one thread", "threads": 1})
-        if denormals.can_flush():
-            found.append({"label": "denormals flushed", "flush_denormals": True})
-        return found
+        return [{"label": "default"}, *of_a_processor(model, milliseconds)]
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write ``model.xml.gz`` and ``model.bin``."""

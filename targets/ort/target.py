@@ -12,8 +12,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt import denormals
-from graphopt.data.interface import is_static
 from graphopt.ir import model as ir_model
 from graphopt.machine import floats_of_a_vector
 from graphopt.pipeline.base import Pass, RewritePass
@@ -21,10 +19,9 @@ from graphopt.quant.kernels import IntegerKernels
 from graphopt.targets.ort.executable import OrtRuntime
 from graphopt.targets.ort.local_constants import LocalConstants
 from graphopt.targets.ort.splat import SplatConstants
+from graphopt.targets.variants import of_a_processor
 
 MODEL_FILE = "model.onnx"
-_ONE_THREAD_BELOW = 0.3
-"""Milliseconds. Above it two threads win on a quiet machine, and one only looks good on a busy one."""
 SLOW_FUSIONS = ["MatMulAddFusion", "SkipLayerNormFusion", "BiasGeluFusion"]
 """Optimisers of ONNX Runtime 1.31 whose results were measured slower than what they replace (docs/onnxruntime.md)."""
 
@@ -79,10 +76,7 @@ class OrtTarget(OrtRuntime):
         return frozenset({"com.microsoft"})
 
     def variants(self, model: ir.Model, milliseconds: float | None) -> Sequence[Mapping[str, Any]]:
-        """The default first; then, on the CPU, the session options that were ever measured to win on a real model.
-
-        One thread serves models of a few hundred microseconds, where no size can make them larger.
-        """
+        """The default first; then, on the CPU, the session options that were ever measured to win on a real model."""
         default: dict[str, Any] = {"label": "default"}
         if self.name != "ort-cpu":
             return (default,)
@@ -92,11 +86,7 @@ class OrtTarget(OrtRuntime):
         found: list[Mapping[str, Any]] = [default]
         if {"MatMul", "LayerNormalization"} & ir_model.op_counts(model).keys():
             found.append({"label": "without slow fusions", "disabled_optimizers": SLOW_FUSIONS})
-        if is_static(model) and (milliseconds is None or milliseconds < _ONE_THREAD_BELOW):
-            found.append({"label": "one thread", "threads": 1})
-        if denormals.can_flush():
-            found.append({"label": "denormals flushed", "flush_denormals": True})
-        return found
+        return [*found, *of_a_processor(model, milliseconds)]
 
     def emit(self, model: ir.Model, folder: Path, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write ``model.onnx`` (weights beside it where large)."""
