@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from graphopt import install
 
@@ -144,10 +144,10 @@ class BundleError(GraphoptError):
     """A bundle on disk is damaged, needs what this machine lacks, or cannot be written."""
 
 
-def listed(names: Collection[str], most: int = 5) -> str:
+def listed(names: Collection[str], most: int = 5, *, quote: Callable[[str], str] = repr) -> str:
     """Names in quotes; how many more there are, where there are many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, list(names)[:most])) + more
+    return ", ".join(map(quote, list(names)[:most])) + more
 
 
 _NOISE = re.compile(

@@ -13,7 +13,7 @@ import onnx_ir.passes.common as common_passes
 from graphopt.errors import InvalidGraphError, listed
 from graphopt.ir import names, opset, shapes
 from graphopt.ir.describe import all_reads, describe_cycle, find_cycle, neighbourhood
-from graphopt.ir.graphs import all_graphs, clone, subgraphs_of, with_subgraphs
+from graphopt.ir.graphs import all_graphs, clone, free_name, subgraphs_of, with_subgraphs
 
 _OVERRIDABLE = 4
 """From this IR version on, an initializer that is an input too is its default."""
@@ -313,11 +313,7 @@ def constant_of(node: ir.Node) -> ir.TensorProtocol | None:
 
 
 def _register(main: ir.Graph, value: ir.Value) -> None:
-    name = value.name or "constant"
-    suffix = 0
-    while (value.name or "") in main.initializers:
-        suffix += 1
-        value.name = f"{name}_{suffix}"
+    value.name = free_name(value.name or "constant", main.initializers)
     main.register_initializer(value)
 
 

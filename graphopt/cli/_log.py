@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphopt.cli._console import bad, bold, dim
+from graphopt.errors import listed
 
 _WIDTH = 100
 _LISTED = 3
@@ -50,12 +51,10 @@ def refusals(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     places: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         places.setdefault((entry["rewrite"], entry["reason"]), []).append(entry["site"])
-    return [f"refused {rewrite} at {_listed(sites)}: {reason}" for (rewrite, reason), sites in places.items()]
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return [
+        f"refused {rewrite} at {listed(sites, _LISTED, quote=str)}: {reason}"
+        for (rewrite, reason), sites in places.items()
+    ]
 
 
 def _numbers(record: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from graphopt.data.interface import Feeds
 from graphopt.ir import facts, provenance
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
+from graphopt.ir.graphs import free_name
 from graphopt.quant.channels import (
     Channels,
     by_input,
@@ -333,10 +334,7 @@ def _replace(graph: ir.Graph, node: ir.Node, slot: int, array: Array) -> None:
 
 
 def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    number, fresh = 0, name
-    while fresh in graph.initializers:
-        number += 1
-        fresh = f"{name}_{number}"
+    fresh = free_name(name, graph.initializers)
     return ir_model.add_constant(graph, fresh, ir.tensor(np.ascontiguousarray(array)))
 
 

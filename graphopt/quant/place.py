@@ -7,7 +7,6 @@ channel; a bias is int32 at the product of both scales where the kernel wants it
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import onnx_ir as ir
 from graphopt.ir import facts, provenance
 from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
+from graphopt.ir.graphs import free_name
 from graphopt.quant.kernels import (
     IntegerKernels,
     activation_slots,
@@ -255,11 +255,7 @@ class _Placement:
             content = facts.constant(known)
             if content is not None and content.dtype == array.dtype and np.array_equal(content, array):
                 return known
-            name = next(
-                fresh
-                for number in itertools.count(1)
-                if (fresh := f"{name}_{number}") not in self.graph.initializers
-            )
+            name = free_name(name, self.graph.initializers)
         tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape))
         return ir_model.add_constant(self.graph, name, tensor)
 
