@@ -11,7 +11,7 @@ from graphopt.errors import GraphoptError
 from graphopt.machine import Form
 from graphopt.report import NOT_COMPARED, NOT_RUN, Report
 from graphopt.report_html import render
-from graphopt.selection import ORIGINAL, compare_form, judge_form
+from graphopt.selection import compare_form, judge_form
 from graphopt.verify.budget import Evaluation
 from graphopt.verify.reference import Reference
 
@@ -90,7 +90,7 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
     if comparison.ok:
         verification.status = "verified"
         return
-    if outcome.report.chosen != ORIGINAL:
+    if not outcome.report.keeps_original:
         raise GraphoptError(
             f"the bundle as written does not hold: {comparison.describe()}", hint="please report this"
         )

@@ -37,7 +37,7 @@ from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_a
 from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
 from graphopt.request import Progress, Request, Silent
 from graphopt.rewrite import Numerics
-from graphopt.selection import ORIGINAL, Selection
+from graphopt.selection import Selection
 from graphopt.simplified import Simplified
 from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
@@ -479,7 +479,7 @@ class Compilation:
         optimized: ir.Model,
     ) -> Sequence[tuple[Target, Probe]]:
         """The targets, the one first on which the lossy passes are likeliest to come to the fastest form."""
-        last = {form.target: form for form in self._forms.written if form.label != ORIGINAL}
+        last = {form.target: form for form in self._forms.written if not form.baseline}
         times: dict[str, float] = {}
         timed = [last[target.name] for target, probe in targets if probe.runnable and target.name in last]
         if len(timed) > 1 and not self._large:

@@ -19,7 +19,7 @@ from graphopt.lineage import Lineage
 from graphopt.proposals import Proposals
 from graphopt.report import NOT_RUN, Report
 from graphopt.rewrite import Numerics
-from graphopt.selection import Selection, made_from
+from graphopt.selection import Selection, inherited
 from graphopt.target import Form
 from graphopt.verify.budget import Evaluation
 from graphopt.verify.reference import Reference
@@ -73,7 +73,7 @@ def judge(
 
 def _read_back(report: Report, selection: Selection, proposals: Proposals, chosen: Form) -> None:
     """Write down which kernels the chosen form runs, and warn of integers that were asked for and are not there."""
-    candidate = made_from(chosen.label, proposals.candidates)
+    candidate = inherited(chosen, proposals.candidates)
     if candidate is None or not candidate.units:
         return
     try:

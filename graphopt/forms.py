@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import onnx_ir as ir
 
 from graphopt.capture import Captured
 from graphopt.report import FormTiming
-from graphopt.selection import ORIGINAL
 from graphopt.target import Form, Target
+
+ORIGINAL = "original"
+"""Label of the baseline."""
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Forms:
         knobs: Mapping[str, Any] | None = None,
         *,
         computes: ir.Model | None = None,
+        original: bool = False,
     ) -> None:
         """Write a form.
 
@@ -52,14 +55,21 @@ class Forms:
             graph: What is written.
             knobs: Of the target; its first variant's where None.
             computes: What the file stands for, where ``graph`` stores it in fewer bits.
+            original: Whether it is the model as it came.
 
         Raises:
             TargetError: The target does not take it.
         """
         folder.mkdir(parents=True)
         config = target.emit(graph, folder, target.variants(graph, None)[0] if knobs is None else knobs)
-        self.written.append(Form(label, target.name, folder, config))
-        self.graphs[label] = graph if computes is None else computes
+        self._enter(
+            Form(label, target.name, folder, config), graph if computes is None else computes, original
+        )
+
+    def _enter(self, form: Form, graph: ir.Model, original: bool) -> None:
+        baseline = original and not self.written
+        self.written.append(replace(form, original=original, baseline=baseline))
+        self.graphs[form.label] = graph
 
     def add_original(self, target: Target, captured: Captured) -> None:
         """The model as it came: the user's own file where the target runs it. Where it is there already, it stays.
@@ -72,7 +82,7 @@ class Forms:
             return
         label = f"{target.name}: {ORIGINAL}" if self.written else ORIGINAL
         if not (target.runs_original and self._link(captured, target, folder, label)):
-            self.add(label, target, captured.original_model, folder)
+            self.add(label, target, captured.original_model, folder, original=True)
 
     def _link(self, captured: Captured, target: Target, folder: Path, label: str) -> bool:
         """Take the user's own file as the original's form where it lies on this disk.
@@ -94,9 +104,8 @@ class Forms:
         except OSError:
             shutil.rmtree(folder)
             return False
-        self.written.append(Form(label, target.name, folder, {"file": source.name}))
-        self.graphs[label] = captured.original_model
+        self._enter(Form(label, target.name, folder, {"file": source.name}), captured.original_model, True)
         return True
 
 
-__all__ = ["Forms"]
+__all__ = ["ORIGINAL", "Forms"]

@@ -117,7 +117,7 @@ class Candidate:
         judgement: What the pass found that it loses; what counts where the target cannot run here.
         weights: For the pass that puts the graph on integers, where that is another one.
         prepares: Whether it is for a pass that follows, and no form by itself.
-        replaces: Label of the earlier candidate that it was made of, and is better than at the same cost.
+        replaces: The earlier candidate that it was made of, and is better than at the same cost.
         wanted: Whether what it buys is not time (zeros, for a smaller file or another backend): it is handed out where
             it is as fast as what would be handed out without it, within noise. What is made of it is wanted as well.
     """
@@ -129,7 +129,7 @@ class Candidate:
     judgement: Judgement | None = None
     weights: Weights = field(default_factory=Weights)
     prepares: bool = False
-    replaces: str = ""
+    replaces: Candidate | None = None
     wanted: bool = False
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -81,12 +81,26 @@ class Form:
         target: Name of the target that loads it.
         folder: Where its files are.
         config: What the target needs to load it (file names relative to ``folder``, knobs); plain JSON.
+        original: Whether it is the model as it came.
+        baseline: Whether it is the original that the others are measured against. It is never refused.
+        base: The form that it was made from, where it differs by knobs or by how constants are stored alone.
     """
 
     label: str
     target: str
     folder: Path
     config: Mapping[str, Any]
+    original: bool = False
+    baseline: bool = False
+    base: Form | None = None
+
+    @property
+    def ancestry(self) -> Iterator[Form]:
+        """This form, and those that it was made from, the nearest first."""
+        form: Form | None = self
+        while form is not None:
+            yield form
+            form = form.base
 
 
 @dataclass(frozen=True)

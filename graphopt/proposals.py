@@ -456,15 +456,14 @@ def _followed(kept: Sequence[Candidate], proposed: Sequence[Candidate], recovers
     """
     if not proposed:
         return [entry for entry in kept if not (recovers and _is_handed_over(entry))]
-    by_label = {entry.label: entry for entry in kept}
     named: list[Candidate] = []
     for entry in proposed:
-        given = by_label.get(entry.replaces, kept[-1]) if entry.replaces else kept[-1]
+        given = entry.replaces or kept[-1]
         label = f"{given.label}, {entry.label}" if given.label else entry.label
-        named.append(replace(entry, label=label, wanted=entry.wanted or given.wanted))
+        named.append(replace(entry, label=label, wanted=entry.wanted or given.wanted, replaces=None))
     if recovers:
-        replaced = {entry.replaces for entry in proposed}
-        beside = [entry for entry in kept if not _is_handed_over(entry) and entry.label not in replaced]
+        replaced = {id(entry.replaces) for entry in proposed}
+        beside = [entry for entry in kept if not _is_handed_over(entry) and id(entry) not in replaced]
     else:
         # What only prepares, or is handed on over the budget, leaves what held before it in the running.
         beside = [entry for entry in kept if not entry.prepares or entry.is_over_budget]

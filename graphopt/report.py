@@ -36,6 +36,7 @@ class FormTiming:
         verified: Whether its outputs held; an unverified form is never chosen.
         note: Why it was not chosen, where that needs words.
         size: Bytes of its files.
+        original: Whether it is the model as it came.
     """
 
     label: str
@@ -47,6 +48,7 @@ class FormTiming:
     verified: bool = False
     note: str = ""
     size: int | None = None
+    original: bool = False
 
 
 @dataclass
@@ -169,13 +171,18 @@ class Report:
 
     @property
     def baseline(self) -> FormTiming | None:
-        """The original's timing."""
-        return next((form for form in self.forms if form.label == "original"), None)
+        """The original's timing, the first."""
+        return next((form for form in self.forms[:1] if form.original), None)
 
     @property
     def optimized(self) -> FormTiming | None:
         """The chosen form's timing."""
         return next((form for form in self.forms if form.label == self.chosen), None)
+
+    @property
+    def keeps_original(self) -> bool:
+        """Whether the original is what was chosen."""
+        return self.baseline is not None and self.baseline is self.optimized
 
     @property
     def speedup(self) -> float | None:

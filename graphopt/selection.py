@@ -27,7 +27,6 @@ from graphopt.verify.reference import MadeUpSizesError, Reference
 T = TypeVar("T")
 
 FORM_MULTIPLE = 8.0
-ORIGINAL = "original"
 PREFERENCES = ("speed", "size")
 """What may decide between verified forms that are no slower than the original."""
 _NOT_RUN = "compiled, not run"
@@ -150,13 +149,15 @@ class Selection:
         target, probe = self.targets[form.target]
         if not probe.runnable:
             return self._verify_elsewhere(form, target)
-        timing = FormTiming(form.label, size=artifact.size_of(form.folder))
+        timing = FormTiming(form.label, size=artifact.size_of(form.folder), original=form.original)
         self._verify_here(form, timing)
         return timing
 
     def _verify_elsewhere(self, form: Form, target: Target) -> FormTiming:
         """A form that cannot run on this machine, by what stands in for it."""
-        timing = FormTiming(form.label, note=_NOT_RUN, size=artifact.size_of(form.folder))
+        timing = FormTiming(
+            form.label, note=_NOT_RUN, size=artifact.size_of(form.folder), original=form.original
+        )
         stand_in = target.stand_in(form) if isinstance(target, Rehearsed) else None
         if stand_in is None:
             if form.label in self.judgements:
@@ -180,7 +181,7 @@ class Selection:
             if budget is not None:
                 judgement = budget.judge([self.bench.worker(form).outputs(feeds) for feeds in budget.feeds])
                 self.judgements[form.label] = judgement
-                is_nearest = bool(self._nearest) and form.label.startswith(self._nearest)
+                is_nearest = any(one.label == self._nearest for one in form.ancestry)
                 usable = is_nearest and np.isfinite(judgement.drop)
                 timing.verified, timing.note = bool(judgement.ok or usable), judgement.describe()
                 if not judgement.ok:
@@ -191,7 +192,7 @@ class Selection:
             comparison = self.reference.compare(self.bench.worker(form).outputs, FORM_MULTIPLE)
             self.comparisons[form.label] = comparison
             # The original is what the user has: it is never refused, only said to differ.
-            timing.verified = comparison.ok or form.label == ORIGINAL
+            timing.verified = comparison.ok or form.baseline
             timing.note = comparison.not_taken if comparison.ok else comparison.describe()
         except MadeUpSizesError as error:
             timing.note = error.message
@@ -203,7 +204,7 @@ class Selection:
 
     def _budget_of(self, form: Form) -> Evaluation | None:
         """The budget of a lossy form, and of what only differs from it by the target's knobs."""
-        return made_from(form.label, self.budgets)
+        return inherited(form, self.budgets)
 
     def choose(self, forms: Sequence[Form], *, measure: bool = True) -> Form:
         """The fastest verified form; the original unless another is measured to be no slower.
@@ -525,6 +526,7 @@ class Selection:
                 base.target,
                 base.folder,
                 {**base.config, **_without_label(knobs)},
+                base=base,
             )
             for knobs in target.variants(self.models[base.label], latency)[1:]
         ]
@@ -568,10 +570,9 @@ def _as_fast(timing: Timing) -> bool:
     return timing.high >= 1 or _ties(timing)
 
 
-def made_from(label: str, entries: Mapping[str, T]) -> T | None:
-    """The entry of the form that another one was made from: knobs and storage add to its label."""
-    found = [name for name in entries if label.startswith(name)]
-    return entries[max(found, key=len)] if found else None
+def inherited(form: Form, entries: Mapping[str, T]) -> T | None:
+    """The entry of a form, by label, or else of the nearest one that it was made from."""
+    return next((entries[one.label] for one in form.ancestry if one.label in entries), None)
 
 
 def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.proposals import Proposals
 from graphopt.quant.storage import Storage, Stored, as_many_as_hold, stored
 from graphopt.rewrite import Numerics
-from graphopt.selection import Selection, made_from
+from graphopt.selection import Selection, inherited
 from graphopt.target import Form, Target
 from graphopt.verify.budget import judged_of
 
@@ -94,7 +94,7 @@ class Storing:
 
     def _halved(self, chosen: Form) -> list[Stored]:
         """Constants of the chosen form that are stored in 16 bits as it is; a knob changes nothing of it."""
-        return made_from(chosen.label, self.proposals.halved) or []
+        return inherited(chosen, self.proposals.halved) or []
 
     @staticmethod
     def _tell(record: PassRecord, constants: list[Stored], size: int) -> None:
@@ -133,7 +133,7 @@ class Storing:
         folder.mkdir(parents=True)
         # What emitting tells of the files, and the knobs of the form that it takes the place of.
         config = {**chosen.config, **target.emit(model, folder, {})}
-        form = Form(_label(chosen, words), target.name, folder, config)
+        form = Form(_label(chosen, words), target.name, folder, config, base=chosen)
         self.proposals.judged[form.label] = self.proposals.evaluation
         self.selection.models[form.label] = self.selection.models[chosen.label]
         return form

@@ -182,7 +182,7 @@ class Distill(LossyPass):
             )
         made = replace(
             given, label="distilled", model=trained.model, judgement=after, prepares=False, weights=Weights(),
-            replaces=given.label,
+            replaces=given,
         )  # fmt: skip
         if after.ok:
             return Proposal([made], details, warnings=warnings)

@@ -30,7 +30,7 @@ def report() -> Report:
         ),
     ]  # fmt: skip
     made.forms = [
-        FormTiming("original", 20.6, 1.0, 1.0, 1.0, 40, True),
+        FormTiming("original", 20.6, 1.0, 1.0, 1.0, 40, True, original=True),
         FormTiming("optimized", 8.1, 2.54, 2.48, 2.61, 40, True),
         FormTiming("legalized", note="output 'y' differs"),
     ]

@@ -162,7 +162,7 @@ def coverage(tuning: Tuning) -> str:
 def _target(report: Report) -> str:
     verified = [form for form in report.forms if form.verified]
     timed = [form for form in verified if form.milliseconds is not None]
-    if report.chosen == "original":
+    if report.keeps_original:
         return f"{report.target}, {bad('the original as it was')}: no other form was verified and as fast"
     if not timed:
         return f"{report.target}, {report.chosen}"

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from graphopt.artifact import Made, Manifest, Origin
 
 _LABEL = 10
-_ORIGINAL = "original"
 
 
 @click.command("explain", short_help="Say why a result is what it is, and where each node went.")
@@ -125,7 +124,7 @@ def why(manifest: Manifest) -> str:
     label = _chosen(manifest)
     chosen = next((form for form in forms if form["label"] == label), None)
     verified = sum(form["verified"] for form in forms)
-    if label == _ORIGINAL or label.endswith(f": {_ORIGINAL}"):
+    if chosen is not None and chosen.get("original"):
         return f"the original is what was kept: none of {len(forms) - 1} other forms was verified and as fast"
     if chosen is None or chosen["speedup"] is None:
         return f"{label!r} was taken without being timed"

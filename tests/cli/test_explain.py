@@ -91,7 +91,7 @@ def test_forms_that_lost_say_why(cli: Any, bundle: Path) -> None:
     }
     lost = {"milliseconds": None, "speedup": None, "low": None, "high": None, "verified": False}
     manifest["measurements"]["forms"] = [
-        {**timed, "label": "original"},
+        {**timed, "label": "original", "original": True},
         {**timed, "label": "optimized", "milliseconds": 1.6, "speedup": 1.25},
         {**timed, "label": "legalized", "milliseconds": 1.0, "speedup": 2.0, "low": 1.9, "high": 2.1},
         {**timed, **lost, "label": "int8", "note": "over the budget: drop 3% of 1%"},

@@ -133,7 +133,9 @@ def test_a_quantized_graph_is_trained_on_its_integers(net: Path) -> None:
         assert told["decibels"][1] >= told["decibels"][0]
 
 
-def form(label: str, *, drop: float | None = None, prepares: bool = False, replaces: str = "") -> Candidate:
+def form(
+    label: str, *, drop: float | None = None, prepares: bool = False, replaces: Candidate | None = None
+) -> Candidate:
     judgement = None if drop is None else Judgement(1 - drop, 1.0, drop, 0.01, 30.0)
     return Candidate(label, MODEL, judgement=judgement, prepares=prepares, replaces=replaces)
 
@@ -152,9 +154,9 @@ OVER = form("pruned, 20%", drop=0.02, prepares=True)
         # What is over the budget goes on beside it.
         ([FLOAT], [form("pruned", drop=0.02, prepares=True)], False, ["", "pruned"]),
         # What is won back takes the place of what it was made of.
-        ([FLOAT, OVER], [form("distilled", drop=0.001, replaces="pruned, 20%")], True, ["", "pruned, 20%, distilled"]),
-        ([HELD, OVER], [form("distilled", drop=0.001, replaces="pruned, 20%")], True, ["pruned, 10%", "pruned, 20%, distilled"]),
-        ([HELD], [form("distilled", drop=0.001, replaces="pruned, 10%")], True, ["pruned, 10%, distilled"]),
+        ([FLOAT, OVER], [form("distilled", drop=0.001, replaces=OVER)], True, ["", "pruned, 20%, distilled"]),
+        ([HELD, OVER], [form("distilled", drop=0.001, replaces=OVER)], True, ["pruned, 10%", "pruned, 20%, distilled"]),
+        ([HELD], [form("distilled", drop=0.001, replaces=HELD)], True, ["pruned, 10%, distilled"]),
         # What only prepares leaves what held before it in the running.
         ([HELD], [form("equalized", prepares=True)], False, ["pruned, 10%", "pruned, 10%, equalized"]),
         # What is not ends there.

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, cast
 import onnx_ir as ir
 import pytest
 
+from graphopt.forms import ORIGINAL
 from graphopt.machine import Form, Probe
 from graphopt.report import FormTiming, Report
-from graphopt.selection import ORIGINAL, Selection
+from graphopt.selection import Selection
 from graphopt.target import Target
 from graphopt.tune.paired import Bench, Timing
 from graphopt.verify.budget import Evaluation, Judgement
@@ -76,7 +77,7 @@ def selection_of(
     labels = list(rounds[0])
     forms = [Form(label, "here", Path(label), {}) for label in labels]
     report = Report(name="net", source="net.onnx", source_opset=20, opset=20, target="here", threads=0)
-    report.forms = [FormTiming(label, verified=True) for label in labels]
+    report.forms = [FormTiming(label, verified=True, original=label == ORIGINAL) for label in labels]
     bench = _Bench(*rounds, noise=noise, milliseconds=milliseconds)
     selection = _Selection(
         {"here": (cast(Target, _Target(knobs)), Probe(True, True))},
