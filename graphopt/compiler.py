@@ -25,7 +25,7 @@ from graphopt.capture.upgrade import lower
 from graphopt.data.dataset import Dataset
 from graphopt.data.interface import Feeds, inputs_of
 from graphopt.data.load import samples
-from graphopt.errors import DataError, GraphoptError, TargetError, UnsupportedModelError, UsageError, listed
+from graphopt.errors import DataError, TargetError, UnsupportedModelError, UsageError, listed
 from graphopt.forms import Forms
 from graphopt.ir import model as ir_model
 from graphopt.lineage import Lineage
@@ -309,7 +309,7 @@ class Compilation:
         held = self._verify_capture(captured, reference, report)
         with self._stage("passes"):
             optimized, report.passes = self._optimize(captured, passes, reference, held)
-            if self.request.input_shapes and any(map(_was_rejected, report.passes)):
+            if self.request.input_shapes and any(record.rejected for record in report.passes):
                 # With fixed sizes a branch that is never taken may have no valid shapes (a model of two sample rates).
                 report.warnings.append(
                     "with these input shapes the backend rejects a branch of the model: it is compiled with dynamic "
@@ -544,7 +544,7 @@ class Compilation:
             comparison = reference.compare_model(captured.model, CAPTURE_MULTIPLE)
             why = comparison.describe()
             held = comparison.ok
-        except GraphoptError as error:
+        except TargetError as error:
             held, why = False, f"it cannot be run: {error.message}"
         if not held:
             report.warnings.append(
@@ -659,7 +659,3 @@ def _drop_unused_opsets(model: ir.Model) -> None:
     used = {"", *(node.domain for node in model.graph.all_nodes())}
     for domain in set(model.graph.opset_imports) - used:
         del model.graph.opset_imports[domain]
-
-
-def _was_rejected(record: PassRecord) -> bool:
-    return any("ONNX Runtime rejects" in entry.reason for entry in record.undone)

@@ -12,6 +12,9 @@
     |-- PassFailedError           a pass raised, hung or broke the graph (the manager undoes it)
     |-- VerificationError         outputs differ beyond the budget
     |-- TargetError               a target cannot build or run the graph
+    |   |-- RejectedError         ONNX Runtime does not load it
+    |   |-- FormFailedError       a form that was written does not load or run
+    |   `-- ProcessLostError      the process that runs a form is gone
     `-- BundleError               a bundle on disk is damaged, incompatible or not writable
 
 Each carries a ``hint``, the next step for the person who reads it. The command line prints the message
@@ -134,6 +137,33 @@ class VerificationError(GraphoptError):
 
 class TargetError(GraphoptError):
     """A target cannot build or run the graph."""
+
+    @property
+    def reason(self) -> str:
+        """What happened, without the name of the form that it happened to."""
+        return self.message
+
+
+class RejectedError(TargetError):
+    """ONNX Runtime does not load the graph."""
+
+
+class FormFailedError(TargetError):
+    """A form does not load or run.
+
+    Args:
+        label: Of the form.
+        reason: How it fails.
+    """
+
+    def __init__(self, label: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"the form {label!r} fails: {reason}", hint=hint)
+        self._reason = reason
+
+    @property
+    def reason(self) -> str:
+        """How it fails."""
+        return self._reason
 
 
 class ProcessLostError(TargetError):

@@ -124,7 +124,8 @@ class Proposals:
     halved: dict[str, list[Stored]] = field(default_factory=dict)
     judgements: dict[str, Judgement] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    _over_budget: list[str] = field(default_factory=list)
+    _over_budget: dict[str, list[str]] = field(default_factory=dict)
+    """What came nearest where nothing held, by target."""
     _shared: dict[Hashable, Any] = field(default_factory=dict)
     _fastest: float = field(default=float("inf"), init=False)
     _longest: float = field(default=0.0, init=False)
@@ -205,7 +206,7 @@ class Proposals:
                 if f"{pass_.name}: {text}" not in self.warnings
             ]
             if not proposal.candidates and proposal.best_effort is not None:
-                self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
+                self._over_budget.setdefault(target.name, []).append(f"{pass_.name}: {proposal.reason}")
                 if self.budget.best_effort and _is_nearer(proposal.best_effort, kept[-1]):
                     proposal.candidates = [proposal.best_effort]
                     self.warnings.append(
@@ -215,9 +216,14 @@ class Proposals:
                     proposal.candidates = [replace(proposal.best_effort, prepares=True)]
                 elif len(self.passes) > 1:
                     self.warnings.append(f"{pass_.name} on {target.name} was left out: {proposal.reason}")
-            elif not proposal.candidates and pass_.recovers and proposal.reason and self._is_over(target):
+            elif (
+                pass_.recovers
+                and not proposal.candidates
+                and proposal.reason
+                and target.name in self._over_budget
+            ):
                 # What was to win back did not: the error is to say so.
-                self._over_budget.append(f"{target.name}: {pass_.name}: {proposal.reason}")
+                self._over_budget[target.name].append(f"{pass_.name}: {proposal.reason}")
             kept = _followed(kept, proposal.candidates, pass_.recovers)
             if proposal.candidates:
                 record.status = PassStatus.APPLIED
@@ -235,10 +241,6 @@ class Proposals:
         for _, legal in found:
             share_constants(legal, least_bytes=_LEAST_SHARED)
         return found, records
-
-    def _is_over(self, target: Target) -> bool:
-        """Whether something was over the budget on a target."""
-        return any(text.startswith(f"{target.name}: ") for text in self._over_budget)
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -349,7 +351,9 @@ class Proposals:
                 data = "give real inputs with --data (a model may make little of made-up ones)"
             raise VerificationError(
                 f"the budget of {percent(self.budget.max_drop)} ({self.budget.metric.name}) cannot be kept: "
-                + "; ".join(self._over_budget),
+                + "; ".join(
+                    f"{target}: {text}" for target, texts in self._over_budget.items() for text in texts
+                ),
                 hint=f"{data}, raise --max-drop, or take the nearest with --best-effort",
             )
 

@@ -91,6 +91,8 @@ class Selection:
     _nearest: str = field(default="", init=False, repr=False)
     _unbeaten: list[str] = field(default_factory=list, init=False, repr=False)
     _failed_on_sizes: dict[str, MadeUpSizesError] = field(default_factory=dict, init=False, repr=False)
+    _reasons: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    """Notes of forms that failed, by label, as they read without the name of the form."""
 
     def verify_all(self, forms: Sequence[Form]) -> tuple[list[Form], list[FormTiming]]:
         """Verify the forms, the original first; returns them as they are to be loaded, and the outcome of each.
@@ -171,11 +173,14 @@ class Selection:
             timing.note += f"; {stand_in.what}: {rehearsal.note or 'verified'}"
         else:
             self.refused.add(form.label)
-            timing.note += f"; {stand_in.what}: refused: {rehearsal.note}"
+            refused = f"{timing.note}; {stand_in.what}: refused"
+            timing.note = f"{refused}: {rehearsal.note}"
+            self._reasons[form.label] = f"{refused}: {self._reasons.get(form.label, rehearsal.note)}"
         return timing
 
     def _verify_here(self, form: Form, timing: FormTiming) -> None:
         self.progress("verify", form.label)
+        self._reasons.pop(form.label, None)
         try:
             budget = self._budget_of(form)
             if budget is not None:
@@ -194,11 +199,11 @@ class Selection:
             # The original is what the user has: it is never refused, only said to differ.
             timing.verified = comparison.ok or form.baseline
             timing.note = comparison.not_taken if comparison.ok else comparison.describe()
-        except MadeUpSizesError as error:
-            timing.note = error.message
-            self._failed_on_sizes.setdefault(form.target, error)
         except TargetError as error:
             timing.note = error.message
+            self._reasons[form.label] = error.reason
+            if isinstance(error, MadeUpSizesError):
+                self._failed_on_sizes.setdefault(form.target, error)
         if not timing.verified:
             self.bench.drop(form)
 
@@ -253,8 +258,7 @@ class Selection:
         labels: dict[str, list[str]] = {}
         for entry in self.report.forms:
             if entry.note:
-                note = entry.note.replace(f"the form {entry.label!r} fails: ", "")
-                labels.setdefault(note, []).append(entry.label)
+                labels.setdefault(self._reasons.get(entry.label, entry.note), []).append(entry.label)
         return "; ".join(f"{', '.join(names)}: {note}" for note, names in labels.items())
 
     def _unmeasured(self, forms: Sequence[Form]) -> Form:

@@ -23,7 +23,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from graphopt.data.interface import Feeds
-from graphopt.errors import GraphoptError, PassFailedError
+from graphopt.errors import GraphoptError, PassFailedError, RejectedError
 from graphopt.ir import check as ir_check
 from graphopt.ir import model as ir_model
 from graphopt.ir import shapes
@@ -78,6 +78,12 @@ class _Attempt:
     comparison: Comparison | None = None
     results: list[Feeds] = field(default_factory=list)
     failure: str = ""
+    rejected: bool = False
+
+    def fail(self, error: Exception) -> None:
+        """Write down why there is no result."""
+        self.failure = _describe(error)
+        self.rejected = isinstance(error, RejectedError)
 
     @property
     def ok(self) -> bool:
@@ -188,6 +194,7 @@ class PassManager:
             if culprit is None or len(record.undone) >= self.limits.culprits:
                 break
             why = attempt.why
+            record.rejected |= attempt.rejected
             repro = self._repro(pass_, model, attempt, culprit)
             if any(known.rewrite == culprit.rewrite for known in denied):
                 # The second time it is the rewrite, not the place.
@@ -209,6 +216,7 @@ class PassManager:
             )
         if not attempt.ok:
             record.status, record.reason = PassStatus.UNDONE, attempt.why
+            record.rejected |= attempt.rejected
             record.rewrites = {}
             record.undone.append(Undone(pass_.name, attempt.why, self._repro(pass_, model, attempt, None)))
             return model
@@ -241,7 +249,7 @@ class PassManager:
                 with time_limit(self.limits.pass_seconds, f"pass {pass_.name!r}"):
                     attempt.modified = pass_.run(attempt.model, attempt.log, gate)
         except Exception as error:
-            attempt.failure = _describe(error)
+            attempt.fail(error)
         record.seconds += time.monotonic() - started
         started = time.monotonic()
         if not attempt.failure:
@@ -262,7 +270,7 @@ class PassManager:
             if self.reference is not None:
                 self._compare(self.reference, pass_, attempt)
         except Exception as error:
-            attempt.failure = _describe(error)
+            attempt.fail(error)
 
     def _compare(self, reference: Reference, pass_: Pass, attempt: _Attempt) -> None:
         attempt.results = reference.results_of(attempt.model)

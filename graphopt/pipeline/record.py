@@ -61,6 +61,7 @@ class PassRecord:
         together: Whether these three are of the result of all passes: a large graph is compared once.
         details: What else a pass has to say about what it decided; plain JSON.
         replaced: The rewrite that took the place of a node, by the node's name; not part of the log.
+        rejected: Whether ONNX Runtime did not load what it made, which was undone; not part of the log.
     """
 
     name: str
@@ -81,6 +82,7 @@ class PassRecord:
     together: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict, repr=False)
+    rejected: bool = field(default=False, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

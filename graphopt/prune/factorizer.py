@@ -32,7 +32,6 @@ _PROBED = (0.25, 0.75)
 """Of the ranks that a layer may have: those at which its kernels are timed."""
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 _IN_SUBGRAPH = "it is part of a subgraph"
-_NO_TIME = "no time was left"
 _NOTHING = {"saved_ms": None, "error_before": None, "error_after": None, "error_refitted": None}
 _NOT_CHOSEN = "others save more time for what they lose"
 
@@ -85,6 +84,7 @@ class Factorizer:
         self._recover = recover
         self._kept = kept
         self._refused: dict[str, str] = {}
+        self._late: list[str] = []
         self._allowed: dict[str, tuple[int, ...]] = {}
         self._slow: dict[str, str] = {}
         self._ratios: dict[str, float] = {}
@@ -135,7 +135,7 @@ class Factorizer:
     def for_target(self, context: Context) -> Factorizer:
         """The same for another target whose kernels like the same widths: what layers cost there is measured anew."""
         self.context, self.warnings = context, []
-        late = [name for name, reason in self._refused.items() if reason == _NO_TIME]
+        late, self._late = self._late, []
         for name in late:
             del self._refused[name]
         if late:
@@ -196,7 +196,8 @@ class Factorizer:
                     sums[layer.name].add(moments.rows_of(layer, arrays[layer.data.name or ""], number)[0])
             for layer in turn:
                 if time.monotonic() > self.context.deadline:
-                    self._refused[layer.name] = _NO_TIME
+                    self._refused[layer.name] = "no time was left"
+                    self._late.append(layer.name)
                     continue
                 self.context.progress(f"factors of layer {len(found) + 1} of {len(layers)}")
                 made = factors.factorize(

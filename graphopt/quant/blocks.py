@@ -262,17 +262,24 @@ def layers_of(model: ir.Model) -> tuple[list[ir.Node], dict[str, str]]:
     for node in model.graph.all_nodes():
         if node.domain != "" or node.op_type not in OPERATORS:
             continue
-        reason = "it is part of a subgraph" if node.graph is not model.graph else why_not(node)
-        if not reason:
-            found.append(node)
-        elif node.op_type != "Gather" or "small" not in reason:
+        reason = "it is part of a subgraph" if node.graph is not model.graph else _why_not(node)
+        if not reason and _is_small(node):
+            if node.op_type == "Gather":
+                # Nothing is to be had of a small table, and nobody asks for it.
+                continue
+            reason = "its weight is small"
+        if not reason and not _is_finite(node):
+            reason = "its weight holds NaN or infinity"
+        if reason:
             refused[node.name or ""] = reason
+        else:
+            found.append(node)
     return found, refused
 
 
-def why_not(node: ir.Node) -> str:
-    """Why the weight of a node of one of these operators stays as it is; empty where it need not."""
-    weight = node.inputs[weight_slot(node)]
+def _why_not(node: ir.Node) -> str:
+    """Why the weight of a node of one of these operators is none that blocks could hold; empty where it is."""
+    weight = _weight(node)
     if not facts.is_constant(weight):
         return "its weight is no constant"
     if weight is None or weight.dtype != ir.DataType.FLOAT:
@@ -281,12 +288,23 @@ def why_not(node: ir.Node) -> str:
         return f"its weight has {facts.rank(weight)} dimensions"
     if node.op_type == "Gather" and facts.attribute(node, "axis", 0) not in (0, -2):
         return "it gathers along the axis of the blocks"
-    assert weight.const_value is not None
-    if weight.const_value.size < LEAST_ELEMENTS:
-        return "its weight is small"
-    array = facts.constant(weight)
+    return ""
+
+
+def _is_small(node: ir.Node) -> bool:
+    weight = _weight(node)
+    assert weight is not None and weight.const_value is not None
+    return weight.const_value.size < LEAST_ELEMENTS
+
+
+def _is_finite(node: ir.Node) -> bool:
+    array = facts.constant(_weight(node))
     assert array is not None
-    return "" if np.isfinite(array).all() else "its weight holds NaN or infinity"
+    return bool(np.isfinite(array).all())
+
+
+def _weight(node: ir.Node) -> ir.Value | None:
+    return node.inputs[weight_slot(node)]
 
 
 def weight_slot(node: ir.Node) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.data.interface import Feeds, receive_feeds, send_feeds
-from graphopt.errors import ProcessLostError, TargetError
+from graphopt.errors import FormFailedError, ProcessLostError
 from graphopt.machine import Form
 from graphopt.processes import Child, SilentError, last_words
 
@@ -152,7 +152,7 @@ class Worker:
                 said = f"is lost: {last_words(self._child.wait(), '')}"
             raise ProcessLostError(f"the process that runs the form {self.form.label!r} {said}") from silent
         if "error" in answer:
-            raise TargetError(f"the form {self.form.label!r} fails: {answer['error']}", hint=answer["hint"])
+            raise FormFailedError(self.form.label, answer["error"], hint=answer["hint"])
         return answer
 
 

@@ -66,11 +66,17 @@ class MadeUpSizesError(TargetError):
 
     def __init__(self, sizes: Mapping[str, int], cause: TargetError) -> None:
         self.where = "with " + ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        self._reason = f"{self.where}: {cause.reason}"
         super().__init__(
             f"{self.where}: {cause.message}",
             hint="these sizes were made up: where they never occur, fix them with --input-shape, or give real "
             "inputs with --data",
         )
+
+    @property
+    def reason(self) -> str:
+        """The sizes, and how it fails with them."""
+        return self._reason
 
 
 @dataclass

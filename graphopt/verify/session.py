@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.data.interface import Array, Feeds
-from graphopt.errors import MissingExtraError, TargetError, shorten
+from graphopt.errors import MissingExtraError, RejectedError, TargetError, shorten
 from graphopt.ir import model as ir_model
 
 _ALIGN = 4096
@@ -114,7 +114,7 @@ class Session:
         prepack: Whether kernels may keep a packed copy of constant weights.
 
     Raises:
-        TargetError: ONNX Runtime rejects the graph; its message is kept.
+        RejectedError: ONNX Runtime rejects the graph; its message is kept.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Session:
             try:
                 self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime raises many unrelated classes
-                raise TargetError(f"ONNX Runtime rejects the graph: {shorten(error)}") from error
+                raise RejectedError(f"ONNX Runtime rejects the graph: {shorten(error)}") from error
         self.input_names: tuple[str, ...] = tuple(value.name for value in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import onnx_ir as ir
 import pytest
 
+from graphopt.errors import FormFailedError, TargetError
 from graphopt.forms import ORIGINAL
 from graphopt.machine import Form, Probe
 from graphopt.report import FormTiming, Report
@@ -17,6 +18,7 @@ from graphopt.target import Target
 from graphopt.tune.paired import Bench, Timing
 from graphopt.verify.budget import Evaluation, Judgement
 from graphopt.verify.reference import Reference
+from graphopt.verify.trial import Trial
 
 
 class _Target:
@@ -356,3 +358,27 @@ def test_best_effort_is_the_nearest_where_nothing_is_within_the_budget(
     )  # fmt: skip
     _, outcomes = selection.verify_all(forms)
     assert {entry.label for entry in outcomes if entry.verified} == {ORIGINAL, *verified}
+
+
+def test_forms_that_fail_alike_are_told_together() -> None:
+    """A note names its form; in one error for all of them a reason stands once."""
+    plain, forms, bench = selection_of({"optimized": 1.0, "legalized": 1.0})
+
+    def worker(form: Form) -> None:
+        raise FormFailedError(form.label, "no kernel for it")
+
+    bench.worker = worker  # type: ignore[attr-defined]
+    selection = Selection(
+        plain.targets,
+        Reference([Trial({}, {}, {})]),
+        plain.bench,
+        plain.report,
+        1.0,
+        choosable=frozenset({"here"}),
+    )
+    selection.report.forms = [selection.verify(form) for form in forms]
+    assert [entry.note for entry in selection.report.forms] == [
+        f"the form {form.label!r} fails: no kernel for it" for form in forms
+    ]
+    with pytest.raises(TargetError, match="holds on here: optimized, legalized: no kernel for it"):
+        selection.choose(forms)

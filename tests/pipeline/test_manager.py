@@ -330,3 +330,21 @@ def test_a_large_graph_that_a_pass_leaves_broken(model: ir.Model, reference: Ref
 
     result, (record,) = PassManager([Custom(action)], reference, limits=AT_ONCE).run(model)
     assert record.status is PassStatus.UNDONE and text_of(result) == text_of(model)
+
+
+def test_what_onnxruntime_does_not_load_is_told_from_what_it_computes_otherwise(
+    model: ir.Model, reference: Reference
+) -> None:
+    def renamed(op: str, domain: str = "") -> Custom:
+        def action(model: ir.Model) -> None:
+            model.graph.opset_imports.setdefault(domain, 1)
+            for node in model.graph:
+                if node.op_type == "Tanh":
+                    node.op_type, node.domain = op, domain
+
+        return Custom(action)
+
+    passes = [renamed("Nowhere", "com.microsoft"), renamed("Sin")]
+    _, records = PassManager(passes, reference, allow_domains=frozenset({"com.microsoft"})).run(model)
+    assert [record.status for record in records] == [PassStatus.UNDONE] * 2
+    assert [record.rejected for record in records] == [True, False], [record.reason for record in records]
