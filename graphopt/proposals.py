@@ -26,11 +26,12 @@ from graphopt.lossy import Candidate, Context, LossyPass, Proposal, Run
 from graphopt.machine import Form, Kernel
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.quant.attribution import attribute
+from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.observe import MEMORY
 from graphopt.quant.search import FOR_ANY
 from graphopt.quant.storage import Storage, Stored, stored
 from graphopt.rewrite import Numerics
-from graphopt.target import Aligned, Probe, Quick, Target, Widening
+from graphopt.target import Aligned, HalfCapable, IntegerCapable, Probe, Quick, Target, Widening
 from graphopt.tune.kernels import kernels_of
 from graphopt.tune.paired import Worker
 from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
@@ -149,7 +150,7 @@ class Proposals:
         """
         places: dict[str, float] = {}
         for target, _ in targets:
-            kernels = _of(target, "integer_kernels")
+            kernels = _integer_kernels(target)
             suits = any(pass_.suits(model, kernels) for pass_ in self.passes)
             time_in_float = milliseconds[target.name] if len(milliseconds) == len(targets) else 1.0
             places[target.name] = time_in_float if suits else _GAIN_OF_SUITED * time_in_float
@@ -410,11 +411,11 @@ class Proposals:
             self.dataset,
             self.evaluation,
             target.name,
-            _of(target, "integer_kernels"),
+            _integer_kernels(target),
             profile,
             legalize=legalize,
             written=written,
-            halves=_of(target, "half_kernels") or {},
+            halves=target.half_kernels() if isinstance(target, HalfCapable) else {},
             runnable=runnable,
             threads=self.threads,
             seed=self.seed,
@@ -446,10 +447,8 @@ class Proposals:
         return Proposal()
 
 
-def _of(target: Target, name: str) -> Any:
-    """What a target answers that may have such a method; None without it."""
-    method = getattr(target, name, None)
-    return method() if callable(method) else None
+def _integer_kernels(target: Target) -> IntegerKernels | None:
+    return target.integer_kernels() if isinstance(target, IntegerCapable) else None
 
 
 def _followed(kept: Sequence[Candidate], proposed: Sequence[Candidate], recovers: bool) -> list[Candidate]:

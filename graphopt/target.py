@@ -16,14 +16,19 @@ import onnx_ir as ir
 
 from graphopt.machine import Executable, Form, Probe, Runtime
 from graphopt.pipeline.base import Pass
+from graphopt.quant.kernels import IntegerKernels
 
 __all__ = [
+    "Aligned",
     "CrossCompiler",
     "Effort",
     "Executable",
     "Form",
+    "HalfCapable",
+    "IntegerCapable",
     "Noted",
     "Probe",
+    "Quick",
     "Rehearsed",
     "Runtime",
     "StandIn",
@@ -114,6 +119,22 @@ class Aligned(Protocol):
 
     def channel_multiple(self) -> int:
         """What they like a multiple of."""
+
+
+@runtime_checkable
+class IntegerCapable(Protocol):
+    """A target that may have kernels on integers."""
+
+    def integer_kernels(self) -> IntegerKernels | None:
+        """What they want; None where it has none worth using."""
+
+
+@runtime_checkable
+class HalfCapable(Protocol):
+    """A target that may have kernels for 16-bit floats."""
+
+    def half_kernels(self) -> Mapping[str, frozenset[str]]:
+        """Operators that they compute, by the name of the type; empty where none gains."""
 
 
 @runtime_checkable
