@@ -330,7 +330,6 @@ def test_a_large_graph_that_a_pass_leaves_broken(model: ir.Model, reference: Ref
 
     result, (record,) = PassManager([Custom(action)], reference, limits=AT_ONCE).run(model)
     assert record.status is PassStatus.UNDONE and text_of(result) == text_of(model)
-    assert record.rejected
 
 
 def test_what_onnxruntime_does_not_load_is_told_from_what_it_computes_otherwise(
