@@ -31,7 +31,8 @@ from graphopt.runtime import LoadedModel, load
 from graphopt.selection import PREFERENCES
 from graphopt.simplified import Simplified
 from graphopt.target import Tunable, Tuning
-from graphopt.verify.budget import find_metric, parse_drop
+from graphopt.verify.budget import parse_drop
+from graphopt.verify.metrics import find_metric
 
 
 class CompiledModel:

@@ -11,8 +11,8 @@ from graphopt.errors import GraphoptError
 from graphopt.machine import Form
 from graphopt.report import NOT_COMPARED, NOT_RUN, Report
 from graphopt.report_html import render
-from graphopt.selection import compare_form, judge_form
-from graphopt.verify.budget import Evaluation
+from graphopt.tune.check import compare_form, judge_form
+from graphopt.verify.evaluation import Evaluation
 from graphopt.verify.reference import Reference
 
 

@@ -33,7 +33,7 @@ from graphopt.lossy import LossyPass
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.manager import Listener, PassManager
 from graphopt.pipeline.record import PassRecord, PassStatus
-from graphopt.proposals import Budget, Proposals, dataset_for, evaluate, lossy_and_others
+from graphopt.proposals import Budget, Proposals, lossy_and_others
 from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
 from graphopt.request import Progress, Request, Silent
 from graphopt.rewrite import Numerics
@@ -43,8 +43,10 @@ from graphopt.storing import Storing
 from graphopt.target import Effort, Form, Noted, Probe, Target, Tunable, Tuning
 from graphopt.tune.paired import Bench
 from graphopt.verify.branches import unreached
-from graphopt.verify.budget import TELLS_NOTHING, find_metric, parse_drop
+from graphopt.verify.budget import parse_drop
+from graphopt.verify.evaluation import TELLS_NOTHING, dataset_for, evaluate
 from graphopt.verify.export import export_warnings
+from graphopt.verify.metrics import find_metric
 from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
@@ -410,7 +412,9 @@ class Compilation:
             VerificationError: The budget cannot be kept.
         """
         budget = self._budget()
-        evaluation = evaluate(captured.original_model, dataset, budget, threads=self.request.threads)
+        evaluation = evaluate(
+            captured.original_model, dataset, budget.metric, budget.max_drop, threads=self.request.threads
+        )
         if evaluation.original == 0:
             raise DataError(
                 f"the original scores 0 by the metric {budget.metric.name!r}: what is lost cannot be told",

@@ -21,7 +21,7 @@ from graphopt.report import NOT_RUN, Report
 from graphopt.rewrite import Numerics
 from graphopt.selection import Selection, inherited
 from graphopt.target import Form
-from graphopt.verify.budget import Evaluation
+from graphopt.verify.evaluation import Evaluation
 from graphopt.verify.reference import Reference
 
 _UNSTEADY = 1.3

@@ -22,7 +22,8 @@ from graphopt.quant.place import Weights
 from graphopt.quant.storage import Storage
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Gate, Numerics, RewriteLog, allow_all
-from graphopt.verify.budget import Evaluation, Judgement, judged_of
+from graphopt.verify.budget import Judgement, judged_of
+from graphopt.verify.evaluation import Evaluation
 from graphopt.verify.session import Session
 
 Run = Callable[[Feeds], Feeds]

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.data.dataset import HELD_OUT, HELD_OUT_TO_COUNT, Dataset, Sample, Source, Transform
-from graphopt.data.interface import Feeds, inputs_of
-from graphopt.data.synthesize import feeds_for
+from graphopt.data.dataset import Dataset
+from graphopt.data.interface import Feeds
 from graphopt.errors import DataError, GraphoptError, TargetError, UsageError, VerificationError
 from graphopt.ir import model as ir_model
 from graphopt.ir.share import share_constants
@@ -34,24 +31,13 @@ from graphopt.rewrite import Numerics
 from graphopt.target import Aligned, HalfCapable, IntegerCapable, Probe, Quick, Target, Widening
 from graphopt.tune.kernels import kernels_of
 from graphopt.tune.paired import Worker
-from graphopt.verify.budget import Evaluation, Judgement, Metric, percent
-from graphopt.verify.padding import find_padding
-from graphopt.verify.reference import Reference
+from graphopt.verify.budget import Judgement, percent
+from graphopt.verify.evaluation import Evaluation
+from graphopt.verify.metrics import Metric
 from graphopt.verify.session import Session
 
-EVALUATED = 48
-EVALUATED_TO_COUNT = 1024
-_EVALUATED_BYTES = 256 << 20
 _WRITTEN_BYTES = 256 << 20
 """Of constants, up to which what is tried has them as the file will hold them: rounding more takes seconds."""
-_WHOLE_BYTES = 2 << 30
-"""Of samples with their outputs, where all are to be judged on."""
-_EVALUATED_SECONDS = 2.0
-_SECONDS_TO_COUNT = 4.0
-_LEAST_EVALUATED = 12
-_OVERRUN = 1.5
-"""Of the room, where samples are larger than those by which it was counted how many fit."""
-_SYNTHETIC = 16
 _LEAST_TURN = 0.25
 """Of the longest turn of a target so far: with less time left another one would come to nothing, or be late."""
 _GAINED, _GAINED_BY_THEN = 0.8, 0.9
@@ -486,126 +472,6 @@ def _is_nearer(candidate: Candidate, before: Candidate) -> bool:
     ]
     held = before.judgement is not None and before.judgement.ok
     return not before.label or (not held and (before.judgement is None or drops[0] <= drops[1]))
-
-
-def dataset_for(
-    source: Source | None,
-    model: ir.Model,
-    reference: Reference | None,
-    metric: Metric,
-    *,
-    synthetic: bool,
-    seed: int,
-    transform: Transform | None = None,
-    fixed: Mapping[str, ir.TensorProtocol] = MappingProxyType({}),
-    whole: bool = False,
-) -> Dataset:
-    """The samples of a compilation with lossy passes.
-
-    Args:
-        source: The user's; None where there are none.
-        model: Whose inputs they are.
-        reference: Whose sizes and grain made-up inputs take.
-        metric: By which they are judged; one that counts wants more of them held out.
-        synthetic: Whether made-up inputs may stand in for data.
-        transform: Applied to each entry of the source.
-        fixed: Inputs of the model as given that are constants now, with their value.
-        whole: Whether all samples judge, and none calibrates.
-
-    Raises:
-        DataError: There are no data, and made-up ones were not allowed.
-    """
-    specs = inputs_of(model)
-    held_out = 1 if whole else HELD_OUT_TO_COUNT if metric.counts else HELD_OUT
-    if source is not None:
-        return Dataset(source, specs, fixed=fixed, transform=transform, held_out=held_out)
-    if not synthetic:
-        raise DataError(
-            "lossy passes are calibrated and judged on data, and there are none",
-            hint="give some with --data, or accept made-up inputs with --synthetic-calibration",
-        )
-    sizes = {} if reference is None else reference.trials[0].sizes
-    grain = 1 if reference is None else reference.grain
-    made: list[Feeds] = [
-        feeds_for(model, sizes, seed + 100 + index, grain=grain) for index in range(_SYNTHETIC)
-    ]
-    return Dataset(made, specs, held_out=held_out)
-
-
-def evaluate(
-    original: ir.Model, dataset: Dataset, budget: Budget, *, threads: int = 0, whole: bool = False
-) -> Evaluation:
-    """Held-out samples from all over the data, with what the original makes of them; as many as fit into memory with
-    their outputs and run in a few seconds.
-
-    Args:
-        whole: Take all that fit into memory, however long they run.
-
-    Raises:
-        DataError: There are no samples, or the original makes zeros of all of them.
-        TargetError: The original does not run on one.
-    """
-    if whole:
-        most, seconds, room = 0, math.inf, _WHOLE_BYTES
-    elif budget.metric.counts or holds_categories(original):
-        most, seconds, room = EVALUATED_TO_COUNT, _SECONDS_TO_COUNT, _EVALUATED_BYTES
-    else:
-        most, seconds, room = EVALUATED, _EVALUATED_SECONDS, _EVALUATED_BYTES
-    session = Session(original, optimize="all", threads=threads)
-    fitting = _fitting(session, dataset, seconds, room)
-    is_cut = fitting < dataset.number(judging=True) if whole else False
-    samples, held_out = dataset.evaluation(min(most or fitting, fitting))
-    kept: list[Sample] = []
-    references: list[Feeds] = []
-    total = 0
-    for sample in samples:
-        outputs = session.run(sample.feeds)
-        total += _bytes(sample, outputs)
-        if kept and total > _OVERRUN * room:
-            is_cut = True
-            break
-        kept.append(sample)
-        references.append(outputs)
-    evaluation = Evaluation(
-        [sample.feeds for sample in kept],
-        references,
-        [sample.labels for sample in kept],
-        budget.metric,
-        budget.max_drop,
-        held_out,
-        is_cut=is_cut,
-        available=dataset.number(judging=True),
-    )
-    if budget.metric.task is None and evaluation.is_silent:
-        raise DataError(
-            "the original's outputs hold nothing but zeros on the samples to judge on: what is lost cannot be told",
-            hint="give other inputs with --data",
-        )
-    evaluation.padding = find_padding(session, evaluation)
-    return evaluation
-
-
-def _fitting(session: Session, dataset: Dataset, seconds: float, room: int) -> int:
-    """How many samples run in so many seconds, and fit into memory with their outputs, by two of them."""
-    taken, each = math.inf, 1
-    for sample in dataset.evaluation(2)[0]:
-        started = time.monotonic()
-        outputs = session.run(sample.feeds)
-        taken = min(taken, time.monotonic() - started)
-        each = max(each, _bytes(sample, outputs))
-    in_time = seconds / max(taken, 1e-6) if math.isfinite(seconds) else math.inf
-    return int(min(max(in_time, _LEAST_EVALUATED), max(room // each, 1)))
-
-
-def _bytes(sample: Sample, outputs: Feeds) -> int:
-    return sum(getattr(array, "nbytes", 0) for array in (*sample.feeds.values(), *outputs.values()))
-
-
-def holds_categories(model: ir.Model) -> bool:
-    """Whether an output of a model holds what is equal or not (:mod:`graphopt.verify.agreement`)."""
-    wide = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT32, ir.DataType.UINT64)
-    others = (ir.DataType.BOOL, ir.DataType.STRING)
-    return any(value.dtype in (*wide, *others) for value in model.graph.outputs)
 
 
 def lossy_and_others(passes: Sequence[Any]) -> tuple[list[Any], list[LossyPass]]:

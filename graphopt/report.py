@@ -10,8 +10,9 @@ from typing import Any
 
 from graphopt.pipeline.record import PassRecord
 from graphopt.target import Tuning
-from graphopt.verify.budget import Evaluation, Judgement, percent
+from graphopt.verify.budget import Judgement, percent
 from graphopt.verify.compare import Comparison
+from graphopt.verify.evaluation import Evaluation
 from graphopt.words import size
 
 Details = Mapping[str, Any]

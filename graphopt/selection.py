@@ -19,14 +19,15 @@ from graphopt.errors import TargetError
 from graphopt.machine import Form, Probe
 from graphopt.report import FormTiming, KnobTiming, Report
 from graphopt.target import Rehearsed, Target
-from graphopt.tune.paired import SHORT, Bench, Timing, Worker
-from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.tune.check import FORM_MULTIPLE
+from graphopt.tune.paired import SHORT, Bench, Timing
+from graphopt.verify.budget import Judgement
 from graphopt.verify.compare import Comparison
+from graphopt.verify.evaluation import Evaluation
 from graphopt.verify.reference import MadeUpSizesError, Reference
 
 T = TypeVar("T")
 
-FORM_MULTIPLE = 8.0
 PREFERENCES = ("speed", "size")
 """What may decide between verified forms that are no slower than the original."""
 _NOT_RUN = "compiled, not run"
@@ -581,33 +582,3 @@ def inherited(form: Form, entries: Mapping[str, T]) -> T | None:
 
 def _without_label(knobs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in knobs.items() if key != "label"}
-
-
-def judge_form(form: Form, evaluation: Evaluation, threads: int) -> Judgement:
-    """Run a form in a process of its own on every held-out sample and judge it.
-
-    Raises:
-        TargetError: It does not load or run.
-    """
-    worker = Worker(form, None, threads)
-    try:
-        worker.wait_ready()
-        return evaluation.judge([worker.outputs(feeds) for feeds in evaluation.feeds])
-    finally:
-        worker.close()
-
-
-def compare_form(
-    form: Form, reference: Reference, threads: int, multiple: float = FORM_MULTIPLE
-) -> Comparison:
-    """Run a form in a process of its own on every trial and compare.
-
-    Raises:
-        TargetError: It does not load or run.
-    """
-    worker = Worker(form, None, threads)
-    try:
-        worker.wait_ready()
-        return reference.compare(worker.outputs, multiple)
-    finally:
-        worker.close()

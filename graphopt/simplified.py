@@ -13,7 +13,8 @@ from graphopt.errors import BundleError, GraphoptError, TargetError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.machine import Form
 from graphopt.report import NOT_COMPARED, Report
-from graphopt.selection import FEWER_OPTIMISATIONS, compare_form
+from graphopt.selection import FEWER_OPTIMISATIONS
+from graphopt.tune.check import compare_form
 from graphopt.verify.reference import Reference
 
 _SUFFIX = ".onnx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,19 @@ import click
 from graphopt.cli._options import common, inputs_options, seed_option, threads_option
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.artifact import Manifest
+    from graphopt.cli._console import Progress
     from graphopt.cli._subject import Subject
+    from graphopt.data.dataset import Transform
     from graphopt.data.interface import TensorSpec
+    from graphopt.errors import VerificationError
+    from graphopt.report import Verification
     from graphopt.verify.compare import Comparison
+    from graphopt.verify.evaluation import Evaluation
+    from graphopt.verify.metrics import Metric
+    from graphopt.verify.reference import Reference
 
 
 @click.command("verify", short_help="Compare a bundle with the original model.")
@@ -50,93 +61,29 @@ def command(
     \b
       graphopt verify rec.gopt rec.onnx --data samples.npz
     """
-    from graphopt.capture import capture
     from graphopt.cli._console import Progress, write_json
-    from graphopt.cli._subject import open_subject, specialized, with_inputs
     from graphopt.data.functions import transform_of
-    from graphopt.data.interface import inputs_of, outputs_of
-    from graphopt.errors import UsageError, VerificationError
-    from graphopt.ir.hash import content_hash
-    from graphopt.proposals import Budget, dataset_for, evaluate
-    from graphopt.report import Verification
-    from graphopt.selection import FORM_MULTIPLE, compare_form, judge_form
-    from graphopt.verify.budget import TELLS_NOTHING, find_metric, parse_drop
-    from graphopt.verify.reference import build_reference
+    from graphopt.tune.check import compare_form
 
     made_of = transform_of(transform, data)
     with Progress() as progress:
-        progress.say(f"reading {bundle}")
-        subject = open_subject(bundle, input_shapes)
-        manifest = subject.manifest
-        if manifest is None:
-            raise UsageError(f"{bundle} is not a bundle", hint="usage: graphopt verify BUNDLE MODEL")
-        progress.say(f"reading {model}")
-        captured = capture(model)
-        specs = common_inputs(subject, inputs_of(captured.model), outputs_of(captured.model), model)
-        if not input_shapes:
-            # A bundle may take more than it was compiled with: those sizes are the ones that are known to run.
-            specs = specialized(specs, manifest.options.get("input_shapes", {}))
-        same = content_hash(captured.original_model) == manifest.hashes.get("source")
-        reference = build_reference(
-            captured.original_model,
-            interface=with_inputs(captured.model, specs),
-            data=None if data is None else subject.samples(data, specs, made_of),
-            seed=seed,
-            progress=progress.say,
-        )
-        if reference.is_hollow:
-            raise VerificationError(
-                f"no output of {model} holds a finite number on these inputs: nothing can be compared",
-                hint="give other inputs with --data",
-            )
+        pair = _read(bundle, model, input_shapes, progress)
+        reference = _reference(pair, data, made_of, seed, progress)
         progress.say(f"running {bundle}")
-        budget = manifest.verification.get("budget")
+        budget = _budget(pair, metric, max_drop)
         judged = comparison = None
-        warnings = []
-        if budget or metric is not None or max_drop is not None:
-            kept = budget or {}
-            wanted = Budget(
-                find_metric(_metric_of(bundle, kept) if metric is None else metric),
-                parse_drop(kept.get("allowed") if max_drop is None else max_drop),
-            )
-            interface = with_inputs(captured.model, specs)
-            dataset = dataset_for(
-                data,
-                interface,
-                reference,
-                wanted.metric,
-                synthetic=True,
-                seed=seed,
-                transform=made_of,
-                whole=True,
-            )
-            evaluation = evaluate(captured.original_model, dataset, wanted, threads=threads, whole=True)
-            if evaluation.is_cut:
-                warnings.append(
-                    f"{len(evaluation.feeds)} of {evaluation.available} samples are judged on: more do not fit into "
-                    "memory with what both make of them"
-                )
-            if not evaluation.tells:
-                warnings.append(TELLS_NOTHING)
-            judged = Verification()
-            judged.judge(judge_form(subject.form, evaluation, threads), evaluation, calibrated=False)
+        warnings: list[str] = []
+        if budget is not None:
+            evaluation = _evaluation(pair, reference, budget, data, made_of, seed, threads)
+            warnings += _doubts(evaluation)
+            judged = _judged(pair, evaluation, threads)
         else:
-            comparison = compare_form(subject.form, reference, threads, FORM_MULTIPLE)
-    if not same:
-        warnings.append(f"{model} is not the model that {bundle} was compiled from (their content differs)")
-    if reference.synthetic:
-        warnings.append("no real data were seen: verified on made-up inputs (give real ones with --data)")
-    warnings += reference.warnings
-    if comparison is not None and comparison.not_taken:
-        warnings.append(
-            f"it fails with sizes that the data do not have, where {model} does not: {comparison.not_taken}"
-        )
-    if reference.random_outputs:
-        warnings.append("the model is random: not compared: " + ", ".join(sorted(reference.random_outputs)))
+            comparison = compare_form(pair.subject.form, reference, threads)
+    warnings += _warnings(pair, reference, comparison)
     result: dict[str, Any] = {
         "bundle": str(bundle),
         "model": str(model),
-        "same_source": same,
+        "same_source": pair.same,
         "trials": [dict(trial.sizes) for trial in reference.trials],
         "synthetic": reference.synthetic,
         "warnings": warnings,
@@ -148,17 +95,102 @@ def command(
         write_json(result)
     elif not as_json:
         _show(result)
-    if held:
-        return
-    if judged is not None:
+    if not held:
+        raise _failure(pair, judged, comparison)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A bundle and the model that it is compared with.
+
+    Attributes:
+        subject, manifest: The bundle.
+        model: Where the model is.
+        original: The model.
+        interface: The same in internal form, with the inputs that both take.
+        specs: These inputs.
+        same: Whether the bundle was compiled from this model.
+    """
+
+    subject: Subject
+    manifest: Manifest
+    model: Path
+    original: ir.Model
+    interface: ir.Model
+    specs: tuple[TensorSpec, ...]
+    same: bool
+
+
+def _read(bundle: Path, model: Path, input_shapes: tuple[str, ...], progress: Progress) -> _Pair:
+    """Both, from disk.
+
+    Raises:
+        UsageError: The one is no bundle, or they have different inputs or outputs.
+    """
+    from graphopt.capture import capture
+    from graphopt.cli._subject import open_subject, specialized, with_inputs
+    from graphopt.data.interface import inputs_of, outputs_of
+    from graphopt.errors import UsageError
+    from graphopt.ir.hash import content_hash
+
+    progress.say(f"reading {bundle}")
+    subject = open_subject(bundle, input_shapes)
+    manifest = subject.manifest
+    if manifest is None:
+        raise UsageError(f"{bundle} is not a bundle", hint="usage: graphopt verify BUNDLE MODEL")
+    progress.say(f"reading {model}")
+    captured = capture(model)
+    specs = common_inputs(subject, inputs_of(captured.model), outputs_of(captured.model), model)
+    if not input_shapes:
+        # A bundle may take more than it was compiled with: those sizes are the ones that are known to run.
+        specs = specialized(specs, manifest.options.get("input_shapes", {}))
+    same = content_hash(captured.original_model) == manifest.hashes.get("source")
+    interface = with_inputs(captured.model, specs)
+    return _Pair(subject, manifest, model, captured.original_model, interface, specs, same)
+
+
+def _reference(
+    pair: _Pair, data: Path | None, transform: Transform | None, seed: int, progress: Progress
+) -> Reference:
+    """What the original makes of the inputs.
+
+    Raises:
+        VerificationError: Nothing that could be compared.
+    """
+    from graphopt.errors import VerificationError
+    from graphopt.verify.reference import build_reference
+
+    reference = build_reference(
+        pair.original,
+        interface=pair.interface,
+        data=None if data is None else pair.subject.samples(data, pair.specs, transform),
+        seed=seed,
+        progress=progress.say,
+    )
+    if reference.is_hollow:
         raise VerificationError(
-            f"{bundle} is over its budget: {judged.describe}",
-            hint="compile it again with these data, or allow more with --max-drop",
+            f"no output of {pair.model} holds a finite number on these inputs: nothing can be compared",
+            hint="give other inputs with --data",
         )
-    assert comparison is not None
-    raise VerificationError(
-        f"{bundle} does not compute what {model} does: {comparison.describe()}",
-        hint="compile the model again" if same else "compare it with the model that it was compiled from",
+    return reference
+
+
+def _budget(pair: _Pair, metric: str | None, max_drop: str | None) -> tuple[Metric, float] | None:
+    """The metric and what of it may be lost, as asked for, else as the bundle was compiled with; None where it is to
+    compute the same.
+
+    Raises:
+        UsageError: There is no such metric, or no such share; the bundle's metric is a function.
+    """
+    from graphopt.verify.budget import parse_drop
+    from graphopt.verify.metrics import find_metric
+
+    compiled = pair.manifest.verification.get("budget") or {}
+    if not compiled and metric is None and max_drop is None:
+        return None
+    return (
+        find_metric(_metric_of(pair.subject.path, compiled) if metric is None else metric),
+        parse_drop(compiled.get("allowed") if max_drop is None else max_drop),
     )
 
 
@@ -178,6 +210,87 @@ def _metric_of(bundle: Path, budget: Mapping[str, Any]) -> str | None:
     raise UsageError(
         f"{bundle} was judged by {name}, a function of the user's own, which is run only where it is given",
         hint=f"give it: --metric {given}; or judge by another: --metric sqnr",
+    )
+
+
+def _evaluation(
+    pair: _Pair,
+    reference: Reference,
+    budget: tuple[Metric, float],
+    data: Path | None,
+    transform: Transform | None,
+    seed: int,
+    threads: int,
+) -> Evaluation:
+    """All samples that are given, with what the original makes of them."""
+    from graphopt.verify.evaluation import dataset_for, evaluate
+
+    metric, allowed = budget
+    dataset = dataset_for(
+        data, pair.interface, reference, metric, synthetic=True, seed=seed, transform=transform, whole=True
+    )
+    return evaluate(pair.original, dataset, metric, allowed, threads=threads, whole=True)
+
+
+def _judged(pair: _Pair, evaluation: Evaluation, threads: int) -> Verification:
+    from graphopt.report import Verification
+    from graphopt.tune.check import judge_form
+
+    found = Verification()
+    judgement = judge_form(pair.subject.form, evaluation, threads)
+    found.judge(judgement, evaluation, calibrated=False)
+    return found
+
+
+def _doubts(evaluation: Evaluation) -> list[str]:
+    """Warnings of what the samples do not tell."""
+    from graphopt.verify.evaluation import TELLS_NOTHING
+
+    found = []
+    if evaluation.is_cut:
+        found.append(
+            f"{len(evaluation.feeds)} of {evaluation.available} samples are judged on: more do not fit into memory with "
+            "what both make of them"
+        )
+    if not evaluation.tells:
+        found.append(TELLS_NOTHING)
+    return found
+
+
+def _warnings(pair: _Pair, reference: Reference, comparison: Comparison | None) -> list[str]:
+    found = []
+    if not pair.same:
+        found.append(
+            f"{pair.model} is not the model that {pair.subject.path} was compiled from (their content differs)"
+        )
+    if reference.synthetic:
+        found.append("no real data were seen: verified on made-up inputs (give real ones with --data)")
+    found += reference.warnings
+    if comparison is not None and comparison.not_taken:
+        found.append(
+            f"it fails with sizes that the data do not have, where {pair.model} does not: {comparison.not_taken}"
+        )
+    if reference.random_outputs:
+        found.append("the model is random: not compared: " + ", ".join(sorted(reference.random_outputs)))
+    return found
+
+
+def _failure(pair: _Pair, judged: Verification | None, comparison: Comparison | None) -> VerificationError:
+    """What is raised of a bundle that does not hold."""
+    from graphopt.errors import VerificationError
+
+    bundle = pair.subject.path
+    if judged is not None:
+        return VerificationError(
+            f"{bundle} is over its budget: {judged.describe}",
+            hint="compile it again with these data, or allow more with --max-drop",
+        )
+    assert comparison is not None
+    return VerificationError(
+        f"{bundle} does not compute what {pair.model} does: {comparison.describe()}",
+        hint="compile the model again"
+        if pair.same
+        else "compare it with the model that it was compiled from",
     )
 
 

@@ -27,7 +27,8 @@ from graphopt.machine import Kernel
 from graphopt.quant.units import Unit
 from graphopt.rewrite import Builder
 from graphopt.verify.agreement import noise_share
-from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.budget import Judgement
+from graphopt.verify.evaluation import Evaluation
 from graphopt.verify.session import Session
 
 SWITCHES = "graphopt_switches"

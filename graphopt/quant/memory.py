@@ -25,7 +25,8 @@ from graphopt.quant.kernels import IntegerKernels
 from graphopt.quant.place import Weights
 from graphopt.quant.ranges import Range
 from graphopt.quant.sweep import Noise
-from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.budget import Judgement
+from graphopt.verify.evaluation import Evaluation
 
 _FORMAT = 4
 

@@ -37,7 +37,8 @@ from graphopt.quant.place import Weights, place
 from graphopt.quant.ranges import Range
 from graphopt.quant.sweep import SECONDS, Noise, SweepTooLongError, noise_of_units
 from graphopt.quant.units import Unit, units_of
-from graphopt.verify.budget import Evaluation, Judgement, TooSlowError
+from graphopt.verify.budget import Judgement
+from graphopt.verify.evaluation import Evaluation, TooSlowError
 
 _SWEEP_SAMPLES = 6
 _SWEEP_SHARE = 0.4

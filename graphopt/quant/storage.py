@@ -28,7 +28,8 @@ from graphopt.ir import model as ir_model
 from graphopt.ir.facts import Array
 from graphopt.quant.layers import choose
 from graphopt.verify.agreement import noise_share
-from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.budget import Judgement
+from graphopt.verify.evaluation import Evaluation
 from graphopt.verify.session import Session
 
 Bits = Literal[8, 16]

@@ -19,7 +19,7 @@ from graphopt.data.interface import Array, Feeds
 from graphopt.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
-    from graphopt.verify.budget import Evaluation
+    from graphopt.verify.evaluation import Evaluation
     from graphopt.verify.session import Session
 
 _TRIED_SAMPLES = 4

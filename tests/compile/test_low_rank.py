@@ -26,7 +26,8 @@ from graphopt.models import builders
 from graphopt.passes.low_rank import LowRank, LowRankOptions
 from graphopt.prune import costs
 from graphopt.testing import model_from_text
-from graphopt.verify.budget import Evaluation, find_metric
+from graphopt.verify.evaluation import Evaluation
+from graphopt.verify.metrics import find_metric
 from graphopt.verify.session import Session
 
 WIDTH, RANK, BATCH = 384, 24, 32

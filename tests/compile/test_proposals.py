@@ -15,7 +15,8 @@ from graphopt.lossy import Context, LossyPass, Proposal
 from graphopt.proposals import Budget, Proposals
 from graphopt.targets.ort.target import OrtTarget
 from graphopt.testing import model_from_text
-from graphopt.verify.budget import Evaluation, find_metric
+from graphopt.verify.evaluation import Evaluation
+from graphopt.verify.metrics import find_metric
 
 MODEL = model_from_text("g (float[2] x) => (float[2] y) { y = Relu(x) }")
 

@@ -229,7 +229,8 @@ def test_more_samples_are_taken_where_there_is_time() -> None:
     from graphopt.lossy import Context
     from graphopt.prune.pruner import samples_for
     from graphopt.testing import run
-    from graphopt.verify.budget import Evaluation, find_metric
+    from graphopt.verify.evaluation import Evaluation
+    from graphopt.verify.metrics import find_metric
 
     model = capture(builders.conv_net(channels=8, blocks=1, size=16)).model
     (one,) = samples(1)

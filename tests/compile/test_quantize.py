@@ -20,7 +20,8 @@ from graphopt.models import builders
 from graphopt.passes import _preparation
 from graphopt.testing import model_from_text
 from graphopt.tune.kernels import kernels_of
-from graphopt.verify.budget import Evaluation, find_metric
+from graphopt.verify.evaluation import Evaluation
+from graphopt.verify.metrics import find_metric
 
 QUICK: dict[str, Any] = {"threads": 1, "tune": "3s", "target": "ort-cpu", "passes": "fuse,quantize"}
 
@@ -192,7 +193,8 @@ def test_a_quantized_model_keeps_its_precision_and_is_not_quantized_twice(net: P
 
 
 def test_a_metric_that_counts_few_rows_is_not_trusted_alone() -> None:
-    from graphopt.verify.budget import Evaluation, find_metric
+    from graphopt.verify.evaluation import Evaluation
+    from graphopt.verify.metrics import find_metric
 
     rng = np.random.default_rng(0)
     references = [{"y": rng.standard_normal((1, 10)).astype(np.float32)} for _ in range(24)]

@@ -16,7 +16,8 @@ from graphopt.report import FormTiming, Report
 from graphopt.selection import Selection
 from graphopt.target import Target
 from graphopt.tune.paired import Bench, Timing
-from graphopt.verify.budget import Evaluation, Judgement
+from graphopt.verify.budget import Judgement
+from graphopt.verify.evaluation import Evaluation
 from graphopt.verify.reference import Reference
 from graphopt.verify.trial import Trial
 

@@ -25,12 +25,13 @@ from graphopt.ir import model as ir_model
 from graphopt.lossy import Candidate, Context, LossyPass, Proposal
 from graphopt.models import builders
 from graphopt.pipeline.spec import parse
-from graphopt.proposals import Budget, evaluate
+from graphopt.proposals import Budget
 from graphopt.prune.sparse import Pattern
 from graphopt.prune.structure import layers_of, separate
 from graphopt.request import Request
 from graphopt.testing import model_from_text
-from graphopt.verify.budget import find_metric
+from graphopt.verify.evaluation import evaluate
+from graphopt.verify.metrics import find_metric
 
 QUICK: dict[str, Any] = {"threads": 1, "tune": "20s", "target": "ort-cpu", "max_drop": 0.9}
 

@@ -23,7 +23,8 @@ from graphopt.quant.place import Weights, tensors_to_observe
 from graphopt.quant.search import Search
 from graphopt.quant.units import units_of
 from graphopt.targets.ort.integers import kernels
-from graphopt.verify.budget import Evaluation, find_metric
+from graphopt.verify.evaluation import Evaluation
+from graphopt.verify.metrics import find_metric
 from graphopt.verify.session import Session
 
 ORT = kernels(frozenset({"avx512_vnni"}))

@@ -17,7 +17,8 @@ from graphopt.ir.facts import Array
 from graphopt.machine import Inspectable
 from graphopt.quant.storage import Bits, Storage, as_many_as_hold, stored
 from graphopt.testing import model_from_text, run
-from graphopt.verify.budget import Evaluation, find_metric
+from graphopt.verify.evaluation import Evaluation
+from graphopt.verify.metrics import find_metric
 
 
 def never(node: ir.Node) -> bool:

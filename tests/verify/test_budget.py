@@ -15,13 +15,9 @@ from hypothesis import strategies as st
 from graphopt.data.interface import Feeds
 from graphopt.errors import DataError, UsageError
 from graphopt.verify.agreement import METRICS, noise_share
-from graphopt.verify.budget import (
-    Evaluation,
-    Judgement,
-    TooSlowError,
-    find_metric,
-    percent,
-)
+from graphopt.verify.budget import Judgement, percent
+from graphopt.verify.evaluation import Evaluation, TooSlowError
+from graphopt.verify.metrics import find_metric
 
 RNG = np.random.default_rng(0)
 

@@ -11,7 +11,8 @@ import pytest
 from graphopt.prune.moments import read_by, real_rows
 from graphopt.prune.structure import layers_of
 from graphopt.testing import model_from_text
-from graphopt.verify.budget import Evaluation, find_metric
+from graphopt.verify.evaluation import Evaluation
+from graphopt.verify.metrics import find_metric
 from graphopt.verify.padding import Padding, find_padding
 from graphopt.verify.session import Session
 

@@ -5,7 +5,7 @@ import pytest
 
 from graphopt.ir.facts import Array
 from graphopt.verify.agreement import agreement, noise_share
-from graphopt.verify.budget import find_metric
+from graphopt.verify.metrics import find_metric
 from graphopt.verify.parts import quiet_parts
 
 
