@@ -249,8 +249,8 @@ def _doubts(evaluation: Evaluation) -> list[str]:
     found = []
     if evaluation.is_cut:
         found.append(
-            f"{len(evaluation.feeds)} of {evaluation.available} samples are judged on: more do not fit into memory with "
-            "what both make of them"
+            f"{len(evaluation.feeds)} of {evaluation.available} samples are judged on: more do not fit into memory "
+            "with what both make of them"
         )
     if not evaluation.tells:
         found.append(TELLS_NOTHING)
