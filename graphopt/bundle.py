@@ -9,7 +9,7 @@ from pathlib import Path
 from graphopt import artifact
 from graphopt.errors import GraphoptError
 from graphopt.machine import Form
-from graphopt.report import NOT_COMPARED, NOT_RUN, Report
+from graphopt.report import Report, Verdict
 from graphopt.report_html import render
 from graphopt.tune.check import compare_form, judge_form
 from graphopt.verify.evaluation import Evaluation
@@ -47,15 +47,11 @@ def write_bundle(outcome: Outcome, output: Path, *, threads: int = 0) -> None:
         artifact.write_manifest(staging, manifest)
         _verify_bundle(staging, outcome, threads)
         report.output = str(output)
-        manifest.passes = [record.as_dict() for record in report.passes]
-        manifest.verification = report.as_dict()["verify"]
-        manifest.measurements = {
-            "forms": [vars(form) for form in report.forms],
-            "knobs": [vars(knob) for knob in report.knobs],
-            "threads": report.threads,
-        }
-        manifest.warnings = list(report.warnings)
-        manifest.report = report.as_dict()
+        facts = report.as_dict()
+        manifest.passes, manifest.verification = facts["passes"], facts["verify"]
+        manifest.measurements = {key: facts[key] for key in ("forms", "knobs", "threads")}
+        manifest.warnings = facts["warnings"]
+        manifest.report = facts
         artifact.write_manifest(staging, manifest)
         (staging / "report.html").write_text(render(report), encoding="utf-8")
 
@@ -76,25 +72,25 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
     artifact.check_files(folder, manifest)
     verification = outcome.report.verification
     if not outcome.runnable:
-        verification.status = NOT_RUN
+        verification.status = Verdict.NOT_RUN
         return
     form = Form("bundle", manifest.target, folder, manifest.config)
     if outcome.evaluation is not None:
         _judge_bundle(form, outcome.evaluation, outcome, threads)
         return
     comparison = compare_form(form, outcome.reference, threads)
-    if verification.status == NOT_COMPARED:
+    if verification.status is Verdict.NOT_COMPARED:
         return
     verification.value, verification.noise_floor = comparison.relative_error, comparison.noise_floor
     verification.describe = comparison.describe()
     if comparison.ok:
-        verification.status = "verified"
+        verification.status = Verdict.VERIFIED
         return
     if not outcome.report.keeps_original:
         raise GraphoptError(
             f"the bundle as written does not hold: {comparison.describe()}", hint="please report this"
         )
-    verification.status, verification.value = "not verified", None
+    verification.status, verification.value = Verdict.NOT_VERIFIED, None
     outcome.report.warnings.append(
         f"the original itself gives other numbers on {manifest.target} than in the reference run: "
         f"{comparison.describe()}"
@@ -104,7 +100,7 @@ def _verify_bundle(folder: Path, outcome: Outcome, threads: int) -> None:
 def _judge_bundle(form: Form, evaluation: Evaluation, outcome: Outcome, threads: int) -> None:
     judgement = judge_form(form, evaluation, threads)
     found = outcome.report.verification
-    was_over = found.budget is not None and found.status != "verified"
+    was_over = found.budget is not None and found.status is not Verdict.VERIFIED
     found.judge(judgement, evaluation)
     if not judgement.ok and not was_over:
         raise GraphoptError(

@@ -32,9 +32,9 @@ from graphopt.lineage import Lineage
 from graphopt.lossy import LossyPass
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.manager import Listener, PassManager
-from graphopt.pipeline.record import PassRecord, PassStatus
+from graphopt.pipeline.record import CHANGED, PassRecord
 from graphopt.proposals import Budget, Proposals, lossy_and_others
-from graphopt.report import NOT_COMPARED, NOT_RUN, FormTiming, Report
+from graphopt.report import FormTiming, Report, Verdict
 from graphopt.request import Progress, Request, Silent
 from graphopt.rewrite import Numerics
 from graphopt.selection import Selection
@@ -62,7 +62,6 @@ _LEAST_STORAGE_SECONDS, _MOST_STORAGE_SECONDS = 2.0, 3.0
 """For looking which constants may be stored in 8 bits, where not all may."""
 _UNTIL_STORED = 38.0
 """Seconds of a compilation, after which the least of these is taken."""
-_CHANGED = (PassStatus.APPLIED, PassStatus.PARTLY_UNDONE)
 
 
 class Compilation:
@@ -271,10 +270,10 @@ class Compilation:
             report, captured, self._lineage, chosen, final, machine=probe.machine, options=request.options
         )
         runnable = probe.runnable
-        if not runnable and report.verification.status == "verified":
-            report.verification.status = NOT_RUN
+        if not runnable and report.verification.status is Verdict.VERIFIED:
+            report.verification.status = Verdict.NOT_RUN
         if reference.is_hollow:
-            report.verification.status, report.verification.value = NOT_COMPARED, None
+            report.verification.status, report.verification.value = Verdict.NOT_COMPARED, None
         return Outcome(report, manifest, chosen.folder, reference, evaluation, runnable)
 
     # -- the steps -------------------------------------------------------------------------------------------
@@ -589,8 +588,8 @@ class Compilation:
             return []
         passes = target.legalization()
         legal, records = self._manager(passes, reference, target.allowed_domains()).run(optimized)
-        changed = any(record.status in _CHANGED for record in records)
-        exact = all(record.numerics is Numerics.EXACT for record in records if record.status in _CHANGED)
+        changed = any(record.status in CHANGED for record in records)
+        exact = all(record.numerics is Numerics.EXACT for record in records if record.status in CHANGED)
         wanted = [] if changed and (self._large or exact) else [("optimized", optimized)]
         wanted += [("legalized", legal)] if changed else []
         if self.request.effort is not None and isinstance(target, Tunable):

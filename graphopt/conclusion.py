@@ -17,7 +17,7 @@ from graphopt.ir import model as ir_model
 from graphopt.ir.hash import content_hash
 from graphopt.lineage import Lineage
 from graphopt.proposals import Proposals
-from graphopt.report import NOT_RUN, Report
+from graphopt.report import Report, Verdict
 from graphopt.rewrite import Numerics
 from graphopt.selection import Selection, inherited
 from graphopt.target import Form
@@ -47,7 +47,7 @@ def judge(
         if selection.targets[chosen.target][1].runnable:
             _read_back(report, selection, proposals, chosen)
         elif judgement is not None and judgement.ok:
-            report.verification.status = NOT_RUN
+            report.verification.status = Verdict.NOT_RUN
         return evaluation
     names = ", ".join(pass_.name for pass_ in proposals.passes)
     reasons = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +20,23 @@ Details = Mapping[str, Any]
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "")
 _PARTS = ("dynamic", "weights")
 """Where a lossy pass says what a second way of its came to."""
-NOT_RUN = "verified, not run on the target"
-"""Status of a result for a target that the machine lacks: something else was run in its place."""
-NOT_COMPARED = "not compared"
-"""Status of a result of which no output holds a finite number."""
+COMPILED_NOT_RUN = "compiled, not run"
+"""How a result is told that this machine does not run."""
+
+
+class Verdict(str, enum.Enum):
+    """What is known of a result; also a plain string, as JSON holds it."""
+
+    VERIFIED = "verified"
+    NOT_VERIFIED = "not verified"
+    OVER_BUDGET = "over the budget"
+    NOT_RUN = "verified, not run on the target"
+    """Of a target that the machine lacks: something else was run in its place."""
+    NOT_COMPARED = "not compared"
+    """No output holds a finite number."""
+
+    def __str__(self) -> str:
+        return self.value
 
 
 @dataclass
@@ -78,7 +92,7 @@ class Verification:
     """Evidence that the result computes what the original does.
 
     Attributes:
-        status: "verified", "verified, not run on the target" or "not verified".
+        status: What is known of the result.
         metric: What ``value`` is.
         value: Of the saved bundle, reloaded from disk.
         noise_floor: On the same scale.
@@ -88,7 +102,7 @@ class Verification:
         by: What was run in place of a result that does not run on this machine; "" where that is the graph.
     """
 
-    status: str = "not verified"
+    status: Verdict = Verdict.NOT_VERIFIED
     metric: str = "largest error relative to the largest value"
     value: float | None = None
     noise_floor: float | None = None
@@ -107,7 +121,7 @@ class Verification:
             calibrated: Whether some of the samples may have been seen by calibration.
         """
         metric = evaluation.metric.name
-        self.status = "verified" if judgement.ok else "over the budget"
+        self.status = Verdict.VERIFIED if judgement.ok else Verdict.OVER_BUDGET
         self.metric, self.value, self.noise_floor = metric, judgement.value, None
         self.describe = judgement.describe()
         self.budget = {
@@ -126,7 +140,7 @@ class Verification:
         """Take over the outcome of comparing the chosen form, before it is saved and compared again."""
         if comparison is None:
             return
-        self.status = "verified" if comparison.ok else "not verified"
+        self.status = Verdict.VERIFIED if comparison.ok else Verdict.NOT_VERIFIED
         self.value = comparison.relative_error if comparison.ok else None
         self.noise_floor, self.describe = comparison.noise_floor, comparison.describe()
 
@@ -209,7 +223,7 @@ class Report:
             "speedup": self.speedup,
             "speedup_interval": None if optimized is None else [optimized.low, optimized.high],
             "verify": {
-                "status": self.verification.status,
+                "status": self.verification.status.value,
                 "metric": self.verification.metric,
                 "value": self.verification.value,
                 "noise_floor": self.verification.noise_floor,

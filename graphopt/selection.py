@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graphopt import artifact
 from graphopt.errors import TargetError
 from graphopt.machine import Form, Probe
-from graphopt.report import FormTiming, KnobTiming, Report
+from graphopt.report import COMPILED_NOT_RUN, FormTiming, KnobTiming, Report
 from graphopt.target import Rehearsed, Target
 from graphopt.tune.check import FORM_MULTIPLE
 from graphopt.tune.paired import SHORT, Bench, Timing
@@ -30,7 +30,6 @@ T = TypeVar("T")
 
 PREFERENCES = ("speed", "size")
 """What may decide between verified forms that are no slower than the original."""
-_NOT_RUN = "compiled, not run"
 _TIE = 0.02
 _KNOB_GAIN = 0.03
 _SECOND_SHARE = 0.5
@@ -159,7 +158,7 @@ class Selection:
     def _verify_elsewhere(self, form: Form, target: Target) -> FormTiming:
         """A form that cannot run on this machine, by what stands in for it."""
         timing = FormTiming(
-            form.label, note=_NOT_RUN, size=artifact.size_of(form.folder), original=form.original
+            form.label, note=COMPILED_NOT_RUN, size=artifact.size_of(form.folder), original=form.original
         )
         stand_in = target.stand_in(form) if isinstance(target, Rehearsed) else None
         if stand_in is None:
@@ -281,7 +280,7 @@ class Selection:
         proof = f"verified by {what}" if what else "the graph was verified on the CPU"
         self.report.verification.by = what
         self.report.warnings.append(
-            f"compiled, not run: {why or 'this machine lacks what ' + chosen.target + ' needs'}; {proof}, and nothing "
+            f"{COMPILED_NOT_RUN}: {why or 'this machine lacks what ' + chosen.target + ' needs'}; {proof}, and nothing "
             "was timed"
         )
         return chosen

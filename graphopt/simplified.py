@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphopt.errors import BundleError, GraphoptError, TargetError, UsageError
 from graphopt.ir import model as ir_model
 from graphopt.machine import Form
-from graphopt.report import NOT_COMPARED, Report
+from graphopt.report import Report, Verdict
 from graphopt.selection import FEWER_OPTIMISATIONS
 from graphopt.tune.check import compare_form
 from graphopt.verify.reference import Reference
@@ -79,7 +79,7 @@ class Simplified:
         """
         warnings = self.report.warnings
         if self.reference.is_hollow:
-            self.report.verification.status = NOT_COMPARED
+            self.report.verification.status = Verdict.NOT_COMPARED
             return
         why = ""
         for level in _LEVELS:

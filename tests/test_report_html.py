@@ -9,7 +9,7 @@ import pytest
 
 from graphopt.cli import _show
 from graphopt.pipeline.record import PassRecord, PassStatus, Undone
-from graphopt.report import FormTiming, Report, Verification
+from graphopt.report import FormTiming, Report, Verdict, Verification
 from graphopt.report_html import render
 from graphopt.rewrite import Numerics, Refusal
 
@@ -36,7 +36,7 @@ def report() -> Report:
     ]
     made.chosen, made.output = "optimized", "net.gopt"
     made.verification = Verification(
-        "verified", value=2.1e-6, noise_floor=8e-6, trials=[{"n": 1}, {"n": 3}], describe="within noise"
+        Verdict.VERIFIED, value=2.1e-6, noise_floor=8e-6, trials=[{"n": 1}, {"n": 3}], describe="within noise"
     )
     made.stages, made.seconds = {"capture": 1.0, "passes": 3.0}, 4.0
     made.warnings = ["no real data were seen"]

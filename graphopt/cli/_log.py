@@ -8,6 +8,7 @@ from typing import Any
 
 from graphopt.cli._console import bad, bold, dim
 from graphopt.errors import listed
+from graphopt.pipeline.record import PassStatus
 
 _WIDTH = 100
 _LISTED = 3
@@ -22,7 +23,7 @@ def lines(passes: Sequence[Mapping[str, Any]]) -> list[str]:
     shown: list[str] = []
     idle: dict[str, list[str]] = {}
     for record in passes:
-        if record["status"] == "nothing to do" and not record["refused"] and not record["details"]:
+        if record["status"] == PassStatus.NOTHING.value and not record["refused"] and not record["details"]:
             idle.setdefault(record["reason"] or "nothing to do", []).append(record["name"])
             continue
         shown += _pass(record)

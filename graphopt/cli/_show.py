@@ -9,7 +9,7 @@ from typing import Any
 from graphopt.cli import _lossy
 from graphopt.cli._console import bad, bold, dim, good, milliseconds, shape, table
 from graphopt.pipeline.record import PassRecord, PassStatus
-from graphopt.report import NOT_RUN, FormTiming, Report, Verification, decided
+from graphopt.report import COMPILED_NOT_RUN, FormTiming, Report, Verdict, Verification, decided
 from graphopt.rewrite import Numerics
 from graphopt.target import Tuning
 from graphopt.verify.budget import percent
@@ -27,7 +27,7 @@ def lines(report: Report) -> list[str]:
     if report.tuning is not None:
         shown.append(_line("tune", _tuned(report.tuning)))
     shown.append(_line("target", _target(report)))
-    within = report.verification.budget is None or report.verification.status == "verified"
+    within = report.verification.budget is None or report.verification.status is Verdict.VERIFIED
     shown.append(_line("verified" if within else "judged", _verified(report)))
     shown.append(_line("speed", _speed(report)))
     if report.timed_on and report.baseline is not None and report.baseline.milliseconds is not None:
@@ -177,19 +177,19 @@ def _verified(report: Report) -> str:
     count = len(found.trials) - others
     where = f"on {count} {inputs} input{'' if count == 1 else 's'}"
     where += f" and {others} cut or repeated to other sizes" if others else ""
-    if found.status == NOT_RUN:
+    if found.status is Verdict.NOT_RUN:
         proof = f"{found.describe} by {found.by}" if found.by else "the graph was verified on the CPU"
-        return f"{bad('compiled, not run')}: {proof} {where}"
+        return f"{bad(COMPILED_NOT_RUN)}: {proof} {where}"
     if found.budget is not None:
         return _within_budget(found)
-    if found.status != "verified":
+    if found.status is not Verdict.VERIFIED:
         return bad(found.status)
     return f"{good(found.describe or 'verified')} {where}, reloaded from disk"
 
 
 def _within_budget(found: Verification) -> str:
     """What the metric was and is, and how much of the budget that takes."""
-    style = good if found.status == "verified" else bad
+    style = good if found.status is Verdict.VERIFIED else bad
     return f"{style(within_budget(found.budget or {}))}, reloaded from disk"
 
 

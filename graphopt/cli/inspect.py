@@ -226,7 +226,7 @@ def _short(text: str) -> str:
 def _show_evidence(facts: dict[str, Any], line: Any) -> None:
     from graphopt.cli._console import milliseconds
     from graphopt.cli._show import within_budget
-    from graphopt.report import NOT_RUN
+    from graphopt.report import COMPILED_NOT_RUN, Verdict
 
     found = facts["verification"]
     if found:
@@ -234,14 +234,14 @@ def _show_evidence(facts: dict[str, Any], line: Any) -> None:
         inputs = f"{len(found.get('trials', []))} {kind} inputs"
         judged = within_budget(found["budget"]) if found.get("budget") else ""
         status = judged or f"on {inputs}"
-        if found.get("status") == NOT_RUN:
-            status = f"compiled, not run; the graph on the CPU, {status}"
-        elif found.get("status") != "verified":
+        if found.get("status") == Verdict.NOT_RUN:
+            status = f"{COMPILED_NOT_RUN}; the graph on the CPU, {status}"
+        elif found.get("status") != Verdict.VERIFIED:
             status = f"{found.get('status')} ({inputs})"
         error = ""
         if not judged and found.get("value") is not None:
             error = f": {found['metric']} {found['value']:.1e}, noise floor {found['noise_floor'] or 0:.1e}"
-        within = not judged or found.get("status") == "verified"
+        within = not judged or found.get("status") == Verdict.VERIFIED
         line("verified" if within else "judged", f"{status}{error}")
     report = facts["report"]
     before = report.get("baseline", {}).get("latency_ms")

@@ -63,6 +63,7 @@ def command(
     """
     from graphopt.cli._console import Progress, write_json
     from graphopt.data.functions import transform_of
+    from graphopt.report import Verdict
     from graphopt.tune.check import compare_form
 
     made_of = transform_of(transform, data)
@@ -88,9 +89,9 @@ def command(
         "synthetic": reference.synthetic,
         "warnings": warnings,
         **(_differences(comparison) if comparison is not None else {}),
-        **({"status": judged.status, "budget": judged.budget} if judged is not None else {}),
+        **({"status": judged.status.value, "budget": judged.budget} if judged is not None else {}),
     }
-    held = result["status"] == "verified"
+    held = result["status"] == Verdict.VERIFIED
     if as_json and held:
         write_json(result)
     elif not as_json:
@@ -295,8 +296,11 @@ def _failure(pair: _Pair, judged: Verification | None, comparison: Comparison | 
 
 
 def _differences(comparison: Comparison) -> dict[str, Any]:
+    from graphopt.report import Verdict
+    from graphopt.verify.compare import Status
+
     return {
-        "status": "verified" if comparison.ok else "different",
+        "status": (Verdict.VERIFIED if comparison.ok else Status.DIFFERENT).value,
         "allowed_multiple": comparison.multiple,
         "outputs": [
             {
@@ -337,10 +341,12 @@ def common_inputs(
 def _show(result: dict[str, Any]) -> None:
     from graphopt.cli._console import bad, good, table, write
     from graphopt.cli._show import within_budget
+    from graphopt.report import Verdict
+    from graphopt.verify.compare import Status
 
+    style = good if result["status"] == Verdict.VERIFIED else bad
     if "budget" in result:
         budget = result["budget"]
-        style = good if result["status"] == "verified" else bad
         write(f"{style(result['status'])}: {within_budget(budget)}")
         for warning in result["warnings"]:
             write(f"{bad('warning')}: {warning}")
@@ -348,7 +354,7 @@ def _show(result: dict[str, Any]) -> None:
     rows = [
         [
             output["name"],
-            (good if output["status"] in ("identical", "within noise") else bad)(output["status"]),
+            (bad if output["status"] == Status.DIFFERENT.value else good)(output["status"]),
             *_numbers(output),
         ]
         for output in result["outputs"]
@@ -357,9 +363,8 @@ def _show(result: dict[str, Any]) -> None:
     write()
     kind = "made-up" if result["synthetic"] else "real"
     count = len(result["trials"])
-    verdict = good("verified") if result["status"] == "verified" else bad("different")
     write(
-        f"{verdict} on {count} {kind} input{'s' if count > 1 else ''}; "
+        f"{style(result['status'])} on {count} {kind} input{'s' if count > 1 else ''}; "
         f"allowed: {result['allowed_multiple']:g} times the noise floor"
     )
     for warning in result["warnings"]:
@@ -368,6 +373,8 @@ def _show(result: dict[str, Any]) -> None:
 
 def _numbers(output: dict[str, Any]) -> list[str]:
     """Error, noise floor and their quotient; of an output that differs in more than numbers there are none."""
-    if output["status"] == "different" and not output["relative_error"]:
+    from graphopt.verify.compare import Status
+
+    if output["status"] == Status.DIFFERENT.value and not output["relative_error"]:
         return ["", "", ""]
     return [f"{output['relative_error']:.1e}", f"{output['noise_floor']:.1e}", f"{output['ratio']:.2g}"]

@@ -22,7 +22,7 @@ from graphopt.errors import UsageError, VerificationError
 from graphopt.machine import Form
 from graphopt.passes._precisions import is_of_products, multiplications
 from graphopt.passes.quantize import Quantize
-from graphopt.report import NOT_RUN
+from graphopt.report import Verdict
 from graphopt.targets.ort.target import OrtTarget
 from graphopt.testing import model_from_text
 from graphopt.tune.kernels import kernels_of
@@ -142,7 +142,7 @@ def test_half_precision_is_compiled_where_it_cannot_run(
     on_cuda: graphopt.CompiledModel, tmp_path: Path
 ) -> None:
     report = on_cuda.report
-    assert report.chosen.startswith("float16") and report.verification.status == NOT_RUN
+    assert report.chosen.startswith("float16") and report.verification.status == Verdict.NOT_RUN
     assert any("compiled, not run" in warning for warning in report.warnings)
     form = next(form for form in report.forms if form.label == report.chosen)
     assert "on the CPU drop" in form.note and form.milliseconds is None

@@ -21,7 +21,7 @@ from graphopt.errors import BundleError, TargetError, UnknownNameError, UsageErr
 from graphopt.machine import Probe
 from graphopt.models import builders
 from graphopt.processes import child_environment
-from graphopt.report import NOT_RUN
+from graphopt.report import Verdict
 from graphopt.targets.tvm import cuda_code, cuda_executable, worker
 from graphopt.targets.tvm import target as targeting
 from graphopt.targets.tvm.architectures import GPUS, code_for, gpus_here, gpus_of, nearest, processor_of
@@ -114,7 +114,7 @@ def test_a_bundle_holds_machine_code_for_each_gpu_and_ptx_for_newer_ones(
         else:
             assert b".target sm_90" in data
     report = compiled.report.as_dict()
-    assert report["verify"]["status"] == NOT_RUN and report["speedup"] is None
+    assert report["verify"]["status"] == Verdict.NOT_RUN and report["speedup"] is None
     assert "the loops of the kernels" in compiled.report.verification.by
     assert any("compiled, not run" in warning for warning in report["warnings"])
 
