@@ -122,7 +122,7 @@ def parse_budget(text: str | float) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise UsageError(f"cannot read the budget {text!r}", hint="write seconds or minutes: 30s, 10m")
+        raise UsageError(f"cannot read the time {text!r}", hint="write seconds or minutes: 30s, 10m")
     return seconds
 
 

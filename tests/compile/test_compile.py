@@ -184,7 +184,7 @@ def test_several_targets_in_a_list(gelu: Path) -> None:
         ({"input_shapes": {"x": 16}}, UsageError, "input_shapes is no mapping"),
         ({"target": 5}, UsageError, "the target is of type int"),
         ({"data": 5}, DataError, "the data are of type int"),
-        ({"tune": "soon"}, UsageError, "cannot read the budget"),
+        ({"tune": "soon"}, UsageError, "cannot read the time"),
     ],
 )
 def test_wrong_calls_say_what_is_wrong(
