@@ -11,7 +11,7 @@ from graphopt._version import __version__
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import FormTiming, Report, decided
 from graphopt.rewrite import Numerics
-from graphopt.words import size
+from graphopt.words import milliseconds, size
 
 if TYPE_CHECKING:
     import jinja2
@@ -53,7 +53,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "decided": decided, "size": size, "ms": _milliseconds, "error": _error, "numbers": _numbers, "change": _change,
+        "decided": decided, "size": size, "ms": milliseconds, "error": _error, "numbers": _numbers, "change": _change,
     }  # fmt: skip
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
@@ -119,12 +119,6 @@ def _forms(forms: Sequence[FormTiming], chosen: str) -> list[dict[str, Any]]:
 def _shares(stages: dict[str, float]) -> list[tuple[str, float, float]]:
     total = sum(stages.values()) or 1.0
     return [(name, seconds, 100 * seconds / total) for name, seconds in stages.items()]
-
-
-def _milliseconds(value: float) -> str:
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _error(value: float | None) -> str:

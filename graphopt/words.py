@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+def milliseconds(value: float) -> str:
+    """A latency, without its unit: three significant digits."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
 def size(count: int) -> str:
     """Bytes for people, in decimal units."""
     number = float(count)

@@ -39,7 +39,7 @@ from graphopt.ir.dims import ONE, Dim, Dims
 from graphopt.ir.symbolic import ShapeCache, Shapes
 from graphopt.passes import _masks
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain, transposed, without_copies
-from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
+from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite, check_private
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
@@ -92,7 +92,7 @@ class Attention(Rewrite):
             return None
         if len(q.dims) not in (3, 4):
             return None
-        _check_private(node, [*covered, *scores.covered])
+        check_private(node, [*covered, *scores.covered])
         if value.dtype not in _TYPES or scores.query.dtype != value.dtype:
             raise Refuse(f"no kernel for attention of {value.dtype}")
         if not scores.scale > 0:
@@ -243,16 +243,6 @@ def _scaled(shapes: Shapes, value: ir.Value) -> tuple[float, ir.Value, list[ir.N
         value = inner
         path.append(node)
     return scale, value, path
-
-
-def _check_private(root: ir.Node, covered: list[ir.Node]) -> None:
-    inside = {root, *covered}
-    if any(node.graph is not root.graph for node in covered):
-        raise Refuse("the pattern crosses into a subgraph")
-    for node in covered:
-        for output in node.outputs:
-            if output.is_graph_output() or any(use.node not in inside for use in output.uses()):
-                raise Refuse(f"the inner value {output.name!r} is used elsewhere")
 
 
 def _grouped(shapes: Shapes, q: Operand, k: Operand, v: Operand) -> tuple[Operand, Operand]:

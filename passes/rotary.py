@@ -25,7 +25,7 @@ from graphopt.ir import facts
 from graphopt.ir.dims import ONE, Dims
 from graphopt.ir.symbolic import ShapeCache, Shapes
 from graphopt.passes._heads import HEADS_FIRST, Merger, Operand, plain
-from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite
+from graphopt.rewrite import Builder, Numerics, Refuse, Rewrite, check_private
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
@@ -76,7 +76,7 @@ def _full(node: ir.Node, build: Builder, cache: ShapeCache) -> ir.Value | None:
             cos = straight.inputs[1 - straight.inputs.index(rotation.x)]
             if cos is None:
                 continue
-            _check_private(node, (straight, turned, *rotation.covered))
+            check_private(node, (straight, turned, *rotation.covered))
             return _rotate(node, build, shapes, rotation, cos, sin)
     return None
 
@@ -161,16 +161,6 @@ def _part(shapes: Shapes, value: ir.Value | None, covered: list[ir.Node]) -> _Pa
 def _is_last_axis(node: ir.Node, value: ir.Value) -> bool:
     rank = facts.rank(value)
     return rank is not None and facts.attribute(node, "axis", 0) in (-1, rank - 1)
-
-
-def _check_private(root: ir.Node, covered: tuple[ir.Node, ...]) -> None:
-    inside = {root, *covered}
-    if any(node.graph is not root.graph for node in covered):
-        raise Refuse("the pattern crosses into a subgraph")
-    for node in covered:
-        for output in node.outputs:
-            if output.is_graph_output() or any(use.node not in inside for use in output.uses()):
-                raise Refuse(f"the inner value {output.name!r} is used elsewhere")
 
 
 def _rotate(

@@ -95,13 +95,6 @@ def shape(dims: Iterable[object]) -> str:
     return f"[{','.join(map(str, dims))}]"
 
 
-def milliseconds(value: float) -> str:
-    """A latency for people, without its unit: three significant digits."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-
-
 class Progress(AbstractContextManager["Progress"]):
     """What a command is doing, on stderr: shown when it takes more than a second, and only on a terminal."""
 

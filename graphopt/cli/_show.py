@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphopt.cli import _lossy
-from graphopt.cli._console import bad, bold, dim, good, milliseconds, shape, table
+from graphopt.cli._console import bad, bold, dim, good, shape, table
 from graphopt.pipeline.record import PassRecord, PassStatus
 from graphopt.report import COMPILED_NOT_RUN, FormTiming, Report, Verdict, Verification, decided
 from graphopt.rewrite import Numerics
 from graphopt.target import Tuning
 from graphopt.verify.budget import percent
-from graphopt.words import size
+from graphopt.words import milliseconds, size
 
 _LABEL = 12
 _WIDTH = 100

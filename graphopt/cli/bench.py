@@ -136,7 +136,8 @@ def other_outputs(subjects: Sequence[Subject]) -> list[str]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from graphopt.cli._console import bad, bold, milliseconds, shape, table, write
+    from graphopt.cli._console import bad, bold, shape, table, write
+    from graphopt.words import milliseconds
 
     rows = []
     for index, entry in enumerate(result["models"]):

@@ -148,10 +148,10 @@ def _overview(
     whole: bool,
 ) -> list[str]:
     from graphopt.cli import _log, _lossy
-    from graphopt.cli._console import bad, bold, dim, good, milliseconds, table
+    from graphopt.cli._console import bad, bold, dim, good, table
     from graphopt.cli._show import within_budget
     from graphopt.report import decided, decided_layers
-    from graphopt.words import size
+    from graphopt.words import milliseconds, size
 
     shown: list[str] = []
     if whole:

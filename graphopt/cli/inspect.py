@@ -224,9 +224,9 @@ def _short(text: str) -> str:
 
 
 def _show_evidence(facts: dict[str, Any], line: Any) -> None:
-    from graphopt.cli._console import milliseconds
     from graphopt.cli._show import within_budget
     from graphopt.report import COMPILED_NOT_RUN, Verdict
+    from graphopt.words import milliseconds
 
     found = facts["verification"]
     if found:

@@ -107,8 +107,9 @@ def command(
 
 def lines(tuning: Tuning) -> list[str]:
     """What tuning came to, as a person reads it."""
-    from graphopt.cli._console import bold, dim, good, milliseconds, table
+    from graphopt.cli._console import bold, dim, good, table
     from graphopt.cli._show import coverage
+    from graphopt.words import milliseconds
 
     shown = [f"{bold('tuned for')}   {tuning.hardware}"]
     shown.append(f"{bold('measured')}    {tuning.trials} trials in {tuning.seconds:.0f} s")

@@ -29,6 +29,7 @@ from graphopt.quant.layers import (
     choose,
     judge,
     noise_of_forms,
+    refusals,
     replaced,
 )
 from graphopt.quant.ranges import quantize_weight, weight_scales
@@ -63,7 +64,7 @@ def find(
             refused[node.name or ""] = reason
     nodes = [node for node in nodes if node.name not in refused]
     if not nodes:
-        return Found(PRECISION, details={"layers": _refusals(refused)}, reason=_why_none(refused))
+        return Found(PRECISION, details={"layers": refusals(refused)}, reason=_why_none(refused))
     form = DynamicForms(weight_limit)
     forms = {node.name or "": form for node in nodes}
     floats, integers, total = _times(model, nodes, forms, setting)
@@ -328,13 +329,7 @@ def _details(
         (len(entry.chosen), total - entry.gain, constant_bytes(model, entry.chosen), entry.judgement)
         for entry in choice.points
     ]
-    return {"layers": layers + _refusals(refused), "pareto": pareto.table(judged)}
-
-
-def _refusals(refused: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"node": name, "op": "", "precision": "float32", "reason": reason} for name, reason in refused.items()
-    ]
+    return {"layers": layers + refusals(refused), "pareto": pareto.table(judged)}
 
 
 def _why_none(refused: Mapping[str, str]) -> str:

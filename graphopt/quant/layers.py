@@ -423,6 +423,13 @@ def _room(judgement: Judgement) -> float:
     return math.inf
 
 
+def refusals(refused: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Layers that stay in float, with the reason, for the report."""
+    return [
+        {"node": name, "op": "", "precision": "float32", "reason": reason} for name, reason in refused.items()
+    ]
+
+
 def judge(model: ir.Model, setting: Setting) -> Judgement:
     """What a graph loses on the held-out samples as it runs."""
     try:

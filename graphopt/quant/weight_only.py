@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphopt.ir import facts
 from graphopt.ir.facts import Array
 from graphopt.quant.blocks import BlockForms, Scheme, layers_of, weight_slot
-from graphopt.quant.layers import Choice, Found, Setting, choose, judge, noise_of_forms, replaced
+from graphopt.quant.layers import Choice, Found, Setting, choose, judge, noise_of_forms, refusals, replaced
 from graphopt.verify.budget import judged_of
 
 MAKER = "quantize-weights"
@@ -43,7 +43,7 @@ def find(
     refused.update({node.name or "": reason for node in nodes if (reason := allowed(node))})
     nodes = [node for node in nodes if node.name not in refused]
     if not nodes:
-        return Found(details={"layers": _refusals(refused)}, reason=_why_none(refused))
+        return Found(details={"layers": refusals(refused)}, reason=_why_none(refused))
     form = BlockForms(scheme, moments(nodes), {ACCURACY_LEVEL: str(accuracy_level)})
     gains: dict[str, float] = {}
     for index, node in enumerate(nodes):
@@ -103,7 +103,7 @@ def _details(
         )
     return {
         "scheme": form.scheme.describe,
-        "layers": layers + _refusals(refused),
+        "layers": layers + refusals(refused),
         "judged": [
             {
                 "label": f"{len(point.chosen)} of {len(nodes)} weights",
@@ -114,12 +114,6 @@ def _details(
             for point in choice.points
         ],
     }
-
-
-def _refusals(refused: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"node": name, "op": "", "precision": "float32", "reason": reason} for name, reason in refused.items()
-    ]
 
 
 def _why_none(refused: Mapping[str, str]) -> str:

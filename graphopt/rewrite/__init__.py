@@ -10,7 +10,7 @@ from graphopt.rewrite.driver import (
     allow_all,
 )
 from graphopt.rewrite.pattern import Pattern, any_of, const, maybe, op, var
-from graphopt.rewrite.rewrite import Builder, Match, Numerics, PatternRewrite, Refuse, Rewrite
+from graphopt.rewrite.rewrite import Builder, Match, Numerics, PatternRewrite, Refuse, Rewrite, check_private
 
 __all__ = [
     "Application",
@@ -28,6 +28,7 @@ __all__ = [
     "RewriteLog",
     "allow_all",
     "any_of",
+    "check_private",
     "const",
     "maybe",
     "op",

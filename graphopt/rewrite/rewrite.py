@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,25 @@ class Refuse(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def check_private(root: ir.Node, covered: Collection[ir.Node]) -> None:
+    """Raise where something else sees what is inside a pattern, which goes away with it.
+
+    Args:
+        root: The node whose outputs are replaced.
+        covered: The nodes that go away with it.
+
+    Raises:
+        Refuse: Says which value is read elsewhere, or that a node is part of another graph.
+    """
+    inside = {root, *covered}
+    if any(node.graph is not root.graph for node in covered):
+        raise Refuse("the pattern crosses into a subgraph")
+    for node in covered:
+        for output in node.outputs:
+            if output.is_graph_output() or any(use.node not in inside for use in output.uses()):
+                raise Refuse(f"the inner value {output.name!r} is used elsewhere")
 
 
 class Match(Mapping[str, "ir.Value | None"]):
