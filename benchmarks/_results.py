@@ -87,10 +87,6 @@ def machine(threads: int) -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's name, with its vector instructions where it has AVX-512."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    name = facts.get("model name") or platform.machine()
-    return f"{name}, AVX-512" if "avx512f" in facts.get("flags", "") else name
+    from graphopt.machine import cpu_flags, cpu_name
+
+    return f"{cpu_name()}, AVX-512" if "avx512f" in cpu_flags() else cpu_name()

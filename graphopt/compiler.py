@@ -50,6 +50,8 @@ from graphopt.verify.metrics import find_metric
 from graphopt.verify.reference import Reference, build_reference
 
 CAPTURE_MULTIPLE = 8.0
+_DOMAINS = frozenset({"com.microsoft", "ai.onnx.ml"})
+"""Whose operators may be in a graph whatever the target: models come with them."""
 _LARGE_BYTES = 1 << 30
 _WHOLE_SECONDS = 30.0
 """Of a compilation with lossy passes, by default, after which what was found is verified and measured."""
@@ -442,8 +444,7 @@ class Compilation:
             def legalize(
                 model: ir.Model, passes: Sequence[Pass] = passes, target: Target = target
             ) -> ir.Model:
-                domains = target.allowed_domains() | frozenset({"com.microsoft", "ai.onnx.ml"})
-                return PassManager(passes, allow_domains=domains).run(model)[0]
+                return PassManager(passes, allow_domains=target.allowed_domains() | _DOMAINS).run(model)[0]
 
             folder = self.work / target.name
             found, records = proposals.propose(target, optimized, folder, legalize)
@@ -567,7 +568,7 @@ class Compilation:
             reference=reference,
             listeners=(self.progress, *listeners),
             limits=self.request.limits,
-            allow_domains=domains | frozenset({"com.microsoft", "ai.onnx.ml"}),
+            allow_domains=domains | _DOMAINS,
             repro_dir=self.request.repro_dir,
         )
 

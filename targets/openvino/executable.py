@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from graphopt import denormals
 from graphopt.errors import MissingExtraError, TargetError
-from graphopt.machine import Kernel, Probe
+from graphopt.machine import Kernel, Probe, cpu_flags
 
 NAME = "openvino"
 PACKED = ".gz"
@@ -57,16 +57,7 @@ def import_openvino() -> Any:
 
 def int8_kernels() -> str:
     """The instruction set that OpenVINO's int8 kernels use on this processor; "" where it has none for them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    flags: set[str] = set()
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-            break
+    flags = cpu_flags()
     return next((name for name, needed in _FLAGS.items() if flags.issuperset(needed)), "")
 
 
