@@ -122,15 +122,12 @@ class Dataset:
 
         Data often come class by class, or recording by recording: the first of them would stand for one alone.
         """
-        picked = self._picked(most, judging=judging) if most else None
-        for index, sample in enumerate(self):
-            if picked is None:
-                if self._is_for(index, judging=judging):
-                    yield sample
-            elif index in picked:
-                yield sample
-            elif index > max(picked, default=-1):
-                return
+        if not most:
+            yield from (sample for index, sample in enumerate(self) if self._is_for(index, judging=judging))
+            return
+        picked = self._picked(most, judging=judging)
+        read = itertools.islice(self, max(picked, default=-1) + 1)
+        yield from (sample for index, sample in enumerate(read) if index in picked)
 
     def number(self, *, judging: bool) -> int:
         """How many samples judge, or calibrate, as far as they are read in ten seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -360,15 +361,16 @@ def evaluate(
         TargetError: The original does not run on one.
     """
     if whole:
-        most, seconds, room = 0, math.inf, _WHOLE_BYTES
+        most, seconds, room = sys.maxsize, math.inf, _WHOLE_BYTES
     elif metric.counts or holds_categories(original):
         most, seconds, room = EVALUATED_TO_COUNT, _SECONDS_TO_COUNT, _EVALUATED_BYTES
     else:
         most, seconds, room = EVALUATED, _EVALUATED_SECONDS, _EVALUATED_BYTES
     session = Session(original, optimize="all", threads=threads)
     fitting = _fitting(session, dataset, seconds, room)
-    is_cut = fitting < dataset.number(judging=True) if whole else False
-    samples, held_out = dataset.evaluation(min(most or fitting, fitting))
+    available = dataset.number(judging=True)
+    is_cut = whole and fitting < available
+    samples, held_out = dataset.evaluation(0 if whole and not is_cut else min(most, fitting))
     kept: list[Sample] = []
     references: list[Feeds] = []
     total = 0
@@ -388,7 +390,7 @@ def evaluate(
         allowed,
         held_out,
         is_cut=is_cut,
-        available=dataset.number(judging=True),
+        available=max(available, len(kept)),
     )
     if metric.task is None and evaluation.is_silent:
         raise DataError(
