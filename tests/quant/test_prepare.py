@@ -285,7 +285,7 @@ def test_a_correction_takes_the_mean_error_out() -> None:
 
 def test_steps_run_in_order_and_stay_only_where_they_help() -> None:
     model = conv_net(200.0)
-    prepared = prepare(model, KERNELS, calibrated, lambda: data(model))
+    prepared = prepare(model, KERNELS, calibrated, lambda most: data(model))
     names = [step.name for step in prepared.steps]
     assert names == [name for name in STEPS if name in names]
     assert "equalize" in [step.name for step in prepared.steps if step.kept]
@@ -298,7 +298,7 @@ def test_steps_run_in_order_and_stay_only_where_they_help() -> None:
 
 @pytest.mark.parametrize("model", [conv_net(200.0), product_net(60.0)], ids=["conv", "product"])
 def test_only_what_equalization_changed_is_observed_again(model: ir.Model) -> None:
-    prepared = prepare(model, KERNELS, calibrated, lambda: data(model), steps=("equalize", "smooth"))
+    prepared = prepare(model, KERNELS, calibrated, lambda most: data(model), steps=("equalize", "smooth"))
     assert prepared.equalized
     anew = calibrated(prepared.model)
     assert prepared.calibration.ranges == anew.ranges
@@ -310,7 +310,7 @@ def test_channels_are_not_scaled_behind_integers_that_were_found_for_them() -> N
     units = units_of(model, KERNELS)[0]
     rounded, scales = rounded_weights(model, units, KERNELS, list(data(model)))
     weights = Weights(rounded=rounded, scales=scales)
-    prepared = prepare(model, KERNELS, calibrated, lambda: data(model), weights=weights)
+    prepared = prepare(model, KERNELS, calibrated, lambda most: data(model), weights=weights)
     assert not prepared.equalized
     assert prepared.weights.rounded.keys() >= rounded.keys()
     np.testing.assert_array_equal(
