@@ -162,6 +162,9 @@ class PassManager:
 
     def _holds(self, model: ir.Model, records: Sequence[PassRecord], reference: Reference) -> bool:
         """Compare the result of all passes; the records of those that changed something say how it went."""
+        if any(record.undone for record in records):
+            # What is undone leaves a repro, which is made with the reference.
+            return False
         changed = [record for record in records if record.status in CHANGED]
         if not changed:
             return True

@@ -348,3 +348,12 @@ def test_what_onnxruntime_does_not_load_is_told_from_what_it_computes_otherwise(
     _, records = PassManager(passes, reference, allow_domains=frozenset({"com.microsoft"})).run(model)
     assert [record.status for record in records] == [PassStatus.UNDONE] * 2
     assert [record.rejected for record in records] == [True, False], [record.reason for record in records]
+
+
+def test_a_pass_that_raises_on_a_large_graph_leaves_a_repro(
+    model: ir.Model, reference: Reference, tmp_path: Path
+) -> None:
+    passes = [RewritePass("p", [Raises()])]
+    _, (record,) = PassManager(passes, reference, limits=AT_ONCE, repro_dir=tmp_path).run(model)
+    (undone,) = record.undone
+    assert undone.repro is not None and Path(undone.repro).is_dir()
