@@ -223,7 +223,6 @@ class Compilation:
         }
         # From here on processes of their own run the forms, each with the weights.
         ir_model.release_pages(captured.original_model)
-        ir_model.release_pages(optimized)
         with Bench(feeds, threads=request.threads, most_loaded=1 if self._large else 8) as bench:
             selection = Selection(
                 by_name,

@@ -11,16 +11,13 @@ from graphopt.ir import facts
 from graphopt.ir.facts import Dim
 from graphopt.ir.graphs import free_name, subgraphs_of
 from graphopt.ir.operators import BROADCAST, SOFTMAX, UNARY, is_random
+from graphopt.ir.shapes import is_invented
 from graphopt.ir.views import is_made_of
 
 _LOOPS = frozenset(("Loop", "Scan"))
 _DIVISIONS = frozenset(("Div", "Mod"))
-_ALWAYS_DEFINED = (
-    UNARY | SOFTMAX | (BROADCAST - _DIVISIONS) | {"MatMul", "Gemm", "Transpose", "Shape", "Size"}
-)
-"""Operators that fail on no number."""
-_MADE_UP = "unk__"
-"""How the names begin that ONNX's shape inference gives to dimensions of which it knows nothing."""
+_MOVABLE = UNARY | SOFTMAX | BROADCAST | {"MatMul", "Gemm", "Transpose", "Shape", "Size"}
+"""Operators that fail on nothing but what :func:`may_fail` tells."""
 STATES, CARRIED = 2, 1
 """Where the states begin among a Loop's inputs (as among its body's), and among its body's outputs."""
 
@@ -63,7 +60,7 @@ def _may_differ(left: Sequence[Dim], right: Sequence[Dim], *, broadcast: bool = 
     """Whether sizes are told apart by what is known of them; ones fit all where they broadcast."""
 
     def says(dim: Dim) -> bool:
-        return dim is not None and not (isinstance(dim, str) and dim.startswith(_MADE_UP))
+        return dim is not None and not (isinstance(dim, str) and is_invented(dim))
 
     return any(
         a != b and says(a) and says(b) and not (broadcast and 1 in (a, b))
@@ -93,7 +90,7 @@ class Body:
         """Whether a node may run before the loop, however often that runs."""
         return (
             not node.domain
-            and (node.op_type in _ALWAYS_DEFINED or node.op_type in _DIVISIONS)
+            and node.op_type in _MOVABLE
             and not may_fail(node)
             and not is_random(node)
             and not any(output.is_graph_output() for output in node.outputs)

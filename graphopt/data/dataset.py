@@ -131,10 +131,13 @@ class Dataset:
 
     def number(self, *, judging: bool) -> int:
         """How many samples judge, or calibrate, as far as they are read in ten seconds."""
-        return sum(self._is_for(index, judging=judging) for index in range(self._size))
+        return len(self._indices(judging=judging))
+
+    def _indices(self, *, judging: bool) -> list[int]:
+        return [index for index in range(self._size) if self._is_for(index, judging=judging)]
 
     def _picked(self, most: int, *, judging: bool) -> frozenset[int]:
-        found = [index for index in range(self._size) if self._is_for(index, judging=judging)]
+        found = self._indices(judging=judging)
         if len(found) <= most:
             return frozenset(found)
         return frozenset(np.random.default_rng(0).choice(found, most, replace=False).tolist())

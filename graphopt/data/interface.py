@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ Feeds = dict[str, Array]
 
 _INNER = "graphopt:"
 _OUTLINES = f"{_INNER}outlines"
-_INVENTED = re.compile(r"unk__\d+")
 _NOT_TENSORS = frozenset({"sequencetype", "optionaltype"})
 _NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
@@ -101,10 +99,12 @@ def optional_inputs_of(model: ir.Model) -> frozenset[str]:
 
 def outputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
     """The outputs, in order; a name that ONNX's shape inference made up for a dimension is no name."""
+    from graphopt.ir.shapes import is_invented
+
     known = {dim for spec in inputs_of(model) for dim in spec.dims or () if isinstance(dim, str)}
 
     def named(dim: int | str | None) -> int | str | None:
-        made_up = isinstance(dim, str) and _INVENTED.fullmatch(dim) and dim not in known
+        made_up = isinstance(dim, str) and is_invented(dim) and dim not in known
         return None if made_up else dim
 
     return tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,6 +20,14 @@ _LARGEST_SIZE = 2**31 - 1
 _NOT_INFERRED = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
 """Functions of ONNX whose inference gives nothing, though their result is like their first operand."""
 _PLACEHOLDERS = frozenset({"", "None", "none", "?", "-1", "unk", "unknown", "dynamic"})
+
+
+_INVENTED = re.compile(r"unk__\d+")
+
+
+def is_invented(name: str) -> bool:
+    """Whether ONNX's shape inference named a dimension so, of which it knows nothing."""
+    return _INVENTED.fullmatch(name) is not None
 
 
 def size_or_name(dim: int | ir.SymbolicDim) -> int | str | None:

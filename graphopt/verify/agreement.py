@@ -27,11 +27,12 @@ _NARROW = 2
 def agreement(metric: str, outputs: Sequence[Feeds], references: Sequence[Feeds]) -> float:
     """What the worst output scores by one of :data:`METRICS`; 1 where all are as the original's.
 
+    Args:
+        outputs: Each alike to its reference (:func:`is_alike`).
+
     Raises:
         UsageError: The metric can read none of the outputs.
     """
-    if not all(map(is_alike, outputs, references)):
-        return 0.0
     ours, theirs = ([numbers(sample) for sample in samples] for samples in (outputs, references))
     read = METRICS[metric](ours, theirs)
     names = list(dict.fromkeys(name for sample in theirs for name in sample))

@@ -41,7 +41,6 @@ def unreached(
     counting = clone(model)
     counts = _Counter(counting).of(counting.graph)
     taken = dict.fromkeys(counts, 0)
-    counting.graph.outputs.extend(counts.values())
     session = Session(leading_to(counting, [value.name or "" for value in counts.values()]), threads=threads)
     for feeds in samples:
         found = session.run(feeds)
@@ -107,7 +106,6 @@ class _Counter:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self._main = model.graph
         self._names = {value.name for node in model.graph.all_nodes() for value in node.outputs}
         self._names.update(value.name for value in (*model.graph.inputs, *model.graph.initializers.values()))
         self._zero, self._one = (
