@@ -120,9 +120,9 @@ def test_a_metric_of_the_users_own_gets_the_labels(net: Path, tmp_path: Path) ->
     arrays = np.stack([sample["x"] for sample in samples(8)])
     np.savez(tmp_path / "data.npz", x=arrays, labels=np.arange(8))
     compiled = graphopt.compile(net, data=tmp_path / "data.npz", metric=metric, **QUICK)
-    # One sample in two is held out; for the standard error the metric gets parts of them too.
-    assert (4, [1, 3, 5, 7]) in seen
-    assert all(count == len(labels) and set(labels) <= {1, 3, 5, 7} for count, labels in seen)
+    # One sample in two is held out, whichever of the two; for the standard error the metric gets parts of them too.
+    assert (4, [1, 3, 4, 6]) in seen
+    assert all(count == len(labels) and set(labels) <= {1, 3, 4, 6} for count, labels in seen)
     budget = compiled.report.verification.budget
     assert budget is None or (budget["metric"] == "metric" and budget["original"] == 0.5)
 

@@ -128,7 +128,7 @@ def proposed(net: Path, options: str = "", drop: float = 0.9, count: int = 24) -
     shapes.infer(model)
     dataset = Dataset(list(samples(count)), inputs_of(model))
     context = Context(
-        dataset, evaluate(model, dataset, Budget(find_metric(None), drop)), "ort-cpu", None, lambda graph, label: (),
+        dataset, evaluate(model, dataset, find_metric(None), drop), "ort-cpu", None, lambda graph, label: (),
         threads=1, deadline=time.monotonic() + 30,
     )  # fmt: skip
     (made,) = catalog.expand(parse(f"sparsify{{{options}}}"))
